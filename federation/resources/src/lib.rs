@@ -1,1 +1,31 @@
-//! Place kept.
+//! The resource kinds that Linkspan reads, as plain data.
+//!
+//! ```text
+//! text ─ yaml (documents, positions) ─ shape (every rule of a kind) ─ Object (typed)
+//!                                         └─► ResourceProblem: file, line, field, found, fix
+//! ```
+//!
+//! One file per kind: its types, and the *shape* that says what is allowed where.
+//! Shapes are checked on the document tree, before it becomes typed, so that one
+//! reading reports everything that is wrong and where it stands. Nothing of the
+//! YAML library is visible outside [`yaml`].
+
+mod cluster_link;
+mod document;
+mod metadata;
+mod problem;
+mod rules;
+mod service;
+mod service_export;
+mod shape;
+mod timestamp;
+mod yaml;
+
+pub use cluster_link::{Address, ClusterLink, ClusterLinkSpec, ImportPattern, SYSTEM_NAMESPACE};
+pub use document::{Object, parse_documents};
+pub use metadata::{DEFAULT_NAMESPACE, Metadata};
+pub use problem::ResourceProblem;
+pub use service::SessionAffinity;
+pub use service::{AppProtocol, Protocol, Service, ServicePort, ServiceSpec, ServiceType};
+pub use service_export::{ServiceExport, ServiceExportSpec};
+pub use timestamp::Timestamp;

@@ -1,0 +1,175 @@
+//! What a single text may look like: names, hosts, domains.
+//!
+//! These are deliberately simple: they catch what an author mistypes. The parts that
+//! use a value parse it again with the strict parser that belongs to it.
+
+/// A rule for a text: `Err` says what to write instead.
+pub(crate) type TextRule = fn(&str) -> Result<(), String>;
+
+/// Longest DNS label, in bytes (RFC 1035).
+const MAX_LABEL: usize = 63;
+/// Longest DNS name, in bytes.
+const MAX_NAME: usize = 253;
+
+/// An RFC 1123 label: the names of services and namespaces.
+pub(crate) fn dns_label(text: &str) -> Result<(), String> {
+    if is_dns_label(text) {
+        return Ok(());
+    }
+    Err("write a DNS label: 1 to 63 of a-z, 0-9 and `-`, beginning and ending with a letter or digit".into())
+}
+
+/// A name of one or more RFC 1123 labels: cluster ids, hosts.
+pub(crate) fn dns_name(text: &str) -> Result<(), String> {
+    if text.len() <= MAX_NAME && text.split('.').all(is_dns_label) {
+        return Ok(());
+    }
+    Err("write a DNS name: labels of a-z, 0-9 and `-` with dots between them, at most 253 characters".into())
+}
+
+/// A cluster id: fewer than 128 characters (KEP-2149).
+pub(crate) fn cluster_id(text: &str) -> Result<(), String> {
+    if text.len() < 128 && text.split('.').all(is_dns_label) {
+        return Ok(());
+    }
+    Err("write the peer's cluster id: labels of a-z, 0-9 and `-` with dots between them, fewer than 128 characters".into())
+}
+
+/// A SPIFFE trust domain.
+pub(crate) fn trust_domain(text: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c);
+    if !text.is_empty() && text.len() <= 255 && text.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(
+        "write a trust domain without `spiffe://`: 1 to 255 of a-z, 0-9, `.`, `-` and `_`, \
+         such as `west.demo.linkspan.internal`"
+            .into(),
+    )
+}
+
+/// A SPIFFE ID with a path.
+pub(crate) fn spiffe_id(text: &str) -> Result<(), String> {
+    let fix = || {
+        "write a SPIFFE ID such as `spiffe://west.demo.linkspan.internal/ns/linkspan-system/sa/linkspan-gateway`"
+            .to_owned()
+    };
+    let (domain, path) = text
+        .strip_prefix("spiffe://")
+        .and_then(|rest| rest.split_once('/'))
+        .ok_or_else(fix)?;
+    trust_domain(domain).map_err(|_| fix())?;
+    let segment = |s: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        !s.is_empty() && s != "." && s != ".." && s.chars().all(allowed)
+    };
+    if text.len() <= 2048 && path.split('/').all(segment) {
+        Ok(())
+    } else {
+        Err(fix())
+    }
+}
+
+/// A host to dial: an IP address or a DNS name.
+pub(crate) fn host(text: &str) -> Result<(), String> {
+    if text.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(());
+    }
+    // A name of digits and dots alone is a mistyped IPv4 address, not a host.
+    let numeric = text.chars().all(|c| c.is_ascii_digit() || c == '.');
+    if !numeric && dns_name(text).is_ok() {
+        return Ok(());
+    }
+    Err("write an IP address without brackets, or a DNS name in lower case; the port has a field of its own".into())
+}
+
+/// PEM certificates.
+pub(crate) fn pem(text: &str) -> Result<(), String> {
+    let begins = text.matches("-----BEGIN CERTIFICATE-----").count();
+    let ends = text.matches("-----END CERTIFICATE-----").count();
+    if text.contains("PRIVATE KEY") {
+        return Err(
+            "remove the private key: a bundle holds the peer's root certificates only".into(),
+        );
+    }
+    if begins > 0 && begins == ends {
+        return Ok(());
+    }
+    Err(
+        "paste the peer's root certificates in PEM form (`-----BEGIN CERTIFICATE-----` … \
+         `-----END CERTIFICATE-----`) as a block scalar: `bundle: |`"
+            .into(),
+    )
+}
+
+/// A glob for a DNS label: `*` stands for any characters.
+pub(crate) fn glob(text: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '*';
+    if !text.is_empty() && text.len() <= MAX_LABEL && text.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(
+        "write a name in which `*` stands for any characters: a-z, 0-9, `-` and `*`, at most 63"
+            .into(),
+    )
+}
+
+/// A point in time.
+pub(crate) fn timestamp(text: &str) -> Result<(), String> {
+    match crate::Timestamp::parse(text) {
+        Some(_) => Ok(()),
+        None => Err("write the time in RFC 3339, such as `2026-01-02T03:04:05Z`".into()),
+    }
+}
+
+/// The key of a label or annotation: an optional DNS name and `/`, then a name.
+pub(crate) fn label_key(text: &str) -> Result<(), String> {
+    let name = match text.split_once('/') {
+        Some((prefix, name)) if dns_name(prefix).is_ok() => name,
+        Some(_) => "",
+        None => text,
+    };
+    if !name.is_empty() && is_label_text(name) {
+        return Ok(());
+    }
+    Err("write a label key: up to 63 letters, digits, `-`, `_` and `.`, optionally after a DNS name and `/`".into())
+}
+
+/// The value of a label.
+pub(crate) fn label_value(text: &str) -> Result<(), String> {
+    if is_label_text(text) {
+        return Ok(());
+    }
+    Err("write a label value: up to 63 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or digit".into())
+}
+
+/// A text that is not empty.
+pub(crate) fn not_empty(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        Err("write something or leave the field out".into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Anything.
+pub(crate) fn any_text(_: &str) -> Result<(), String> {
+    Ok(())
+}
+
+fn is_dns_label(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=MAX_LABEL).contains(&text.len())
+        && text.chars().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn is_label_text(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
+    text.len() <= MAX_LABEL
+        && text.chars().all(inner)
+        && edge(text.chars().next())
+        && edge(text.chars().next_back())
+}
