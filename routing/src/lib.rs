@@ -1,1 +1,5 @@
-//! Place kept.
+//! Where a request goes.
+
+mod ids;
+
+pub use ids::{ClusterId, ClusterLabel, DnsLabel, EndpointId, IdError, ServiceKey};
