@@ -1,1 +1,3 @@
-//! Place kept.
+//! What the system tests stand on: a whole world in one process, a lab of network namespaces.
+
+pub mod lab;

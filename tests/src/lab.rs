@@ -1,0 +1,253 @@
+//! Two machines and a router between them, made of network namespaces.
+//!
+//! ```text
+//!   east 10.210.1.2 ── 10.210.1.1  router  10.210.2.1 ── 10.210.2.2 west
+//! ```
+//!
+//! Faults are put into the router, where neither side can see them: packets vanish,
+//! in one direction or both, all of them or some. Needs root and the tools `ip` and `nft`.
+//! Everything is removed when the [`Lab`] is dropped.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// One of the two machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// 10.210.1.2
+    East,
+    /// 10.210.2.2
+    West,
+}
+
+impl Side {
+    /// The only address of this machine beside loopback.
+    #[must_use]
+    pub fn address(self) -> IpAddr {
+        let net = match self {
+            Self::East => 1,
+            Self::West => 2,
+        };
+        Ipv4Addr::new(10, 210, net, 2).into()
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::East => "east",
+            Self::West => "west",
+        }
+    }
+}
+
+/// What the router does to packets between the machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Drops everything, both ways.
+    Cut,
+    /// Drops everything that this side sends.
+    CutFrom(Side),
+    /// Drops this share of packets at random, 1 to 99 percent, both ways.
+    Loss(u8),
+}
+
+/// Three namespaces; see the module.
+#[derive(Debug)]
+pub struct Lab {
+    prefix: String,
+}
+
+impl Lab {
+    /// Builds the namespaces and their links.
+    ///
+    /// # Errors
+    /// When a tool is missing or the caller lacks the rights.
+    pub fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let lab = Self {
+            prefix: format!("ls{}-{number}", std::process::id()),
+        };
+        lab.build()
+            .context("building network namespaces; this needs root, `ip` and `nft`")?;
+        Ok(lab)
+    }
+
+    fn build(&self) -> Result<()> {
+        let router = self.namespace("router");
+        ip(&["netns", "add", &router])?;
+        ip(&["-n", &router, "link", "set", "lo", "up"])?;
+        for side in [Side::East, Side::West] {
+            self.connect(side, &router)?;
+        }
+        run(
+            "ip",
+            &[
+                "netns",
+                "exec",
+                &router,
+                "sysctl",
+                "-qw",
+                "net.ipv4.ip_forward=1",
+            ],
+        )?;
+        self.ruleset("add table inet faults\nadd chain inet faults forward { type filter hook forward priority 0; }")
+    }
+
+    fn connect(&self, side: Side, router: &str) -> Result<()> {
+        let machine = self.namespace(side.name());
+        let IpAddr::V4(address) = side.address() else {
+            unreachable!("the lab is IPv4")
+        };
+        let [a, b, c, _] = address.octets();
+        ip(&["netns", "add", &machine])?;
+        ip(&["-n", &machine, "link", "set", "lo", "up"])?;
+        ip(&[
+            "-n",
+            &machine,
+            "link",
+            "add",
+            "eth0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            side.name(),
+            "netns",
+            router,
+        ])?;
+        ip(&[
+            "-n",
+            &machine,
+            "address",
+            "add",
+            &format!("{address}/24"),
+            "dev",
+            "eth0",
+        ])?;
+        ip(&["-n", &machine, "link", "set", "eth0", "up"])?;
+        ip(&[
+            "-n",
+            router,
+            "address",
+            "add",
+            &format!("{a}.{b}.{c}.1/24"),
+            "dev",
+            side.name(),
+        ])?;
+        ip(&["-n", router, "link", "set", side.name(), "up"])?;
+        ip(&[
+            "-n",
+            &machine,
+            "route",
+            "add",
+            "default",
+            "via",
+            &format!("{a}.{b}.{c}.1"),
+        ])
+    }
+
+    /// A command that will run on that machine.
+    #[must_use]
+    pub fn command(&self, side: Side, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace(side.name()), program]);
+        command
+    }
+
+    /// Replaces the present fault.
+    ///
+    /// # Errors
+    /// When `nft` refuses.
+    pub fn inject(&self, fault: Fault) -> Result<()> {
+        let rule = match fault {
+            Fault::Cut => "counter drop".to_owned(),
+            Fault::CutFrom(side) => format!("iifname {} counter drop", side.name()),
+            Fault::Loss(percent) => format!("numgen random mod 100 < {percent} counter drop"),
+        };
+        self.ruleset(&format!(
+            "flush chain inet faults forward\nadd rule inet faults forward {rule}"
+        ))
+    }
+
+    /// Takes the present fault away.
+    ///
+    /// # Errors
+    /// When `nft` refuses.
+    pub fn heal(&self) -> Result<()> {
+        self.ruleset("flush chain inet faults forward")
+    }
+
+    /// Packets that the present fault has swallowed: proof that it struck.
+    ///
+    /// # Errors
+    /// When `nft` refuses.
+    pub fn swallowed(&self) -> Result<u64> {
+        let listing = self.on_router(&["nft", "list", "chain", "inet", "faults", "forward"])?;
+        let count = listing
+            .split("packets ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next());
+        Ok(count.and_then(|count| count.parse().ok()).unwrap_or(0))
+    }
+
+    /// Sets the largest packet that the path carries, in bytes; the machines learn of it only by
+    /// probing, as on a real path with a narrow hop whose ICMP is filtered.
+    ///
+    /// # Errors
+    /// When `nft` refuses.
+    pub fn limit_packets(&self, bytes: u16) -> Result<()> {
+        self.ruleset(&format!(
+            "flush chain inet faults forward\nadd rule inet faults forward meta length > {bytes} counter drop"
+        ))
+    }
+
+    fn namespace(&self, role: &str) -> String {
+        format!("{}-{role}", self.prefix)
+    }
+
+    fn ruleset(&self, rules: &str) -> Result<()> {
+        self.on_router(&["nft", rules]).map(drop)
+    }
+
+    fn on_router(&self, command: &[&str]) -> Result<String> {
+        let router = self.namespace("router");
+        run(
+            "ip",
+            &[&["netns", "exec", router.as_str()], command].concat(),
+        )
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for role in ["east", "west", "router"] {
+            let _ = Command::new("ip")
+                .args(["netns", "delete", &self.namespace(role)])
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    run("ip", arguments).map(drop)
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("running {program}"))?;
+    ensure!(
+        output.status.success(),
+        "`{program} {}` failed: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
