@@ -1,1 +1,21 @@
-//! Place kept.
+//! Being a good process: what every part of Linkspan needs and none should invent.
+//!
+//! * [`stop`], [`process`], [`phase`]: starting, draining, stopping, and telling others about it
+//! * [`readiness`], [`admin`]: whether traffic is welcome, and the two HTTP faces that say so
+//! * [`config`], [`logging`], [`telemetry`]: configuration files, logs, the one metrics catalogue
+//! * [`backoff`]: how long to wait before trying again
+//!
+//! Nothing here knows about clusters, certificates or connections.
+
+pub mod admin;
+pub mod backoff;
+pub mod config;
+pub mod logging;
+pub mod phase;
+pub mod process;
+pub mod readiness;
+pub mod stop;
+pub mod telemetry;
+
+/// An error of a task whose kind does not matter to its supervisor.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
