@@ -1,0 +1,177 @@
+//! The client of a federation's operator socket.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use hyper_util::rt::TokioIo;
+use linkspan_api::v1::{self, operator_client::OperatorClient};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::exit::Failure;
+
+/// Where federation's state is when nothing else is said.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/linkspan";
+/// Name of the socket in the state directory.
+pub const SOCKET_NAME: &str = "operator.sock";
+/// How long one question may take. Everything is answered from memory.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which federation to ask.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct OperatorArgs {
+    /// Operator socket of the federation to ask
+    #[arg(long, value_name = "PATH", env = "LINKSPAN_SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// State directory of the federation to ask; goes before --socket
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+impl OperatorArgs {
+    /// The socket that these options name.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        match (&self.state_dir, &self.socket) {
+            (Some(dir), _) => dir.join(SOCKET_NAME),
+            (None, Some(socket)) => socket.clone(),
+            (None, None) => PathBuf::from(DEFAULT_STATE_DIR).join(SOCKET_NAME),
+        }
+    }
+}
+
+/// A federation that can be asked.
+#[derive(Clone, Debug)]
+pub struct Operator {
+    client: OperatorClient<Channel>,
+}
+
+impl Operator {
+    /// Connects to an operator socket.
+    ///
+    /// # Errors
+    /// [`Failure::Unreachable`] if nothing accepts there.
+    pub async fn connect(path: PathBuf) -> Result<Self, Failure> {
+        let hint = format!(
+            "no federation answers at {}; is it running, and is this its socket \
+             (--socket, --state-dir or LINKSPAN_SOCKET)?",
+            path.display()
+        );
+        let dial = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static("http://operator.linkspan.internal")
+            .connect_timeout(PATIENCE)
+            .timeout(PATIENCE)
+            .connect_with_connector(dial)
+            .await
+            .map_err(|error| Failure::Unreachable(innermost(error).context(hint)))?;
+        Ok(Self {
+            client: OperatorClient::new(channel),
+        })
+    }
+
+    /// Everything that federation knows.
+    pub async fn status(&mut self) -> Result<v1::StatusResponse, Failure> {
+        answer(self.client.status(v1::StatusRequest {}).await)
+    }
+
+    /// The cluster's roots and the identities of its parts.
+    pub async fn bundle(&mut self) -> Result<v1::BundleResponse, Failure> {
+        answer(self.client.bundle(v1::BundleRequest {}).await)
+    }
+
+    /// Declares an export; idempotent.
+    pub async fn export(&mut self, key: v1::ServiceKey) -> Result<v1::ExportResponse, Failure> {
+        let request = v1::ExportRequest { key: Some(key) };
+        answer(self.client.export(request).await)
+    }
+
+    /// Makes a join token; `ttl` is whole seconds.
+    pub async fn create_token(
+        &mut self,
+        namespace: &str,
+        service_account: &str,
+        ttl: Duration,
+    ) -> Result<v1::CreateJoinTokenResponse, Failure> {
+        let request = v1::CreateJoinTokenRequest {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            ttl_seconds: ttl.as_secs(),
+        };
+        answer(self.client.create_join_token(request).await)
+    }
+}
+
+fn answer<T>(reply: Result<tonic::Response<T>, tonic::Status>) -> Result<T, Failure> {
+    reply.map(tonic::Response::into_inner).map_err(|status| {
+        let code = status.code();
+        let message = match status.message() {
+            "" => format!("federation answered {code:?}"),
+            text => text.to_owned(),
+        };
+        match code {
+            tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => {
+                Failure::Unreachable(anyhow!(message).context("federation does not answer"))
+            }
+            tonic::Code::InvalidArgument => Failure::Usage(anyhow!(message)),
+            _ => Failure::Failed(anyhow!(message).context("federation refused")),
+        }
+    })
+}
+
+/// What really happened, below the layers of a transport error.
+fn innermost(error: tonic::transport::Error) -> anyhow::Error {
+    let mut cause: &dyn std::error::Error = &error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    anyhow!(cause.to_string())
+}
+
+/// Asks the one question of a verb on a small runtime of its own.
+pub(crate) fn block_on<T>(
+    question: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(question)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_directory_goes_before_a_socket() {
+        let both = OperatorArgs {
+            socket: Some("/a/b.sock".into()),
+            state_dir: Some("/state".into()),
+        };
+        assert_eq!(both.path(), PathBuf::from("/state/operator.sock"));
+        let socket = OperatorArgs {
+            state_dir: None,
+            ..both
+        };
+        assert_eq!(socket.path(), PathBuf::from("/a/b.sock"));
+        let default = OperatorArgs::default().path();
+        assert_eq!(default, PathBuf::from("/var/lib/linkspan/operator.sock"));
+    }
+
+    #[tokio::test]
+    async fn no_socket_is_unreachable_and_says_what_to_look_at() {
+        let failure = Operator::connect("/nonexistent/operator.sock".into())
+            .await
+            .expect_err("nothing there");
+        assert_eq!(failure.code(), 3);
+        let Failure::Unreachable(error) = failure else {
+            panic!("{failure:?}")
+        };
+        let text = format!("{error:#}");
+        assert!(text.contains("/nonexistent/operator.sock"), "{text}");
+        assert!(text.contains("No such file"), "{text}");
+    }
+}

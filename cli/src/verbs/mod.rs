@@ -1,0 +1,32 @@
+//! One file per verb; each has its `Args` and one function that does it.
+
+pub mod bundle;
+pub mod completion;
+pub mod demo;
+pub mod export;
+pub mod man;
+pub mod run;
+pub mod status;
+pub mod token;
+pub mod version;
+
+use crate::{apps, args::Verb, exit::Failure};
+
+/// Does what the command line says.
+///
+/// # Errors
+/// Whatever the verb could not do; the kind decides the exit code.
+pub fn dispatch(verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Run(args) => run::run(&args),
+        Verb::Demo(args) => demo::demo(args),
+        Verb::Status(args) => status::status(&args),
+        Verb::Export(args) => export::export(&args),
+        Verb::Token(args) => token::token(args),
+        Verb::Bundle(args) => bundle::bundle(&args),
+        Verb::Version(args) => version::version(&args),
+        Verb::Completion(args) => completion::completion(&args),
+        Verb::Man(args) => man::man(&args),
+        Verb::App(args) => apps::run(args),
+    }
+}
