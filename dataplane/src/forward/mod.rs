@@ -1,0 +1,3 @@
+//! Carrying bytes and requests between two connections.
+
+pub mod bytes;
