@@ -143,15 +143,6 @@ pub(crate) fn label_value(text: &str) -> Result<(), String> {
     Err("write a label value: up to 63 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or digit".into())
 }
 
-/// A text that is not empty.
-pub(crate) fn not_empty(text: &str) -> Result<(), String> {
-    if text.is_empty() {
-        Err("write something or leave the field out".into())
-    } else {
-        Ok(())
-    }
-}
-
 /// Anything.
 pub(crate) fn any_text(_: &str) -> Result<(), String> {
     Ok(())
