@@ -1,19 +1,44 @@
 //! Where a request goes.
-#![expect(dead_code, reason = "parts of the balancer, which comes next")]
+//!
+//! Pure: no I/O, no clock and no random source of its own. Time and randomness are arguments,
+//! so that sidecars, `explain` and simulations get the same answers from the same functions.
+//!
+//! The way of a decision, one file each:
+//!
+//! | step | file |
+//! |---|---|
+//! | which service and port | `table` |
+//! | what is known of it: ports, capacity, endpoints | `model`, `ids` |
+//! | how near each cluster and locality is | `locality` |
+//! | who is available: outlier detection | `health`, `roster` |
+//! | how much each priority takes; how traffic comes home | `priority`, `failback` |
+//! | which endpoint: subset, two choices by load | `pick`, `load` |
+//! | all of it as one value, and its use | `plan`, `balancer` |
+//! | the same, telling why | `explain` |
+//! | may this caller reach this service | `authorize` |
 
 mod authorize;
+mod balancer;
+mod explain;
 mod failback;
 mod health;
 mod ids;
 mod load;
 mod locality;
 mod model;
+mod pick;
+mod plan;
 mod priority;
+mod roster;
+#[cfg(test)]
+mod simulation;
 mod table;
 #[cfg(test)]
 mod testing;
 
 pub use authorize::{Verdict, authorize};
+pub use balancer::{Balancer, NoEndpoint, Pick, PickReason};
+pub use explain::{Share, Why};
 pub use health::{BASE_EJECTION, CONSECUTIVE_ERRORS, FORGET_EJECTIONS, Failure, MAX_EJECTION};
 pub use ids::{ClusterId, ClusterLabel, DnsLabel, EndpointId, IdError, ServiceKey};
 pub use locality::Rank;
@@ -21,5 +46,7 @@ pub use model::{
     AppProtocol, ClusterCapacity, Endpoint, FailbackConfig, Locality, MAX_WEIGHT, Place, Service,
     ServicePort, UsablePeers,
 };
+pub use pick::SUBSET;
+pub use plan::Choice;
 pub use priority::{OVERPROVISIONING, health, loads, panic_loads};
 pub use table::{NoRoute, Route, RouteTable};
