@@ -139,6 +139,27 @@ fn two_dead_of_three_spill_about_half_the_moment_connects_fail() {
 }
 
 #[test]
+fn the_worked_example_of_the_documentation() {
+    for (home, away, expected) in [
+        (3, 3, 1.0),
+        (2, 3, 0.933),
+        (1, 3, 0.467),
+        (0, 3, 0.0),
+        (1, 0, 1.0),
+        (1, 1, 0.5),
+    ] {
+        let mut bench = Bench::demo();
+        let dead = (home..3)
+            .map(east)
+            .chain((away..3).map(west))
+            .collect::<Vec<_>>();
+        bench.set_ready(&dead, false);
+        bench.assert_share("east", expected);
+        bench.assert_share("west", 1.0 - expected);
+    }
+}
+
+#[test]
 fn the_same_when_discovery_says_so_even_if_it_no_longer_lists_them() {
     let mut bench = Bench::demo();
     bench.set_ready(&[east(0), east(1)], false);
