@@ -1,6 +1,11 @@
 //! `linkspan demo`: two clusters on this machine, real traffic, failures, recoveries.
 
+pub mod ports;
 pub mod reaper;
+pub mod samples;
+pub mod supervisor;
+pub mod topology;
+pub mod wire;
 
 use crate::{exit::Failure, output::Format};
 
