@@ -10,11 +10,17 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    path::Path,
     process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result, ensure};
+
+use crate::clusters::Machine;
 
 /// One of the two machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -250,4 +256,40 @@ fn run(program: &str, arguments: &[&str]) -> Result<String> {
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// One of the machines as a place for processes.
+#[derive(Debug, Clone)]
+pub struct LabMachine {
+    lab: Arc<Lab>,
+    side: Side,
+    next_port: Arc<AtomicU16>,
+}
+
+impl LabMachine {
+    /// That side of the lab, whose ports are all free.
+    #[must_use]
+    pub fn new(lab: Arc<Lab>, side: Side) -> Self {
+        Self {
+            lab,
+            side,
+            next_port: Arc::new(AtomicU16::new(15_000)),
+        }
+    }
+}
+
+impl Machine for LabMachine {
+    fn address(&self) -> IpAddr {
+        self.side.address()
+    }
+
+    fn port(&self) -> Result<u16> {
+        Ok(self.next_port.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = self.lab.command(self.side, "env");
+        command.arg(program);
+        command
+    }
 }

@@ -1,3 +1,4 @@
 //! What the system tests stand on: a whole world in one process, a lab of network namespaces.
 
+pub mod clusters;
 pub mod lab;

@@ -1,0 +1,514 @@
+//! Clusters of real processes: federation, gateways, sidecars, each started from the binary
+//! that a user would run, on this host or on a machine of the [`Lab`](crate::lab::Lab).
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use linkspan::operator::{Operator, SOCKET_NAME};
+use linkspan_api::v1;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+/// Name of the clusterset of all of these.
+const CLUSTERSET: &str = "test";
+/// Namespace of all workloads.
+pub const NAMESPACE: &str = "shop";
+/// How long anything may take to come up on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where processes run: makes the command that starts a program there.
+pub trait Machine {
+    /// The address that the processes listen on.
+    fn address(&self) -> IpAddr;
+    /// A port on which nobody listens yet; each is handed out once.
+    fn port(&self) -> Result<u16>;
+    /// A command that will run there.
+    fn command(&self, program: &Path) -> Command;
+}
+
+/// A service that a cluster declares and exports.
+#[derive(Debug, Clone, Copy)]
+pub struct Service {
+    /// Its name; workloads with the same `app` label are its endpoints.
+    pub name: &'static str,
+    /// Kubernetes' `appProtocol`.
+    pub app_protocol: &'static str,
+}
+
+/// The only port of every [`Service`] here.
+pub const PORT: u16 = 80;
+
+/// A cluster that runs. Dropping it kills its processes.
+pub struct Cluster<M> {
+    id: &'static str,
+    machine: M,
+    binary: PathBuf,
+    dir: TempDir,
+    federation: SocketAddr,
+    tunnels: Vec<SocketAddr>,
+    services: Vec<Service>,
+    processes: BTreeMap<String, Process>,
+}
+
+struct Process {
+    arguments: Vec<String>,
+    log: PathBuf,
+    child: Child,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl<M: Machine> Cluster<M> {
+    /// Starts a federation that declares and exports `services`, and `gateways` gateways.
+    ///
+    /// # Errors
+    /// When a process does not come up; the message ends with its log.
+    pub async fn start(
+        id: &'static str,
+        machine: M,
+        services: &[Service],
+        gateways: usize,
+    ) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let federation = SocketAddr::new(machine.address(), machine.port()?);
+        let mut cluster = Self {
+            id,
+            machine,
+            binary: binary()?,
+            dir,
+            federation,
+            tunnels: Vec::new(),
+            services: services.to_vec(),
+            processes: BTreeMap::new(),
+        };
+        cluster.start_federation().await?;
+        for number in 1..=gateways {
+            cluster.start_gateway(number).await?;
+        }
+        Ok(cluster)
+    }
+
+    async fn start_federation(&mut self) -> Result<()> {
+        for dir in ["state", "resources"] {
+            fs::create_dir_all(self.dir.path().join(dir))?;
+        }
+        for service in self.services.clone() {
+            self.write_resource(service.name, &service_yaml(service))?;
+            self.write_resource(&format!("export-{}", service.name), &export_yaml(service))?;
+        }
+        let config = json!({
+            "cluster": self.id,
+            "clusterset": CLUSTERSET,
+            "stateDir": self.dir.path().join("state"),
+            "resourcesDir": self.dir.path().join("resources"),
+            "listen": self.federation,
+            "adminListen": self.listen()?,
+            "debugListen": self.debug()?,
+            "failback": {"hold": "1s", "ramp": "1s"},
+        });
+        self.run("federation", "federation", &config)?;
+        let bundle = self.wait_for_bundle().await?;
+        fs::write(self.roots(), bundle.pem)?;
+        Ok(())
+    }
+
+    async fn start_gateway(&mut self, number: usize) -> Result<()> {
+        let replica = format!("gateway-{number}");
+        let tunnel = self.listen()?;
+        let config = json!({
+            "cluster": self.id,
+            "replica": replica,
+            "federation": self.federation_client("linkspan-system", "linkspan-gateway").await?,
+            "tunnelListen": tunnel,
+            "tunnelAddresses": [address(tunnel)],
+            "egressListen": self.listen()?,
+            "adminListen": self.listen()?,
+            "debugListen": self.debug()?,
+            "allowLoopbackEndpoints": self.machine.address().is_loopback(),
+            "drainGrace": "1s",
+        });
+        self.tunnels.push(tunnel);
+        self.run(&replica, "gateway", &config)
+    }
+
+    /// Declares the link to a peer.
+    ///
+    /// # Errors
+    /// When the peer's federation does not answer.
+    pub async fn link<N: Machine>(&self, peer: &Cluster<N>) -> Result<()> {
+        let bundle = peer.operator().await?.bundle().await.map_err(cause)?;
+        let link = json!({
+            "apiVersion": "linkspan.io/v1alpha1",
+            "kind": "ClusterLink",
+            "metadata": {"name": peer.id},
+            "spec": {
+                "trustDomain": bundle.trust_domain,
+                "addresses": peer.tunnels.iter().copied().map(address).collect::<Vec<_>>(),
+                "bundle": bundle.pem,
+                "allowLoopback": self.machine.address().is_loopback(),
+            },
+        });
+        self.write_resource(&format!("link-{}", peer.id), &link)
+    }
+
+    /// Starts an endpoint of a service: `program` with its arguments, listening on the port that
+    /// replaces `{listen}` in them, and a sidecar for it.
+    ///
+    /// # Errors
+    /// When a process cannot be started.
+    pub async fn endpoint(
+        &mut self,
+        service: &'static str,
+        name: &str,
+        program: &Path,
+        arguments: &[String],
+    ) -> Result<()> {
+        let listen = self.listen()?;
+        let arguments: Vec<_> = arguments
+            .iter()
+            .map(|text| text.replace("{listen}", &listen.to_string()))
+            .collect();
+        self.spawn(&format!("{name}-app"), program, arguments)?;
+        let workload = json!({
+            "uid": format!("{}-{name}", self.id),
+            "namespace": NAMESPACE,
+            "serviceAccount": service,
+            "labels": {"app": service},
+            "locality": {"region": self.id, "zone": "a"},
+            "appAddress": self.machine.address(),
+            "ports": {PORT.to_string(): listen.port()},
+            "probe": {"tcp": {"port": listen.port()}},
+        });
+        self.sidecar(name, service, workload, &BTreeMap::new())
+            .await
+    }
+
+    /// Starts the sidecar of a caller and tells where it listens for calls to each service.
+    ///
+    /// # Errors
+    /// When a process cannot be started.
+    pub async fn caller(
+        &mut self,
+        name: &str,
+        services: &[&'static str],
+    ) -> Result<BTreeMap<&'static str, SocketAddr>> {
+        let mut outbound = BTreeMap::new();
+        for service in services {
+            outbound.insert(*service, self.listen()?);
+        }
+        let workload = json!({
+            "uid": format!("{}-{name}", self.id),
+            "namespace": NAMESPACE,
+            "serviceAccount": name,
+            "locality": {"region": self.id, "zone": "a"},
+            "appAddress": self.machine.address(),
+            "ready": true,
+        });
+        self.sidecar(name, name, workload, &outbound).await?;
+        Ok(outbound)
+    }
+
+    async fn sidecar(
+        &mut self,
+        name: &str,
+        account: &str,
+        workload: Value,
+        outbound: &BTreeMap<&str, SocketAddr>,
+    ) -> Result<()> {
+        let outbound: Vec<_> = outbound
+            .iter()
+            .map(|(service, listen)| json!({"listen": listen, "service": format!("{NAMESPACE}/{service}"), "port": PORT}))
+            .collect();
+        let config = json!({
+            "cluster": self.id,
+            "federation": self.federation_client(NAMESPACE, account).await?,
+            "workload": workload,
+            "inboundListen": self.listen()?,
+            "outbound": outbound,
+            "adminListen": self.listen()?,
+            "debugListen": self.debug()?,
+            "drainGrace": "1s",
+        });
+        self.run(&format!("{name}-sidecar"), "sidecar", &config)
+    }
+
+    async fn federation_client(&self, namespace: &str, account: &str) -> Result<Value> {
+        let token = self.dir.path().join(format!("token-{account}"));
+        let made = self
+            .operator()
+            .await?
+            .create_token(namespace, account, Duration::from_secs(3600))
+            .await;
+        fs::write(&token, made.map_err(cause)?.token)?;
+        Ok(json!({
+            "address": self.federation.to_string(),
+            "trustDomain": format!("{}.{CLUSTERSET}.linkspan.internal", self.id),
+            "roots": self.roots(),
+            "token": token,
+        }))
+    }
+
+    fn roots(&self) -> PathBuf {
+        self.dir.path().join("roots.pem")
+    }
+
+    fn listen(&self) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(
+            self.machine.address(),
+            self.machine.port()?,
+        ))
+    }
+
+    fn debug(&self) -> Result<SocketAddr> {
+        Ok(SocketAddr::new([127, 0, 0, 1].into(), self.machine.port()?))
+    }
+
+    fn write_resource(&self, name: &str, resource: &Value) -> Result<()> {
+        write_yaml(
+            &self
+                .dir
+                .path()
+                .join("resources")
+                .join(format!("{name}.yaml")),
+            resource,
+        )
+    }
+
+    fn run(&mut self, name: &str, part: &str, config: &Value) -> Result<()> {
+        let path = self.dir.path().join(format!("{name}.yaml"));
+        write_yaml(&path, config)?;
+        let arguments = ["run", part, "--config"].map(str::to_owned).into_iter();
+        let binary = self.binary.clone();
+        self.spawn(
+            name,
+            &binary,
+            arguments.chain([path.display().to_string()]).collect(),
+        )
+    }
+
+    fn spawn(&mut self, name: &str, program: &Path, arguments: Vec<String>) -> Result<()> {
+        let log = self.dir.path().join(format!("{name}.log"));
+        let output = fs::File::options().create(true).append(true).open(&log)?;
+        let child = self
+            .machine
+            .command(program)
+            .args(&arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
+        self.processes.insert(
+            name.to_owned(),
+            Process {
+                arguments,
+                log,
+                child,
+            },
+        );
+        Ok(())
+    }
+
+    /// Kills a process with SIGKILL and waits until it is gone.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        let process = self
+            .processes
+            .get_mut(name)
+            .with_context(|| format!("no process {name}"))?;
+        process.child.kill()?;
+        process.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts a killed process of Linkspan again, as it was.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn restart(&mut self, name: &str, program: Option<&Path>) -> Result<()> {
+        let process = self
+            .processes
+            .remove(name)
+            .with_context(|| format!("no process {name}"))?;
+        let program = program.map_or_else(|| self.binary.clone(), Path::to_owned);
+        self.spawn(name, &program, process.arguments.clone())
+    }
+
+    /// A connection to the operator socket of its federation.
+    ///
+    /// # Errors
+    /// When federation does not answer.
+    pub async fn operator(&self) -> Result<Operator> {
+        Operator::connect(self.dir.path().join("state").join(SOCKET_NAME))
+            .await
+            .map_err(cause)
+    }
+
+    async fn wait_for_bundle(&self) -> Result<v1::BundleResponse> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(mut operator) = self.operator().await
+                && let Ok(bundle) = operator.bundle().await
+            {
+                return Ok(bundle);
+            }
+            if Instant::now() > deadline {
+                bail!("federation of {} does not answer\n{}", self.id, self.logs());
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Polls federation's status until `holds` accepts it.
+    ///
+    /// # Errors
+    /// After a minute, with the last status and the logs.
+    pub async fn wait_until(
+        &self,
+        what: &str,
+        holds: impl Fn(&v1::StatusResponse) -> bool,
+    ) -> Result<v1::StatusResponse> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.operator().await?.status().await.map_err(cause)?;
+            if holds(&status) {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "{}: still not {what}\n{status:#?}\n{}",
+                    self.id,
+                    self.logs()
+                );
+            }
+            // Status is a question, not a stream: asking is the only way to wait for it.
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until the link is usable and `service` has this many ready endpoints in each cluster.
+    ///
+    /// # Errors
+    /// See [`wait_until`](Self::wait_until).
+    pub async fn wait_for_endpoints(&self, service: &str, ready: &[(&str, u32)]) -> Result<()> {
+        let what = format!("ready: {service} with {ready:?}");
+        self.wait_until(&what, |status| {
+            let found = status
+                .services
+                .iter()
+                .find(|found| found.key.as_ref().is_some_and(|key| key.name == service));
+            found.is_some_and(|found| {
+                ready.iter().all(|(cluster, count)| {
+                    found
+                        .clusters
+                        .iter()
+                        .any(|c| c.cluster == *cluster && c.ready == *count)
+                })
+            })
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Waits until this cluster considers its only peer usable, or not.
+    ///
+    /// # Errors
+    /// See [`wait_until`](Self::wait_until).
+    pub async fn wait_for_link(&self, usable: bool) -> Result<()> {
+        let what = if usable { "linked" } else { "cut off" };
+        self.wait_until(what, |status| {
+            !status.links.is_empty() && status.links.iter().all(|link| link.usable == usable)
+        })
+        .await
+        .map(drop)
+    }
+
+    /// The end of each process's log.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let tail = |process: &Process| {
+            let text = fs::read_to_string(&process.log).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            lines[lines.len().saturating_sub(12)..].join("\n")
+        };
+        let each = self
+            .processes
+            .iter()
+            .map(|(name, process)| format!("--- {}/{name}\n{}", self.id, tail(process)));
+        each.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// The `linkspan` binary of the build that this program belongs to.
+///
+/// # Errors
+/// When it has not been built.
+pub fn binary() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    own.ancestors()
+        .skip(1)
+        .map(|dir| dir.join("linkspan"))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!(
+                "no `linkspan` beside {}; run `cargo build` on the same profile first",
+                own.display()
+            )
+        })
+}
+
+fn cause(failure: linkspan::exit::Failure) -> anyhow::Error {
+    match failure {
+        linkspan::exit::Failure::Failed(error)
+        | linkspan::exit::Failure::Usage(error)
+        | linkspan::exit::Failure::Unreachable(error) => error,
+        #[allow(unreachable_patterns)]
+        other => anyhow::anyhow!("{other:?}"),
+    }
+}
+
+fn address(socket: SocketAddr) -> Value {
+    json!({"host": socket.ip(), "port": socket.port()})
+}
+
+fn service_yaml(service: Service) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": service.name, "namespace": NAMESPACE},
+        "spec": {
+            "selector": {"app": service.name},
+            "ports": [{"name": "main", "port": PORT, "appProtocol": service.app_protocol}],
+        },
+    })
+}
+
+fn export_yaml(service: Service) -> Value {
+    json!({
+        "apiVersion": "multicluster.x-k8s.io/v1beta1",
+        "kind": "ServiceExport",
+        "metadata": {"name": service.name, "namespace": NAMESPACE},
+    })
+}
+
+/// JSON is YAML; written beside and renamed, because directories of resources are watched.
+fn write_yaml(path: &Path, value: &Value) -> Result<()> {
+    let unfinished = path.with_extension("tmp");
+    fs::write(&unfinished, serde_json::to_vec_pretty(value)?)?;
+    fs::rename(&unfinished, path).with_context(|| format!("writing {}", path.display()))
+}
