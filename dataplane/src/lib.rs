@@ -12,7 +12,10 @@
 pub mod accept;
 pub mod connect;
 pub mod detect;
+pub mod discover;
 pub mod forward;
 pub mod frame;
+pub mod identity;
 pub mod proxy_header;
+pub mod report;
 pub mod target;

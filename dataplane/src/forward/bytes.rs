@@ -394,3 +394,7 @@ fn none_is_error(written: usize) -> io::Result<usize> {
         Ok(written)
     }
 }
+
+#[cfg(test)]
+#[path = "bytes_tests.rs"]
+mod tests;

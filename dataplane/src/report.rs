@@ -1,0 +1,364 @@
+//! One access-log line and one set of metrics per connection or request, written by the value that
+//! owns it: also when it is dropped half-way.
+//!
+//! Lines are events of target [`TARGET`] at level `info`; they can be filtered like any other
+//! (`info,linkspan::access=off`).
+
+use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
+
+use linkspan_routing::{ClusterId, EndpointId, Locality, ServiceKey};
+use linkspan_runtime::telemetry::{ConnectionHandles, Direction, RequestHandles};
+use linkspan_trust::SpiffeId;
+use tracing::info;
+
+use crate::forward::bytes::Counters;
+
+/// `tracing` target of access-log lines.
+pub const TARGET: &str = "linkspan::access";
+
+/// Who talks to whom, and why there: filled as it becomes known.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Which way through this part.
+    pub direction: Direction,
+    /// Address of the caller.
+    pub caller: Option<SocketAddr>,
+    /// Identity of the source workload.
+    pub source: Option<SpiffeId>,
+    /// What was asked for.
+    pub service: Option<ServiceKey>,
+    /// Its Service port.
+    pub port: Option<u16>,
+    /// Cluster of the endpoint.
+    pub cluster: Option<ClusterId>,
+    /// Locality of the endpoint.
+    pub locality: Option<Locality>,
+    /// The endpoint.
+    pub endpoint: Option<EndpointId>,
+    /// Identity of the destination workload.
+    pub destination: Option<SpiffeId>,
+    /// Why that endpoint.
+    pub why: Option<String>,
+    /// What went on: `retry`, `idle`, `no-endpoint` …; our own words only.
+    pub flags: Vec<&'static str>,
+}
+
+impl Access {
+    /// Nothing known but the direction.
+    #[must_use]
+    pub fn new(direction: Direction) -> Self {
+        Self {
+            direction,
+            caller: None,
+            source: None,
+            service: None,
+            port: None,
+            cluster: None,
+            locality: None,
+            endpoint: None,
+            destination: None,
+            why: None,
+            flags: Vec::new(),
+        }
+    }
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Both directions ended cleanly.
+    Ok,
+    /// It was refused, or no endpoint was reached.
+    Failed,
+    /// It was cut.
+    Reset,
+}
+
+impl Outcome {
+    /// The word in logs and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+/// Owns the report of one connection. Dropped without [`end`](Self::end), it reports a reset.
+#[derive(Debug)]
+pub struct ConnectionReport {
+    /// What the line will say.
+    pub access: Access,
+    started: Instant,
+    counters: Arc<Counters>,
+    handles: ConnectionHandles,
+    outcome: Outcome,
+    error: Option<String>,
+}
+
+impl ConnectionReport {
+    /// Begins; `handles` are of the labels known by now.
+    #[must_use]
+    pub fn open(access: Access, handles: ConnectionHandles) -> Self {
+        handles.open.inc();
+        let counters = counters_into(&handles);
+        Self {
+            access,
+            started: Instant::now(),
+            counters,
+            handles,
+            outcome: Outcome::Reset,
+            error: None,
+        }
+    }
+
+    /// Counts under these labels from now on, because more is known. To be called before bytes flow.
+    pub fn measure(&mut self, handles: ConnectionHandles) {
+        self.handles.open.dec();
+        handles.open.inc();
+        self.counters = counters_into(&handles);
+        self.handles = handles;
+    }
+
+    /// Where the relay counts its bytes.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
+    }
+
+    /// It ended well.
+    pub fn end(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+
+    /// It ended badly; the error's causes are in the line.
+    pub fn fail(mut self, outcome: Outcome, error: &dyn std::error::Error) {
+        self.outcome = outcome;
+        self.error = Some(linkspan_runtime::process::chain(error));
+    }
+}
+
+fn counters_into(handles: &ConnectionHandles) -> Arc<Counters> {
+    Arc::new(Counters::with_metrics(
+        handles.sent.clone(),
+        handles.received.clone(),
+    ))
+}
+
+impl Drop for ConnectionReport {
+    fn drop(&mut self) {
+        self.handles.open.dec();
+        match self.outcome {
+            Outcome::Ok => self.handles.ok.inc(),
+            Outcome::Failed => self.handles.failed.inc(),
+            Outcome::Reset => self.handles.reset.inc(),
+        }
+        let access = &self.access;
+        info!(
+            target: TARGET,
+            direction = access.direction.as_str(),
+            outcome = self.outcome.as_str(),
+            caller = %Or(&access.caller),
+            source = %Or(&access.source),
+            service = %Or(&access.service),
+            port = %Or(&access.port),
+            cluster = %Or(&access.cluster),
+            locality = %Place(&access.locality),
+            endpoint = %Or(&access.endpoint),
+            destination = %Or(&access.destination),
+            why = %Or(&access.why),
+            flags = %Flags(&access.flags),
+            sent = self.counters.sent(),
+            received = self.counters.received(),
+            millis = millis(self.started),
+            error = self.error.as_deref().unwrap_or_default(),
+            "connection"
+        );
+    }
+}
+
+/// Owns the report of one request. Dropped without a status, it reports a failure.
+#[derive(Debug)]
+pub struct RequestReport {
+    /// What the line will say.
+    pub access: Access,
+    /// Method of the request.
+    pub method: String,
+    /// Path of the request, without its query, which may hold secrets.
+    pub path: String,
+    /// Tries beyond the first.
+    pub retries: u32,
+    started: Instant,
+    handles: RequestHandles,
+    status: Option<u16>,
+    error: Option<String>,
+}
+
+impl RequestReport {
+    /// Begins; `handles` are of the labels known by now.
+    #[must_use]
+    pub fn begin(access: Access, handles: RequestHandles, method: String, path: String) -> Self {
+        let started = Instant::now();
+        Self {
+            access,
+            method,
+            path,
+            retries: 0,
+            started,
+            handles,
+            status: None,
+            error: None,
+        }
+    }
+
+    /// Counts under these labels, because more is known.
+    pub fn measure(&mut self, handles: RequestHandles) {
+        self.handles = handles;
+    }
+
+    /// The answer's status. The answer's end is when this value is dropped.
+    pub fn status(&mut self, status: u16) {
+        self.status = Some(status);
+    }
+
+    /// There was no answer, or it was cut: the request counts as failed.
+    pub fn fail(&mut self, error: &dyn std::error::Error) {
+        self.error = Some(linkspan_runtime::process::chain(error));
+    }
+}
+
+impl Drop for RequestReport {
+    fn drop(&mut self) {
+        let counter = match (self.status, &self.error) {
+            (Some(status), None) => self.handles.status(status),
+            _ => &self.handles.failed,
+        };
+        counter.inc();
+        self.handles
+            .duration
+            .observe(self.started.elapsed().as_secs_f64());
+        let access = &self.access;
+        info!(
+            target: TARGET,
+            direction = access.direction.as_str(),
+            status = self.status.unwrap_or_default(),
+            method = self.method,
+            path = self.path,
+            caller = %Or(&access.caller),
+            source = %Or(&access.source),
+            service = %Or(&access.service),
+            port = %Or(&access.port),
+            cluster = %Or(&access.cluster),
+            locality = %Place(&access.locality),
+            endpoint = %Or(&access.endpoint),
+            destination = %Or(&access.destination),
+            why = %Or(&access.why),
+            flags = %Flags(&access.flags),
+            retries = self.retries,
+            millis = millis(self.started),
+            error = self.error.as_deref().unwrap_or_default(),
+            "request"
+        );
+    }
+}
+
+fn millis(started: Instant) -> f64 {
+    // Three decimals are enough for a line that people read.
+    (started.elapsed().as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// A value, or `-`.
+struct Or<'a, T>(&'a Option<T>);
+
+impl<T: fmt::Display> fmt::Display for Or<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(value) => value.fmt(f),
+            None => f.write_str("-"),
+        }
+    }
+}
+
+struct Place<'a>(&'a Option<Locality>);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(Locality { region, zone }) => write!(f, "{region}/{zone}"),
+            None => f.write_str("-"),
+        }
+    }
+}
+
+struct Flags<'a>(&'a [&'static str]);
+
+impl fmt::Display for Flags<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            f.write_str("-")
+        } else {
+            f.write_str(&self.0.join(","))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use linkspan_runtime::telemetry::{Registry, TrafficLabels, TrafficMetrics};
+
+    use super::*;
+
+    fn labels(cluster: &str) -> TrafficLabels<'_> {
+        TrafficLabels {
+            direction: Direction::Outbound,
+            service: "shop/checkout",
+            cluster,
+        }
+    }
+
+    #[test]
+    fn a_dropped_connection_counts_as_reset_under_the_latest_labels() {
+        let metrics = TrafficMetrics::register(&Registry::new()).unwrap();
+        let access = Access::new(Direction::Outbound);
+        let mut report = ConnectionReport::open(access, metrics.connection(&labels("")));
+        report.measure(metrics.connection(&labels("west")));
+        report.counters().add_sent(5);
+        let west = metrics.connection(&labels("west"));
+        assert_eq!(
+            (metrics.connection(&labels("")).open.get(), west.open.get()),
+            (0, 1)
+        );
+        drop(report);
+        assert_eq!(
+            (
+                west.open.get(),
+                west.reset.get(),
+                west.ok.get(),
+                west.sent.get()
+            ),
+            (0, 1, 0, 5)
+        );
+    }
+
+    #[test]
+    fn a_request_counts_once() {
+        let metrics = TrafficMetrics::register(&Registry::new()).unwrap();
+        let begin = || {
+            let access = Access::new(Direction::Inbound);
+            let handles = metrics.request(&labels("west"));
+            RequestReport::begin(access, handles, "GET".to_owned(), "/".to_owned())
+        };
+        let mut answered = begin();
+        answered.status(204);
+        drop(answered);
+        drop(begin());
+        let mut cut = begin();
+        cut.status(200);
+        cut.fail(&std::io::Error::other("cut"));
+        drop(cut);
+        let handles = metrics.request(&labels("west"));
+        assert_eq!((handles.status(200).get(), handles.failed.get()), (1, 2));
+    }
+}
