@@ -4,14 +4,18 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
-use linkspan::operator::{Operator, SOCKET_NAME};
+use linkspan::{
+    demo::ports::Ports,
+    operator::{Operator, SOCKET_NAME},
+};
 use linkspan_api::v1;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -32,6 +36,39 @@ pub trait Machine {
     fn port(&self) -> Result<u16>;
     /// A command that will run there.
     fn command(&self, program: &Path) -> Command;
+}
+
+/// This machine: everything on loopback.
+#[derive(Debug, Clone)]
+pub struct Host {
+    ports: Arc<Mutex<Ports>>,
+}
+
+impl Host {
+    /// Ports are handed out from a place that `seed` decides; clones share them.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            ports: Arc::new(Mutex::new(Ports::new(seed))),
+        }
+    }
+}
+
+impl Machine for Host {
+    fn address(&self) -> IpAddr {
+        Ipv4Addr::LOCALHOST.into()
+    }
+
+    fn port(&self) -> Result<u16> {
+        self.ports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next()
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        Command::new(program)
+    }
 }
 
 /// A service that a cluster declares and exports.
