@@ -1,1 +1,31 @@
-//! Place kept.
+//! What a federation decides, without doing any of it: no sockets, no clock, no wire.
+//!
+//! ```text
+//! Source ─► Declared ───┐
+//! sidecars ► Workloads ─┼─► plan ─► Desired ─► Sink (imports, conditions)
+//! gateways ► Gateways ──┤              ├─────► discovery (services, inbound, links, peers)
+//! peers ───► Peers ─────┘              └─────► sync (RecordSet per peer)
+//! ```
+//!
+//! Time is an argument everywhere: [`std::time::Instant`] for what must not jump
+//! (leases, ages), [`std::time::SystemTime`] for what others wrote down.
+
+pub mod backend;
+pub mod capacity;
+pub mod declared;
+pub mod delta;
+pub mod gateways;
+pub mod hold;
+pub mod merge;
+pub mod model;
+pub mod peer;
+pub mod peers;
+pub mod plan;
+mod presence;
+pub mod record;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod workloads;
+
+pub use model::*;
+pub use presence::{Presence, Session};

@@ -1,0 +1,83 @@
+//! The border to where resources live: a Kubernetes API, or a directory of files.
+//!
+//! Snapshots cross it, not events: each backend hides its own protocol of lists and
+//! watches, and what is above it is level-triggered by construction. A trait for keeping
+//! the peers' last records over a restart does not exist yet; until it does, a restart
+//! relies on [`crate::hold::RemovalHold`] and on proxies keeping their last snapshot.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::declared::Declared;
+use crate::model::WorkloadId;
+use crate::plan::Desired;
+
+/// Why there is no next snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The backend cannot be read now; the caller may ask again, and what was declared last
+    /// stays in force.
+    #[error("{what} cannot be read; it will be tried again")]
+    Unavailable {
+        /// Which place.
+        what: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The backend is gone for good.
+    #[error("the source of resources has ended")]
+    Ended,
+}
+
+/// Why nothing could be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} cannot be written; it will be tried again")]
+pub struct SinkError {
+    /// Which place.
+    pub what: String,
+    /// Why.
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// What came of an [`Sink::apply`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Objects written because they differed.
+    pub written: usize,
+    /// Objects that the backend refused, each with its reason.
+    pub refused: Vec<(String, String)>,
+}
+
+/// Where resources are declared.
+pub trait Source: Send + 'static {
+    /// Waits for the next *complete* snapshot; the first comes as soon as there is one.
+    /// Cancel-safe. A part that is malformed is left as it last was (or out, if it never
+    /// was), with a problem in the snapshot.
+    fn next(&mut self) -> impl Future<Output = Result<Arc<Declared>, SourceError>> + Send;
+}
+
+/// Where imports and statuses are written.
+pub trait Sink: Send + 'static {
+    /// Makes the world match; applying the same again writes nothing.
+    fn apply(
+        &mut self,
+        desired: &Desired,
+    ) -> impl Future<Output = Result<Applied, SinkError>> + Send;
+}
+
+/// Why a token proves nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestError {
+    /// Malformed, unknown, expired or used up: the holder's fault. Deliberately says no more.
+    #[error("the token is not valid; ask for a new one with `linkspan token create`")]
+    Refused,
+    /// The judge cannot be asked now.
+    #[error("tokens cannot be checked now; try again")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Who holds a token.
+pub trait Attestor: Send + Sync + 'static {
+    /// The workload that this token was given to.
+    fn attest(&self, token: &str) -> impl Future<Output = Result<WorkloadId, AttestError>> + Send;
+}

@@ -1,0 +1,92 @@
+//! How many endpoints a cluster is expected to have: the denominator of its health.
+//!
+//! A cluster that has lost two of three endpoints must look one third healthy, although
+//! it lists just one. So each locality remembers the most it has had, as a mark that
+//! falls to nothing over ten minutes in a straight line; what is listed now is the least
+//! that is expected.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::model::{Locality, ServiceKey};
+
+#[cfg(test)]
+mod tests;
+
+/// How long a mark takes to fall to nothing.
+pub const DECAY: Duration = Duration::from_secs(600);
+
+/// Endpoints listed now, by service and locality.
+pub type Listed = BTreeMap<ServiceKey, BTreeMap<Locality, u32>>;
+
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    peak: u32,
+    at: Instant,
+}
+
+impl Mark {
+    /// What the mark is worth now, rounded up.
+    fn worth(&self, now: Instant) -> u32 {
+        let age = now.saturating_duration_since(self.at);
+        let Some(left) = DECAY.checked_sub(age) else {
+            return 0;
+        };
+        let worth = (u128::from(self.peak) * left.as_millis()).div_ceil(DECAY.as_millis());
+        u32::try_from(worth).unwrap_or(self.peak)
+    }
+}
+
+/// The marks of this cluster's services.
+#[derive(Clone, Debug, Default)]
+pub struct HighWater {
+    marks: BTreeMap<ServiceKey, BTreeMap<Locality, Mark>>,
+}
+
+impl HighWater {
+    /// No marks.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in what is listed now. Call it whenever that changes, and before each plan.
+    /// Marks of services that are no longer declared go at once.
+    pub fn observe(&mut self, listed: &Listed, now: Instant) {
+        self.marks.retain(|service, marks| {
+            marks.retain(|_, mark| mark.worth(now) > 0);
+            listed.contains_key(service)
+        });
+        for (service, localities) in listed {
+            let marks = self.marks.entry(service.clone()).or_default();
+            for (locality, count) in localities.iter().filter(|(_, count)| **count > 0) {
+                let mark = marks
+                    .entry(locality.clone())
+                    .or_insert(Mark { peak: 0, at: now });
+                if *count >= mark.worth(now) {
+                    *mark = Mark {
+                        peak: *count,
+                        at: now,
+                    };
+                }
+            }
+        }
+    }
+
+    /// What is expected of each locality of `service`: the greater of what is listed and the mark.
+    pub fn expected(
+        &self,
+        service: &ServiceKey,
+        listed: &BTreeMap<Locality, u32>,
+        now: Instant,
+    ) -> Vec<(Locality, u32)> {
+        let mut expected = listed.clone();
+        for (locality, mark) in self.marks.get(service).into_iter().flatten() {
+            let count = expected.entry(locality.clone()).or_default();
+            *count = (*count).max(mark.worth(now));
+        }
+        expected
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+}

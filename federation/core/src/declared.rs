@@ -1,0 +1,310 @@
+//! What is declared in this cluster: resources turned into the model, once, strictly.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use linkspan_resources as resources;
+use linkspan_resources::{Object, ServiceType};
+
+use crate::model::{
+    AppProtocol, Bundle, ClusterId, ImportFilter, ImportType, Link, OwnCluster, SYSTEM_NAMESPACE,
+    ServiceKey, ServicePort, SessionAffinity, SpiffeId, TrustDomain,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// Sequence of a declared bundle: lower than any that a peer announces.
+const DECLARED_SEQUENCE: u64 = 0;
+
+/// A complete snapshot of what is declared.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Declared {
+    /// Services of this cluster.
+    pub services: BTreeMap<ServiceKey, DeclaredService>,
+    /// Which of them are exported, and since when.
+    pub exports: BTreeMap<ServiceKey, DeclaredExport>,
+    /// Links by peer.
+    pub links: BTreeMap<ClusterId, Link>,
+    /// What is wrong with what is declared, each with its place and fix; what it concerns
+    /// is left out, or is as it was before.
+    pub problems: Vec<String>,
+}
+
+/// A Service of this cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeclaredService {
+    /// Name and namespace.
+    pub key: ServiceKey,
+    /// Labels that a workload of the namespace must carry; empty selects none.
+    pub selector: BTreeMap<String, String>,
+    /// Ports.
+    pub ports: Vec<DeclaredPort>,
+    /// How it is imported; `None` for an `ExternalName`, which cannot be exported.
+    pub import_type: Option<ImportType>,
+    /// Whether a client stays with one endpoint.
+    pub session_affinity: SessionAffinity,
+}
+
+impl DeclaredService {
+    /// Whether a workload of `namespace` with these labels serves it.
+    pub fn selects(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+        !self.selector.is_empty()
+            && self.key.namespace.as_str() == namespace
+            && self
+                .selector
+                .iter()
+                .all(|(name, value)| labels.get(name) == Some(value))
+    }
+
+    /// Its Service ports.
+    pub fn service_ports(&self) -> Vec<ServicePort> {
+        self.ports
+            .iter()
+            .map(|port| port.service_port.clone())
+            .collect()
+    }
+}
+
+/// A port of a [`DeclaredService`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeclaredPort {
+    /// The Service port.
+    pub service_port: ServicePort,
+    /// The application's own port.
+    pub target_port: u16,
+}
+
+/// A ServiceExport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeclaredExport {
+    /// When it was made.
+    pub created: SystemTime,
+}
+
+/// A resource and where it came from.
+#[derive(Clone, Debug)]
+pub struct Sourced {
+    /// The resource.
+    pub object: Object,
+    /// Where it is written, for messages (such as a file name).
+    pub origin: String,
+    /// Its creation time where the resource itself gives none.
+    pub created: SystemTime,
+}
+
+/// Puts a snapshot together. Resources that contradict each other or this cluster are left
+/// out, with a problem that names both places; of two with one name the first stands.
+pub fn assemble(own: &OwnCluster, objects: impl IntoIterator<Item = Sourced>) -> Declared {
+    let mut assembly = Assembly {
+        own,
+        declared: Declared::default(),
+        origins: BTreeMap::new(),
+    };
+    for sourced in objects {
+        assembly.add(sourced);
+    }
+    assembly.declared
+}
+
+struct Assembly<'a> {
+    own: &'a OwnCluster,
+    declared: Declared,
+    /// Where each resource was first seen, by kind and name.
+    origins: BTreeMap<(&'static str, String), String>,
+}
+
+impl Assembly<'_> {
+    fn add(&mut self, sourced: Sourced) {
+        let Sourced {
+            object,
+            origin,
+            created,
+        } = sourced;
+        let kind = object.kind();
+        let name = match &object {
+            Object::ClusterLink(link) => link.metadata.name.clone(),
+            other => format!("{}/{}", other.metadata().namespace(), other.metadata().name),
+        };
+        if let Some(first) = self.origins.get(&(kind, name.clone())) {
+            let problem = format!(
+                "{origin}: {kind} `{name}` is declared in {first} already; remove one of them"
+            );
+            return self.declared.problems.push(problem);
+        }
+        let added = match object {
+            Object::Service(service) => self.add_service(&service),
+            Object::ServiceExport(export) => self.add_export(&export, created),
+            Object::ClusterLink(link) => self.add_link(link),
+        };
+        match added {
+            Ok(()) => {
+                self.origins.insert((kind, name), origin);
+            }
+            Err(problem) => self
+                .declared
+                .problems
+                .push(format!("{origin}: {kind} `{name}`: {problem}")),
+        }
+    }
+
+    fn add_service(&mut self, service: &resources::Service) -> Result<(), String> {
+        let key = key_of(&service.metadata)?;
+        let import_type = match service.spec.service_type {
+            ServiceType::ExternalName => None,
+            _ if service.spec.is_headless() => Some(ImportType::Headless),
+            _ => Some(ImportType::ClusterSetIP),
+        };
+        let declared = DeclaredService {
+            key: key.clone(),
+            selector: service.spec.selector.clone(),
+            ports: service.spec.ports.iter().map(port_of).collect(),
+            import_type,
+            session_affinity: service.spec.session_affinity,
+        };
+        self.declared.services.insert(key, declared);
+        Ok(())
+    }
+
+    fn add_export(
+        &mut self,
+        export: &resources::ServiceExport,
+        created: SystemTime,
+    ) -> Result<(), String> {
+        let key = key_of(&export.metadata)?;
+        let created = export
+            .metadata
+            .creation_timestamp
+            .map_or(created, |written| written.time());
+        self.declared
+            .exports
+            .insert(key, DeclaredExport { created });
+        Ok(())
+    }
+
+    fn add_link(&mut self, link: resources::ClusterLink) -> Result<(), String> {
+        let link = link_of(link)?;
+        if link.cluster == self.own.cluster {
+            return Err(
+                "names this cluster itself; name the ClusterLink after the peer's cluster id"
+                    .into(),
+            );
+        }
+        if link.trust_domain == self.own.trust_domain {
+            return Err(format!(
+                "trust domain `{}` is this cluster's own; each cluster needs one of its own",
+                link.trust_domain
+            ));
+        }
+        for other in self.declared.links.values() {
+            if other.trust_domain == link.trust_domain {
+                return Err(format!(
+                    "trust domain `{}` belongs to the link to `{}`; each link owns exactly one",
+                    link.trust_domain, other.cluster
+                ));
+            }
+        }
+        let label = link.cluster.label();
+        let known = self.declared.links.keys().chain([&self.own.cluster]);
+        if let Some(other) = known.into_iter().find(|other| other.label() == label) {
+            return Err(format!(
+                "cluster ids `{}` and `{other}` share the label `{label}`; rename one",
+                link.cluster
+            ));
+        }
+        self.declared.links.insert(link.cluster.clone(), link);
+        Ok(())
+    }
+}
+
+fn key_of(metadata: &resources::Metadata) -> Result<ServiceKey, String> {
+    ServiceKey::new(metadata.namespace(), &metadata.name).map_err(|error| error.to_string())
+}
+
+fn port_of(port: &resources::ServicePort) -> DeclaredPort {
+    let app_protocol = match port.app_protocol() {
+        resources::AppProtocol::Detect => AppProtocol::Detect,
+        resources::AppProtocol::Tcp => AppProtocol::Tcp,
+        resources::AppProtocol::Http => AppProtocol::Http,
+        resources::AppProtocol::Http2 => AppProtocol::Http2,
+    };
+    let name = port
+        .name
+        .as_deref()
+        .filter(|name| !name.is_empty())
+        .map(Arc::from);
+    DeclaredPort {
+        service_port: ServicePort {
+            name,
+            port: port.port,
+            app_protocol,
+        },
+        target_port: port.target_port(),
+    }
+}
+
+fn link_of(link: resources::ClusterLink) -> Result<Link, String> {
+    let spec = link.spec;
+    let cluster: ClusterId = link
+        .metadata
+        .name
+        .parse()
+        .map_err(|error| format!("metadata.name: {error}"))?;
+    let trust_domain: TrustDomain = spec
+        .trust_domain
+        .parse()
+        .map_err(|error| format!("spec.trustDomain: {error}"))?;
+    let bundle = Bundle::from_pem(DECLARED_SEQUENCE, spec.bundle.as_bytes()).map_err(|error| {
+        format!("spec.bundle: {error}; paste the peer's roots as `linkspan` prints them there")
+    })?;
+    let gateway_id = pinned(
+        spec.gateway_id,
+        "gatewayID",
+        &trust_domain,
+        SpiffeId::gateway,
+    )?;
+    let federation_id = pinned(
+        spec.federation_id,
+        "federationID",
+        &trust_domain,
+        SpiffeId::federation,
+    )?;
+    Ok(Link {
+        cluster,
+        trust_domain,
+        gateway_id,
+        federation_id,
+        addresses: spec.addresses,
+        bundle,
+        allow_loopback: spec.allow_loopback,
+        imports: ImportFilter {
+            patterns: spec.imports,
+        },
+    })
+}
+
+fn pinned(
+    written: Option<String>,
+    field: &str,
+    trust_domain: &TrustDomain,
+    default: fn(&TrustDomain) -> SpiffeId,
+) -> Result<SpiffeId, String> {
+    let Some(written) = written else {
+        return Ok(default(trust_domain));
+    };
+    let id: SpiffeId = written
+        .parse()
+        .map_err(|error| format!("spec.{field}: {error}"))?;
+    if id.trust_domain() != trust_domain {
+        return Err(format!(
+            "spec.{field} is not of trust domain `{trust_domain}`; a link owns exactly one"
+        ));
+    }
+    Ok(id)
+}
+
+/// Whether a namespace is Linkspan's own, from which nothing is exported.
+pub fn is_system_namespace(service: &ServiceKey) -> bool {
+    service.namespace.as_str() == SYSTEM_NAMESPACE
+}

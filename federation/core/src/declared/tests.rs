@@ -1,0 +1,170 @@
+//! Resources of a file, put together.
+
+use std::time::Duration;
+
+use super::*;
+use crate::testing::{bundle, own, service};
+
+const CREATED: Duration = Duration::from_secs(1_700_000_000);
+
+fn assembled(files: &[(&str, String)]) -> Declared {
+    let objects = files.iter().flat_map(|(file, text)| {
+        let objects =
+            linkspan_resources::parse_documents(file, text).expect("the sample is well-formed");
+        objects.into_iter().map(|object| Sourced {
+            object,
+            origin: (*file).to_owned(),
+            created: SystemTime::UNIX_EPOCH + CREATED,
+        })
+    });
+    assemble(&own(), objects)
+}
+
+fn service_text(name: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{{rest}}}\n"
+    )
+}
+
+fn export_text(metadata: &str) -> String {
+    format!(
+        "apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {{name: a, namespace: shop{metadata}}}\n"
+    )
+}
+
+fn link_text(name: &str, domain: &str) -> String {
+    let pem = bundle(domain, 1).to_pem().replace('\n', "\n    ");
+    format!(
+        "apiVersion: linkspan.io/v1alpha1\nkind: ClusterLink\nmetadata: {{name: {name}}}\n\
+         spec:\n  trustDomain: {domain}\n  bundle: |\n    {pem}\n"
+    )
+}
+
+#[track_caller]
+fn problem(declared: &Declared, words: &[&str]) {
+    assert_eq!(declared.problems.len(), 1, "{:?}", declared.problems);
+    for word in words {
+        assert!(
+            declared.problems[0].contains(word),
+            "`{word}` is not in: {}",
+            declared.problems[0]
+        );
+    }
+}
+
+#[test]
+fn services_become_the_model() {
+    let ports =
+        "selector: {app: a}, ports: [{name: web, port: 80, targetPort: 9001, appProtocol: grpc}]";
+    let declared = assembled(&[("a.yaml", service_text("a", ports))]);
+    let a = &declared.services[&service("shop/a")];
+    assert_eq!(a.import_type, Some(ImportType::ClusterSetIP));
+    assert_eq!(
+        (a.ports[0].target_port, a.ports[0].service_port.port),
+        (9001, 80)
+    );
+    assert_eq!(a.ports[0].service_port.app_protocol, AppProtocol::Http2);
+    let labels =
+        |app: &str| BTreeMap::from([("app".to_owned(), app.to_owned()), ("x".into(), "y".into())]);
+    assert!(a.selects("shop", &labels("a")));
+    assert!(!a.selects("shop", &labels("b")) && !a.selects("other", &labels("a")));
+}
+
+#[test]
+fn a_service_without_a_selector_selects_nothing() {
+    let declared = assembled(&[("a.yaml", service_text("a", "ports: [{port: 80}]"))]);
+    assert!(!declared.services[&service("shop/a")].selects("shop", &BTreeMap::new()));
+}
+
+#[test]
+fn types_decide_how_a_service_is_imported() {
+    let import_type = |rest: &str| {
+        assembled(&[("a", service_text("a", rest))]).services[&service("shop/a")].import_type
+    };
+    assert_eq!(import_type("clusterIP: None"), Some(ImportType::Headless));
+    assert_eq!(
+        import_type("type: NodePort, ports: [{port: 1}]"),
+        Some(ImportType::ClusterSetIP)
+    );
+    assert_eq!(import_type("type: ExternalName, externalName: a.b"), None);
+}
+
+#[test]
+fn an_export_is_as_old_as_it_says_or_as_its_file() {
+    let created = |metadata: &str| {
+        assembled(&[("a", export_text(metadata))]).exports[&service("shop/a")].created
+    };
+    assert_eq!(created(""), SystemTime::UNIX_EPOCH + CREATED);
+    let written = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    assert_eq!(
+        created(", creationTimestamp: '1970-01-01T00:00:01Z'"),
+        written
+    );
+}
+
+#[test]
+fn of_two_with_one_name_the_first_stands() {
+    let declared = assembled(&[
+        ("a.yaml", service_text("a", "ports: [{port: 80}]")),
+        ("b.yaml", service_text("a", "ports: [{port: 81}]")),
+    ]);
+    assert_eq!(
+        declared.services[&service("shop/a")].ports[0]
+            .service_port
+            .port,
+        80
+    );
+    problem(&declared, &["b.yaml", "`shop/a`", "a.yaml", "remove one"]);
+}
+
+#[test]
+fn links_pin_the_parts_of_their_trust_domain() {
+    let declared = assembled(&[("l.yaml", link_text("west", "west.test"))]);
+    assert_eq!(declared.problems, Vec::<String>::new());
+    let link = declared.links.values().next().expect("one link");
+    assert_eq!(
+        link.gateway_id.as_str(),
+        "spiffe://west.test/ns/linkspan-system/sa/linkspan-gateway"
+    );
+    assert_eq!(
+        link.federation_id.as_str(),
+        "spiffe://west.test/ns/linkspan-system/sa/linkspan-federation"
+    );
+    assert_eq!(
+        (link.bundle.roots.len(), link.bundle.sequence),
+        (1, DECLARED_SEQUENCE)
+    );
+}
+
+#[test]
+fn links_must_not_contradict_each_other_or_us() {
+    problem(
+        &assembled(&[("l", link_text("east", "x.test"))]),
+        &["names this cluster itself"],
+    );
+    problem(
+        &assembled(&[("l", link_text("west", "east.test"))]),
+        &["this cluster's own"],
+    );
+    let twice = assembled(&[
+        ("l", link_text("west", "west.test")),
+        ("m", link_text("north", "west.test")),
+    ]);
+    problem(
+        &twice,
+        &["m: ClusterLink `north`", "link to `west`", "exactly one"],
+    );
+    assert_eq!(twice.links.len(), 1);
+}
+
+#[test]
+fn a_bundle_that_holds_no_certificate_is_told() {
+    let text = link_text("west", "west.test");
+    let (head, _) = text.split_once("-----BEGIN").expect("has a bundle");
+    let broken =
+        format!("{head}-----BEGIN CERTIFICATE-----\n    AAAA\n    -----END CERTIFICATE-----\n");
+    problem(
+        &assembled(&[("l.yaml", broken)]),
+        &["l.yaml: ClusterLink `west`", "spec.bundle"],
+    );
+}

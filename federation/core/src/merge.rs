@@ -1,0 +1,224 @@
+//! Many exports of one service become one import (KEP-1645).
+//!
+//! Of properties that there can be only one of, the oldest export's stands, wherever it
+//! is; ties go to the lower cluster id. Ports are a union: by name first, then by number
+//! (every port is TCP, so the number stands for protocol and number). Whoever disagrees
+//! is named in a conflict; traffic never goes to a cluster that does not expose the port.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::model::{
+    ClusterCapacity, ClusterId, Condition, ConditionStatus, Export, Import, ServiceKey,
+    ServicePort, affinity_text,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// An export and the cluster it is of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contribution {
+    /// The exporting cluster.
+    pub cluster: ClusterId,
+    /// What it exports.
+    pub export: Arc<Export>,
+}
+
+/// In what exports can disagree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ConflictReason {
+    /// A port's number, name or application protocol.
+    PortConflict,
+    /// `ClusterSetIP` and `Headless`.
+    TypeConflict,
+    /// Session affinity.
+    SessionAffinityConflict,
+}
+
+/// A disagreement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// In what.
+    pub reason: ConflictReason,
+    /// For people: who won, who differs how.
+    pub message: String,
+}
+
+/// An import and what was disagreed about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Merged {
+    /// The import.
+    pub import: Import,
+    /// Disagreements, in a fixed order.
+    pub conflicts: Vec<Conflict>,
+}
+
+impl Merged {
+    /// The `Conflict` condition of every export that went in.
+    pub fn condition(&self) -> Condition {
+        if self.conflicts.is_empty() {
+            return Condition::new("Conflict", ConditionStatus::False, "NoConflicts", "");
+        }
+        let mut reasons: Vec<_> = self
+            .conflicts
+            .iter()
+            .map(|c| format!("{:?}", c.reason))
+            .collect();
+        reasons.dedup();
+        let messages: Vec<_> = self.conflicts.iter().map(|c| c.message.as_str()).collect();
+        Condition::new(
+            "Conflict",
+            ConditionStatus::True,
+            reasons.join(","),
+            messages.join("; "),
+        )
+    }
+}
+
+/// Merges the exports of one service; `None` where there are none. The order of the
+/// contributions means nothing; of two of one cluster the older counts.
+pub fn merge(service: &ServiceKey, contributions: &[Contribution]) -> Option<Merged> {
+    let ranked = ranked(service, contributions);
+    let (oldest, younger) = ranked.split_first()?;
+    let (ports, mut conflicts) = merge_ports(&ranked);
+    let clusters = ranked
+        .iter()
+        .map(|c| (c.cluster.clone(), capacity(&c.export, &ports)))
+        .collect();
+    conflicts.extend(disagreement(
+        ConflictReason::TypeConflict,
+        "type",
+        oldest,
+        younger,
+        |export| export.import_type.to_string(),
+    ));
+    conflicts.extend(disagreement(
+        ConflictReason::SessionAffinityConflict,
+        "session affinity",
+        oldest,
+        younger,
+        |export| affinity_text(export.session_affinity).to_owned(),
+    ));
+    let import = Import {
+        service: service.clone(),
+        ports,
+        import_type: oldest.export.import_type,
+        session_affinity: oldest.export.session_affinity,
+        clusters,
+    };
+    Some(Merged { import, conflicts })
+}
+
+/// One contribution per cluster, oldest first.
+fn ranked(service: &ServiceKey, contributions: &[Contribution]) -> Vec<Contribution> {
+    let mut ranked: Vec<_> = contributions
+        .iter()
+        .filter(|c| c.export.service == *service)
+        .cloned()
+        .collect();
+    ranked.sort_by_key(rank);
+    let mut by_cluster: BTreeMap<ClusterId, Contribution> = BTreeMap::new();
+    for contribution in ranked {
+        by_cluster
+            .entry(contribution.cluster.clone())
+            .or_insert(contribution);
+    }
+    let mut ranked: Vec<_> = by_cluster.into_values().collect();
+    ranked.sort_by_key(rank);
+    ranked
+}
+
+/// Age, then cluster id; the rest only makes two exports of one cluster and age comparable.
+fn rank(contribution: &Contribution) -> (SystemTime, ClusterId, String) {
+    let export = &contribution.export;
+    let rest = format!(
+        "{:?}{:?}{:?}",
+        export.import_type, export.session_affinity, export.ports
+    );
+    (export.created, contribution.cluster.clone(), rest)
+}
+
+/// The union of the ports; each stands as the oldest export that has it says.
+fn merge_ports(ranked: &[Contribution]) -> (Vec<ServicePort>, Vec<Conflict>) {
+    let mut taken: Vec<(ServicePort, &ClusterId)> = Vec::new();
+    let mut conflicts = Vec::new();
+    for Contribution { cluster, export } in ranked {
+        for port in &export.ports {
+            let same_name = taken.iter().find(|(held, _)| held.name == port.name);
+            let same_number = taken.iter().find(|(held, _)| held.port == port.port);
+            let Some((held, winner)) = same_name.or(same_number) else {
+                taken.push((port.clone(), cluster));
+                continue;
+            };
+            if held != port {
+                conflicts.push(port_conflict(held, winner, port, cluster));
+            }
+        }
+    }
+    let mut ports: Vec<_> = taken.into_iter().map(|(port, _)| port).collect();
+    ports.sort_by_key(|port| port.port);
+    (ports, conflicts)
+}
+
+fn port_conflict(
+    held: &ServicePort,
+    winner: &ClusterId,
+    port: &ServicePort,
+    cluster: &ClusterId,
+) -> Conflict {
+    let message = format!(
+        "port {} of cluster `{winner}` (older) stands; cluster `{cluster}` has {}",
+        port_text(held),
+        port_text(port)
+    );
+    Conflict {
+        reason: ConflictReason::PortConflict,
+        message,
+    }
+}
+
+fn port_text(port: &ServicePort) -> String {
+    let name = port.name.as_deref().unwrap_or("(unnamed)");
+    format!("{name} {} {:?}", port.port, port.app_protocol)
+}
+
+/// What a cluster contributes: its capacity, and those of its ports that the import has.
+fn capacity(export: &Export, ports: &[ServicePort]) -> ClusterCapacity {
+    let exposes = |port: &ServicePort| export.ports.iter().any(|own| own.port == port.port);
+    ClusterCapacity {
+        localities: export.capacity.clone(),
+        ports: ports
+            .iter()
+            .filter(|port| exposes(port))
+            .map(|port| port.port)
+            .collect(),
+    }
+}
+
+fn disagreement(
+    reason: ConflictReason,
+    what: &str,
+    oldest: &Contribution,
+    younger: &[Contribution],
+    property: impl Fn(&Export) -> String,
+) -> Option<Conflict> {
+    let stands = property(&oldest.export);
+    let differing: Vec<_> = younger
+        .iter()
+        .filter(|c| property(&c.export) != stands)
+        .map(|c| format!("`{}` has {}", c.cluster, property(&c.export)))
+        .collect();
+    if differing.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "{what} {stands} of cluster `{}` (oldest) stands; {} of {} clusters differ: {}",
+        oldest.cluster,
+        differing.len(),
+        younger.len() + 1,
+        differing.join(", ")
+    );
+    Some(Conflict { reason, message })
+}

@@ -1,0 +1,237 @@
+//! The rules of KEP-1645, and what must hold for any exports.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{AppProtocol, ImportType, SessionAffinity};
+use crate::testing::{export, named_port, port, service};
+
+fn from(cluster: &str, export: Export) -> Contribution {
+    Contribution {
+        cluster: cluster.parse().expect("valid"),
+        export: Arc::new(export),
+    }
+}
+
+fn merged(contributions: &[Contribution]) -> Merged {
+    merge(&service("shop/checkout"), contributions).expect("there are exports")
+}
+
+fn checkout(ports: Vec<ServicePort>, age: u64) -> Export {
+    export("shop/checkout", ports, age)
+}
+
+fn ports_of(merged: &Merged, cluster: &str) -> Vec<u16> {
+    merged.import.clusters[&cluster.parse::<ClusterId>().expect("valid")]
+        .ports
+        .clone()
+}
+
+#[test]
+fn nothing_is_imported_without_an_export() {
+    assert_eq!(merge(&service("shop/checkout"), &[]), None);
+    let other = from("east", export("shop/mail", vec![port(80)], 1));
+    assert_eq!(merge(&service("shop/checkout"), &[other]), None);
+}
+
+#[test]
+fn equal_exports_have_no_conflict() {
+    let merged = merged(&[
+        from("east", checkout(vec![port(80)], 2)),
+        from("west", checkout(vec![port(80)], 1)),
+    ]);
+    assert_eq!(merged.import.ports, [port(80)]);
+    assert_eq!(merged.conflicts, []);
+    assert_eq!(
+        merged.condition().to_string(),
+        "Conflict=False: NoConflicts"
+    );
+}
+
+#[test]
+fn ports_are_a_union_and_traffic_goes_where_they_are() {
+    let merged = merged(&[
+        from("east", checkout(vec![named_port("http", 80)], 2)),
+        from(
+            "west",
+            checkout(vec![named_port("http", 80), named_port("admin", 81)], 1),
+        ),
+    ]);
+    assert_eq!(
+        merged.import.ports,
+        [named_port("http", 80), named_port("admin", 81)]
+    );
+    assert_eq!(ports_of(&merged, "east"), [80]);
+    assert_eq!(ports_of(&merged, "west"), [80, 81]);
+    assert_eq!(merged.conflicts, []);
+}
+
+#[test]
+fn of_one_name_with_two_numbers_the_oldest_stands() {
+    let merged = merged(&[
+        from("west", checkout(vec![named_port("http", 8080)], 1)),
+        from("east", checkout(vec![named_port("http", 80)], 2)),
+    ]);
+    assert_eq!(merged.import.ports, [named_port("http", 80)]);
+    assert_eq!(
+        ports_of(&merged, "west"),
+        Vec::<u16>::new(),
+        "west does not expose 80"
+    );
+    assert_eq!(
+        merged.condition().to_string(),
+        "Conflict=True: PortConflict (port http 80 Detect of cluster `east` (older) stands; \
+         cluster `west` has http 8080 Detect)"
+    );
+}
+
+#[test]
+fn of_one_number_with_two_names_the_oldest_stands_and_both_are_reached() {
+    let merged = merged(&[
+        from("east", checkout(vec![named_port("http", 80)], 2)),
+        from("west", checkout(vec![named_port("web", 80)], 1)),
+    ]);
+    assert_eq!(merged.import.ports, [named_port("http", 80)]);
+    assert_eq!(ports_of(&merged, "west"), [80]);
+    assert_eq!(merged.conflicts[0].reason, ConflictReason::PortConflict);
+}
+
+#[test]
+fn another_app_protocol_is_a_conflict() {
+    let http = ServicePort {
+        app_protocol: AppProtocol::Http,
+        ..port(80)
+    };
+    let merged = merged(&[
+        from("east", checkout(vec![http.clone()], 2)),
+        from("west", checkout(vec![port(80)], 1)),
+    ]);
+    assert_eq!(merged.import.ports, [http]);
+    assert_eq!(merged.condition().reason, "PortConflict");
+}
+
+#[test]
+fn the_oldest_decides_type_and_affinity() {
+    let odd = Export {
+        import_type: ImportType::Headless,
+        session_affinity: SessionAffinity::ClientIP,
+        ..checkout(vec![port(80)], 1)
+    };
+    let merged = merged(&[
+        from("a", odd),
+        from("b", checkout(vec![port(80)], 3)),
+        from("c", checkout(vec![port(80)], 2)),
+    ]);
+    assert_eq!(merged.import.import_type, ImportType::ClusterSetIP);
+    assert_eq!(merged.import.session_affinity, SessionAffinity::None);
+    let condition = merged.condition();
+    assert_eq!(condition.reason, "TypeConflict,SessionAffinityConflict");
+    assert!(
+        condition.message.contains(
+            "type ClusterSetIP of cluster `b` (oldest) stands; 1 of 3 clusters differ: `a` has Headless"
+        ),
+        "{}",
+        condition.message
+    );
+}
+
+#[test]
+fn equal_ages_are_decided_by_cluster_id() {
+    let merged = merged(&[
+        from("west", checkout(vec![named_port("http", 81)], 1)),
+        from("east", checkout(vec![named_port("http", 80)], 1)),
+    ]);
+    assert_eq!(merged.import.ports, [named_port("http", 80)]);
+}
+
+fn any_port() -> impl Strategy<Value = ServicePort> {
+    let name = prop::option::of(prop::sample::select(vec!["a", "b", "c"]));
+    let protocol = prop::sample::select(vec![AppProtocol::Detect, AppProtocol::Http]);
+    (name, 1u16..4, protocol).prop_map(|(name, port, app_protocol)| ServicePort {
+        name: name.map(Arc::from),
+        port,
+        app_protocol,
+    })
+}
+
+fn any_contribution() -> impl Strategy<Value = Contribution> {
+    let cluster = prop::sample::select(vec!["east", "west", "north", "south"]);
+    let ports = prop::collection::vec(any_port(), 0..4);
+    (cluster, ports, 0u64..3, any::<bool>(), any::<bool>()).prop_map(
+        |(cluster, ports, age, headless, sticky)| {
+            let import_type = if headless {
+                ImportType::Headless
+            } else {
+                ImportType::ClusterSetIP
+            };
+            let session_affinity = if sticky {
+                SessionAffinity::ClientIP
+            } else {
+                SessionAffinity::None
+            };
+            from(
+                cluster,
+                Export {
+                    import_type,
+                    session_affinity,
+                    ..checkout(ports, age)
+                },
+            )
+        },
+    )
+}
+
+fn shuffled() -> impl Strategy<Value = (Vec<Contribution>, Vec<Contribution>)> {
+    let contributions = prop::collection::vec(any_contribution(), 1..6);
+    contributions.prop_flat_map(|of| (Just(of.clone()), Just(of).prop_shuffle()))
+}
+
+proptest! {
+    #[test]
+    fn order_means_nothing((one, other) in shuffled()) {
+        prop_assert_eq!(merged(&one), merged(&other));
+    }
+
+    #[test]
+    fn saying_it_twice_means_nothing((one, _) in shuffled()) {
+        let twice: Vec<_> = one.iter().chain(&one).cloned().collect();
+        prop_assert_eq!(merged(&twice), merged(&one));
+    }
+
+    #[test]
+    fn merging_the_result_changes_nothing((one, _) in shuffled()) {
+        let first = merged(&one);
+        let export = Export {
+            import_type: first.import.import_type,
+            session_affinity: first.import.session_affinity,
+            ..checkout(first.import.ports.clone(), 9)
+        };
+        let again = merged(&[from("east", export)]);
+        prop_assert_eq!(again.import.ports, first.import.ports);
+        prop_assert_eq!(again.conflicts, vec![]);
+    }
+
+    #[test]
+    fn names_and_numbers_are_distinct((one, _) in shuffled()) {
+        let merged = merged(&one);
+        let ports = &merged.import.ports;
+        let numbers: BTreeSet<_> = ports.iter().map(|p| p.port).collect();
+        let names: BTreeSet<_> = ports.iter().map(|p| &p.name).collect();
+        prop_assert_eq!((numbers.len(), names.len()), (ports.len(), ports.len()));
+    }
+
+    #[test]
+    fn traffic_goes_only_where_a_port_is_exposed((one, _) in shuffled()) {
+        let merged = merged(&one);
+        for (cluster, capacity) in &merged.import.clusters {
+            let exposes = |number: &u16| one.iter().any(|c| c.cluster == *cluster && c.export.ports.iter().any(|p| p.port == *number));
+            prop_assert!(capacity.ports.iter().all(exposes));
+        }
+        // And every port of the import is exposed by someone.
+        for port in &merged.import.ports {
+            prop_assert!(merged.import.clusters.values().any(|capacity| capacity.ports.contains(&port.port)));
+        }
+    }
+}

@@ -1,0 +1,549 @@
+//! One peer as a state machine: events in, decisions out.
+//!
+//! ```text
+//! Pending ─tunnel─► Connecting ─Begin─► Syncing ─Complete─► Live
+//!    ▲                                     ▲   ◄──Begin──────┤
+//!    └── withdrawn ◄─ Stale ◄─ lost, silent ┴─────────────────┘      (any) ─► Removed
+//! ```
+//!
+//! Two clocks run apart. *Link health*: the peer is usable while any gateway has it up.
+//! *Record age*: how long ago its federation was last heard; old records are kept and
+//! marked stale. They are withdrawn when no tunnel has been up and nothing was heard for
+//! `stale_ttl`, or at `record_cap` whatever the tunnels say.
+//!
+//! Stopping is not removing: a federation that stops just drops this value. Nothing that
+//! a peer told is deleted before its next `Complete`: a new snapshot is staged beside the
+//! records in force and takes their place whole.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::delta::{Known, RecordHash};
+use crate::model::{Bundle, Link};
+use crate::record::{PeerRecords, ReceivedRecord, Refusal};
+
+mod events;
+#[cfg(test)]
+mod tests;
+
+pub use events::{Begin, Decision, Event, Hangup, Now, PeerSettings};
+
+/// Where a peer stands; each state holds what it knows.
+#[derive(Clone, Debug)]
+enum State {
+    Pending,
+    Connecting,
+    Syncing(Box<Syncing>),
+    Live { heard: Instant },
+    Stale { heard: Instant },
+    Removed,
+}
+
+#[derive(Clone, Debug)]
+struct Syncing {
+    heard: Instant,
+    /// When the records in force were last confirmed; `None` where there are none.
+    confirmed: Option<Instant>,
+    staged: PeerRecords,
+    named: BTreeSet<String>,
+}
+
+/// Name of a peer's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PeerState {
+    /// No gateway has reached the peer, and none of its records are held.
+    Pending,
+    /// A gateway has the peer up; its federation has not answered yet.
+    Connecting,
+    /// A snapshot is arriving.
+    Syncing,
+    /// Changes arrive as they happen.
+    Live,
+    /// Records are held, but the peer's federation is silent.
+    Stale,
+    /// The link was removed.
+    Removed,
+}
+
+impl fmt::Display for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Tunnel {
+    Up { gateways: u32 },
+    Down { since: Instant },
+}
+
+/// What a subscription tells the peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscriptionStart {
+    /// Records held.
+    pub known: Known<String>,
+    /// The highest epoch seen; 0 if none.
+    pub epoch: u64,
+}
+
+/// Refused records: how many since the last snapshot began, and the newest few.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Refusals {
+    count: u64,
+    newest: std::collections::VecDeque<String>,
+}
+
+/// Refused records that are shown with their reason.
+const SHOWN_REFUSALS: usize = 16;
+/// Characters of a peer's own text that are shown.
+const SHOWN_KEY: usize = 120;
+
+impl Refusals {
+    fn add(&mut self, key: &str, reason: &Refusal) {
+        self.count += 1;
+        if self.newest.len() == SHOWN_REFUSALS {
+            self.newest.pop_front();
+        }
+        let key: String = key.escape_debug().take(SHOWN_KEY).collect();
+        self.newest
+            .push_back(format!("record {key} was refused: {reason}"));
+    }
+}
+
+/// One peer.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    link: Arc<Link>,
+    settings: Arc<PeerSettings>,
+    state: State,
+    tunnel: Tunnel,
+    records: Arc<PeerRecords>,
+    epoch: u64,
+    completed: bool,
+    refusals: Refusals,
+    /// Why the last stream was closed, until one completes.
+    trouble: Option<Hangup>,
+}
+
+/// A peer as planning and status see it.
+#[derive(Clone, Debug)]
+pub struct PeerView {
+    /// The link.
+    pub link: Arc<Link>,
+    /// The state's name.
+    pub state: PeerState,
+    /// Whether any gateway has the peer up: its endpoints may be used.
+    pub usable: bool,
+    /// Whether the records are not being kept up to date.
+    pub stale: bool,
+    /// Whether the peer has sent `Complete` since this federation started.
+    pub completed: bool,
+    /// Since the peer's federation was last heard; `None` where nothing is held.
+    pub record_age: Option<Duration>,
+    /// The highest epoch seen; 0 if none.
+    pub epoch: u64,
+    /// The records in force.
+    pub records: Arc<PeerRecords>,
+    /// Records refused since the last snapshot began.
+    pub refused: u64,
+    /// What is wrong with the peer, newest last; bounded.
+    pub problems: Vec<String>,
+}
+
+impl PeerView {
+    /// The roots that count for the peer: those it announced over the link, else those declared.
+    pub fn bundle(&self) -> &Bundle {
+        match self.records.bundle() {
+            Some(announced) if announced.sequence >= self.link.bundle.sequence => announced,
+            _ => &self.link.bundle,
+        }
+    }
+}
+
+impl Peer {
+    /// A link that was just declared, or found declared at start.
+    pub fn new(link: Link, settings: Arc<PeerSettings>, now: Now) -> Self {
+        Self {
+            link: Arc::new(link),
+            settings,
+            state: State::Pending,
+            tunnel: Tunnel::Down { since: now.instant },
+            records: Arc::default(),
+            epoch: 0,
+            completed: false,
+            refusals: Refusals::default(),
+            trouble: None,
+        }
+    }
+
+    /// The link.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// The state's name.
+    pub fn state(&self) -> PeerState {
+        match self.state {
+            State::Pending => PeerState::Pending,
+            State::Connecting => PeerState::Connecting,
+            State::Syncing(_) => PeerState::Syncing,
+            State::Live { .. } => PeerState::Live,
+            State::Stale { .. } => PeerState::Stale,
+            State::Removed => PeerState::Removed,
+        }
+    }
+
+    /// What to tell the peer when a sync stream is opened.
+    pub fn subscription(&self) -> SubscriptionStart {
+        SubscriptionStart {
+            known: self.records.known(),
+            epoch: self.epoch,
+        }
+    }
+
+    /// Whether a sync stream should be open or being opened.
+    pub fn wants_sync(&self) -> bool {
+        !matches!(self.state, State::Removed) && self.usable()
+    }
+
+    fn usable(&self) -> bool {
+        matches!(self.tunnel, Tunnel::Up { .. })
+    }
+
+    /// How it looks now.
+    pub fn view(&self, now: Now) -> PeerView {
+        let problems = self.refusals.newest.iter().cloned();
+        let trouble = self.trouble.iter().map(ToString::to_string);
+        PeerView {
+            link: Arc::clone(&self.link),
+            state: self.state(),
+            usable: self.usable() && !matches!(self.state, State::Removed),
+            stale: !matches!(self.state, State::Live { .. }),
+            completed: self.completed,
+            record_age: self
+                .confirmed()
+                .map(|at| now.instant.saturating_duration_since(at)),
+            epoch: self.epoch,
+            records: Arc::clone(&self.records),
+            refused: self.refusals.count,
+            problems: trouble.chain(problems).collect(),
+        }
+    }
+
+    /// How many gateways have the peer up.
+    pub fn gateways_up(&self) -> u32 {
+        match self.tunnel {
+            Tunnel::Up { gateways } => gateways,
+            Tunnel::Down { .. } => 0,
+        }
+    }
+
+    /// What to do about an event.
+    pub fn handle(&mut self, event: Event, now: Now) -> Decision {
+        if matches!(self.state, State::Removed) {
+            return Decision {
+                hangup: Some(Hangup::Removed),
+                ..Decision::default()
+            };
+        }
+        match event {
+            Event::Tunnel { gateways_up } => self.handle_tunnel(gateways_up, now),
+            Event::Lost => self.lose(now),
+            Event::Tick => self.tick(now),
+            Event::Begin(begin) => match self.check_begin(&begin, now) {
+                Ok(()) => self.begin(begin.epoch, now),
+                Err(hangup) => self.hang_up(hangup, now),
+            },
+            message => match self.handle_message(message, now) {
+                Ok(changed) => Decision {
+                    changed,
+                    ..Decision::default()
+                },
+                Err(hangup) => self.hang_up(hangup, now),
+            },
+        }
+    }
+
+    /// The declaration has changed.
+    pub fn relink(&mut self, link: Link, now: Now) -> Decision {
+        if *self.link == link {
+            return Decision::default();
+        }
+        let former = std::mem::replace(&mut self.link, Arc::new(link));
+        if former.trust_domain != self.link.trust_domain {
+            // Whoever spoke before was somebody else.
+            self.records = Arc::default();
+            self.epoch = 0;
+        } else if former.imports != self.link.imports {
+            Arc::make_mut(&mut self.records).retain_allowed(&self.link);
+        }
+        if former.bundle != self.link.bundle {
+            // Declared anew on purpose; what was announced under the old roots counts no more.
+            Arc::make_mut(&mut self.records).remove(crate::record::BUNDLE_KEY);
+        }
+        let only_addresses = Link {
+            addresses: self.link.addresses.clone(),
+            ..(*former).clone()
+        };
+        if only_addresses == *self.link {
+            return Decision {
+                changed: true,
+                ..Decision::default()
+            };
+        }
+        let decision = self.hang_up(Hangup::Relinked, now);
+        self.trouble = None;
+        Decision {
+            changed: true,
+            ..decision
+        }
+    }
+
+    /// The link was removed: everything that came of it goes at once.
+    pub fn remove(&mut self) -> Decision {
+        self.state = State::Removed;
+        self.records = Arc::default();
+        Decision {
+            hangup: Some(Hangup::Removed),
+            subscribe: false,
+            changed: true,
+        }
+    }
+
+    fn handle_tunnel(&mut self, gateways: u32, now: Now) -> Decision {
+        let was_usable = self.usable();
+        match (gateways, self.tunnel) {
+            (0, Tunnel::Up { .. }) => self.tunnel = Tunnel::Down { since: now.instant },
+            (0, Tunnel::Down { .. }) => {}
+            (gateways, _) => self.tunnel = Tunnel::Up { gateways },
+        }
+        let changed = was_usable != self.usable();
+        match (&self.state, self.usable()) {
+            (State::Pending, true) => {
+                self.state = State::Connecting;
+                Decision {
+                    subscribe: true,
+                    changed,
+                    ..Decision::default()
+                }
+            }
+            (State::Stale { .. }, true) => Decision {
+                subscribe: changed,
+                changed,
+                ..Decision::default()
+            },
+            (State::Connecting, false) => {
+                self.state = State::Pending;
+                Decision {
+                    hangup: Some(Hangup::NoTunnel),
+                    changed,
+                    ..Decision::default()
+                }
+            }
+            // A live stream is left to its own time-out: what is suspect may yet recover.
+            _ => Decision {
+                changed,
+                ..Decision::default()
+            },
+        }
+    }
+
+    fn check_begin(&self, begin: &Begin, now: Now) -> Result<(), Hangup> {
+        if begin.cluster != self.link.cluster.as_str() {
+            let found = begin.cluster.chars().take(SHOWN_KEY).collect();
+            return Err(Hangup::WrongCluster {
+                expected: self.link.cluster.clone(),
+                found,
+            });
+        }
+        if begin.clusterset != self.settings.clusterset {
+            let found = begin.clusterset.chars().take(SHOWN_KEY).collect();
+            return Err(Hangup::WrongClusterset {
+                expected: self.settings.clusterset.clone(),
+                found,
+            });
+        }
+        if begin.epoch < self.epoch {
+            return Err(Hangup::OldEpoch {
+                held: self.epoch,
+                offered: begin.epoch,
+            });
+        }
+        let (off, direction) = match begin.clock.duration_since(now.wall) {
+            Ok(ahead) => (ahead, "ahead of ours"),
+            Err(behind) => (behind.duration(), "behind ours"),
+        };
+        if off > self.settings.max_skew {
+            return Err(Hangup::Skew { off, direction });
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, epoch: u64, now: Now) -> Decision {
+        let changed = matches!(self.state, State::Live { .. });
+        self.epoch = epoch;
+        self.refusals = Refusals::default();
+        self.state = State::Syncing(Box::new(Syncing {
+            heard: now.instant,
+            confirmed: self.confirmed(),
+            staged: PeerRecords::default(),
+            named: BTreeSet::new(),
+        }));
+        Decision {
+            changed,
+            ..Decision::default()
+        }
+    }
+
+    /// A message that can only come within a snapshot or after it.
+    fn handle_message(&mut self, message: Event, now: Now) -> Result<bool, Hangup> {
+        match &mut self.state {
+            State::Syncing(syncing) => syncing.heard = now.instant,
+            State::Live { heard } => *heard = now.instant,
+            _ => {
+                return Err(Hangup::OutOfOrder(
+                    "a record before the beginning of a snapshot",
+                ));
+            }
+        }
+        match message {
+            Event::Record(record) => Ok(self.record(*record, now)),
+            Event::Undecodable { key, problem } => {
+                let problem = problem.escape_debug().take(SHOWN_KEY).collect();
+                self.refuse(&key, &Refusal::Malformed(problem));
+                Ok(false)
+            }
+            Event::Unchanged { key, hash } => self.unchanged(&key, hash).map(|()| false),
+            Event::Remove { key } => Ok(self.remove_record(&key)),
+            Event::Complete => self.complete(now).map(|()| true),
+            // Heartbeats are heard; the other events never come here.
+            _ => Ok(false),
+        }
+    }
+
+    fn record(&mut self, record: ReceivedRecord, now: Now) -> bool {
+        let key = record.key.clone();
+        let quotas = &self.settings.quotas;
+        let accepted = match &mut self.state {
+            State::Syncing(syncing) => {
+                let accepted = syncing.staged.accept(&self.link, quotas, record, now.wall);
+                syncing.named.insert(key.clone());
+                accepted.map(|_| false)
+            }
+            _ => Arc::make_mut(&mut self.records).accept(&self.link, quotas, record, now.wall),
+        };
+        accepted.unwrap_or_else(|refusal| {
+            self.refuse(&key, &refusal);
+            false
+        })
+    }
+
+    fn refuse(&mut self, key: &str, refusal: &Refusal) {
+        self.refusals.add(key, refusal);
+    }
+
+    fn unchanged(&mut self, key: &str, hash: RecordHash) -> Result<(), Hangup> {
+        let State::Syncing(syncing) = &mut self.state else {
+            return Err(Hangup::OutOfOrder("an unchanged record after the snapshot"));
+        };
+        if syncing.staged.carry(&self.records, key, hash) {
+            return Ok(());
+        }
+        Err(Hangup::NotHeld(
+            key.escape_debug().take(SHOWN_KEY).collect(),
+        ))
+    }
+
+    fn remove_record(&mut self, key: &str) -> bool {
+        match &mut self.state {
+            State::Syncing(syncing) => {
+                syncing.staged.remove(key);
+                false
+            }
+            _ => Arc::make_mut(&mut self.records).remove(key),
+        }
+    }
+
+    fn complete(&mut self, now: Now) -> Result<(), Hangup> {
+        match std::mem::replace(&mut self.state, State::Live { heard: now.instant }) {
+            State::Syncing(syncing) => {
+                self.records = Arc::new(syncing.staged);
+                self.completed = true;
+                self.trouble = None;
+                Ok(())
+            }
+            other => {
+                self.state = other;
+                Err(Hangup::OutOfOrder("a second end of the snapshot"))
+            }
+        }
+    }
+
+    fn hang_up(&mut self, hangup: Hangup, now: Now) -> Decision {
+        self.trouble = Some(hangup.clone());
+        Decision {
+            hangup: Some(hangup),
+            ..self.lose(now)
+        }
+    }
+
+    /// There is no sync stream any more.
+    fn lose(&mut self, _: Now) -> Decision {
+        let changed = matches!(self.state, State::Live { .. });
+        self.state = match self.confirmed() {
+            Some(heard) if !self.records.is_empty() => State::Stale { heard },
+            _ if self.usable() => State::Connecting,
+            _ => State::Pending,
+        };
+        Decision {
+            subscribe: self.usable(),
+            changed,
+            ..Decision::default()
+        }
+    }
+
+    fn tick(&mut self, now: Now) -> Decision {
+        let age = |at: Instant| now.instant.saturating_duration_since(at);
+        if self
+            .confirmed()
+            .is_some_and(|at| self.too_old(age(at), now))
+        {
+            self.records = Arc::default();
+            let decision = self.hang_up(Hangup::Withdrawn, now);
+            return Decision {
+                changed: true,
+                ..decision
+            };
+        }
+        let heard = match &self.state {
+            State::Syncing(syncing) => Some(syncing.heard),
+            State::Live { heard } => Some(*heard),
+            _ => None,
+        };
+        match heard {
+            Some(heard) if age(heard) > self.settings.silence => self.hang_up(Hangup::Silent, now),
+            _ => Decision::default(),
+        }
+    }
+
+    /// Whether records confirmed `age` ago must go.
+    fn too_old(&self, age: Duration, now: Now) -> bool {
+        let down = match self.tunnel {
+            Tunnel::Up { .. } => Duration::ZERO,
+            Tunnel::Down { since } => now.instant.saturating_duration_since(since),
+        };
+        !self.records.is_empty()
+            && (age >= self.settings.record_cap || age.min(down) >= self.settings.stale_ttl)
+    }
+
+    /// When the records in force were last known to be right.
+    fn confirmed(&self) -> Option<Instant> {
+        match &self.state {
+            State::Live { heard } | State::Stale { heard } => Some(*heard),
+            State::Syncing(syncing) => syncing.confirmed,
+            State::Pending | State::Connecting | State::Removed => None,
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! All peers together: one state machine per link, all on the same two clocks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::gateways::Gateways;
+use crate::model::{ClusterId, Link};
+use crate::peer::{Decision, Event, Now, Peer, PeerSettings, PeerView};
+
+/// All peers as planning and status see them.
+pub type PeersView = BTreeMap<ClusterId, PeerView>;
+
+/// Decisions about several peers, those about which there is nothing to do left out.
+pub type Decisions = Vec<(ClusterId, Decision)>;
+
+/// All peers.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    settings: Arc<PeerSettings>,
+    peers: BTreeMap<ClusterId, Peer>,
+}
+
+impl Peers {
+    /// No peers.
+    pub fn new(settings: PeerSettings) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            peers: BTreeMap::new(),
+        }
+    }
+
+    /// Makes the peers those of the declared links. A link that is gone yields a decision
+    /// to hang up, after which the peer is unknown here.
+    pub fn relink(&mut self, links: &BTreeMap<ClusterId, Link>, now: Now) -> Decisions {
+        let mut decisions = Decisions::new();
+        self.peers.retain(|cluster, peer| {
+            let declared = links.contains_key(cluster);
+            if !declared {
+                decisions.push((cluster.clone(), peer.remove()));
+            }
+            declared
+        });
+        for (cluster, link) in links {
+            let decision = match self.peers.get_mut(cluster) {
+                Some(peer) => peer.relink(link.clone(), now),
+                None => {
+                    let peer = Peer::new(link.clone(), Arc::clone(&self.settings), now);
+                    self.peers.insert(cluster.clone(), peer);
+                    Decision {
+                        changed: true,
+                        ..Decision::default()
+                    }
+                }
+            };
+            push(&mut decisions, cluster, decision);
+        }
+        decisions
+    }
+
+    /// An event of one peer. For a peer that is not linked (any more) the decision is to hang up.
+    pub fn handle(&mut self, cluster: &ClusterId, event: Event, now: Now) -> Decision {
+        match self.peers.get_mut(cluster) {
+            Some(peer) => peer.handle(event, now),
+            None => Decision {
+                hangup: Some(crate::peer::Hangup::Removed),
+                ..Decision::default()
+            },
+        }
+    }
+
+    /// Tells each peer how many gateways have it up now.
+    pub fn observe(&mut self, gateways: &Gateways, now: Now) -> Decisions {
+        self.each(|cluster, peer| {
+            let gateways_up = gateways.summary(cluster).gateways_up;
+            peer.handle(Event::Tunnel { gateways_up }, now)
+        })
+    }
+
+    /// Time has passed; call it about once a second.
+    pub fn tick(&mut self, now: Now) -> Decisions {
+        self.each(|_, peer| peer.handle(Event::Tick, now))
+    }
+
+    /// One peer.
+    pub fn get(&self, cluster: &ClusterId) -> Option<&Peer> {
+        self.peers.get(cluster)
+    }
+
+    /// All peers, as they look now.
+    pub fn view(&self, now: Now) -> PeersView {
+        self.peers
+            .iter()
+            .map(|(cluster, peer)| (cluster.clone(), peer.view(now)))
+            .collect()
+    }
+
+    fn each(&mut self, mut decide: impl FnMut(&ClusterId, &mut Peer) -> Decision) -> Decisions {
+        let mut decisions = Decisions::new();
+        for (cluster, peer) in &mut self.peers {
+            let decision = decide(cluster, peer);
+            push(&mut decisions, cluster, decision);
+        }
+        decisions
+    }
+}
+
+fn push(decisions: &mut Decisions, cluster: &ClusterId, decision: Decision) {
+    if decision != Decision::default() {
+        decisions.push((cluster.clone(), decision));
+    }
+}

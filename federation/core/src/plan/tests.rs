@@ -1,0 +1,425 @@
+//! From what is known to what should be.
+
+use std::time::Duration;
+
+use super::*;
+use crate::declared::{DeclaredExport, DeclaredPort};
+use crate::gateways::GatewayRegistration;
+use crate::model::{ImportType, ServicePort, SessionAffinity};
+use crate::peer::{Begin, Event, PeerSettings};
+use crate::peers::Peers;
+use crate::presence::Session;
+use crate::record::RecordBody;
+use crate::testing::{
+    Clock, endpoint, export, link, named_port, own, port, received, registration, service,
+};
+
+/// Everything that a plan is made from, owned.
+struct World {
+    clock: Clock,
+    own: OwnCluster,
+    declared: Declared,
+    workloads: Workloads,
+    gateways: Gateways,
+    peers: Peers,
+    high_water: HighWater,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            clock: Clock::default(),
+            own: own(),
+            declared: Declared::default(),
+            workloads: Workloads::default(),
+            gateways: Gateways::default(),
+            peers: Peers::new(PeerSettings::new("demo")),
+            high_water: HighWater::new(),
+        }
+    }
+
+    fn declare(&mut self, key: &str, app: &str, number: u16) {
+        let key = service(key);
+        let declared = DeclaredService {
+            key: key.clone(),
+            selector: BTreeMap::from([("app".into(), app.into())]),
+            ports: vec![DeclaredPort {
+                service_port: port(number),
+                target_port: number + 9000,
+            }],
+            import_type: Some(ImportType::ClusterSetIP),
+            session_affinity: SessionAffinity::None,
+        };
+        self.declared.services.insert(key, declared);
+    }
+
+    fn export(&mut self, key: &str) {
+        let created = self.clock.now().wall - Duration::from_secs(100);
+        self.declared
+            .exports
+            .insert(service(key), DeclaredExport { created });
+    }
+
+    fn register(&mut self, uid: &str, app: &str) {
+        let registration = registration(uid, "shop", app);
+        self.workloads
+            .register(registration, Session(1), self.clock.now().instant)
+            .expect("good");
+    }
+
+    /// Links `cluster`, whose federation has sent these records.
+    fn link(&mut self, cluster: &str, records: Vec<RecordBody>) {
+        let link = link(cluster);
+        let id = link.cluster.clone();
+        self.declared.links.insert(id.clone(), link);
+        let now = self.clock.now();
+        let _ = self.peers.relink(&self.declared.links, now);
+        let begin = Begin {
+            cluster: cluster.into(),
+            clusterset: "demo".into(),
+            epoch: 1,
+            clock: now.wall,
+        };
+        let records = records
+            .into_iter()
+            .map(|body| Event::Record(Box::new(received(body))));
+        let events = [Event::Tunnel { gateways_up: 1 }, Event::Begin(begin)];
+        for event in events.into_iter().chain(records).chain([Event::Complete]) {
+            let decision = self.peers.handle(&id, event, now);
+            assert_eq!(decision.hangup, None);
+        }
+    }
+
+    fn plan(&mut self) -> Desired {
+        let now = self.clock.now();
+        self.high_water
+            .observe(&listed(&self.declared, &self.workloads), now.instant);
+        let known = Known {
+            own: &self.own,
+            failback: FailbackConfig::default(),
+            declared: &self.declared,
+            workloads: &self.workloads,
+            gateways: &self.gateways,
+            peers: &self.peers.view(now),
+            high_water: &self.high_water,
+        };
+        plan(&known, now)
+    }
+}
+
+fn remote_export(key: &str, ports: Vec<ServicePort>, age: u64) -> RecordBody {
+    let capacity = vec![(Locality::default(), 3)];
+    RecordBody::Export(Export {
+        capacity,
+        ..export(key, ports, age)
+    })
+}
+
+fn remote_endpoint(cluster: &str, key: &str, uid: &str) -> RecordBody {
+    RecordBody::Endpoint(endpoint(cluster, key, uid))
+}
+
+fn west_checkout() -> Vec<RecordBody> {
+    vec![
+        remote_export("shop/checkout", vec![port(80)], 50),
+        remote_endpoint("west", "shop/checkout", "w1"),
+        remote_endpoint("west", "shop/checkout", "w2"),
+    ]
+}
+
+fn endpoints(desired: &Desired, key: &str) -> Vec<(String, bool)> {
+    let endpoints = desired.services[&service(key)].endpoints.iter();
+    endpoints
+        .map(|e| (e.cluster.to_string(), e.address.is_some()))
+        .collect()
+}
+
+fn clusters(service: &Service) -> Vec<(String, u32)> {
+    let sum = |capacity: &ClusterCapacity| capacity.localities.iter().map(|(_, count)| count).sum();
+    service
+        .clusters
+        .iter()
+        .map(|(cluster, capacity)| (cluster.to_string(), sum(capacity)))
+        .collect()
+}
+
+fn texts(conditions: &[Condition]) -> Vec<String> {
+    conditions.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn an_own_service_has_the_endpoints_that_it_selects() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.register("e1", "checkout");
+    world.register("x1", "other");
+    let desired = world.plan();
+    assert_eq!(
+        endpoints(&desired, "shop/checkout"),
+        [("east".into(), true)]
+    );
+    assert!(
+        desired.imports.is_empty() && desired.exported.is_empty() && desired.outgoing.is_empty()
+    );
+}
+
+#[test]
+fn exports_of_all_clusters_become_one_service() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.export("shop/checkout");
+    world.register("e1", "checkout");
+    world.link("west", west_checkout());
+    let desired = world.plan();
+    let all = [
+        ("east".into(), true),
+        ("west".into(), false),
+        ("west".into(), false),
+    ];
+    assert_eq!(endpoints(&desired, "shop/checkout"), all);
+    let service = &desired.services[&service("shop/checkout")];
+    assert_eq!(clusters(service), [("east".into(), 1), ("west".into(), 3)]);
+    assert_eq!(desired.imports[&service.key].clusters.len(), 2);
+}
+
+#[test]
+fn a_service_that_we_do_not_export_stays_ours() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.register("e1", "checkout");
+    world.link("west", west_checkout());
+    let desired = world.plan();
+    assert_eq!(
+        endpoints(&desired, "shop/checkout"),
+        [("east".into(), true)]
+    );
+    assert!(
+        desired.imports.contains_key(&service("shop/checkout")),
+        "the import is still shown"
+    );
+}
+
+#[test]
+fn a_service_that_only_peers_have_is_imported() {
+    let mut world = World::new();
+    world.link("west", west_checkout());
+    let desired = world.plan();
+    assert_eq!(endpoints(&desired, "shop/checkout").len(), 2);
+    let conditions = &desired.import_conditions[&service("shop/checkout")];
+    assert_eq!(texts(conditions), ["Ready=True: Ready (exported by west)"]);
+}
+
+#[test]
+fn endpoints_without_an_export_contribute_nothing() {
+    let mut world = World::new();
+    world.link("west", vec![remote_endpoint("west", "shop/checkout", "w1")]);
+    assert!(world.plan().services.is_empty());
+}
+
+#[test]
+fn a_peer_cannot_shadow_an_endpoint() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.export("shop/checkout");
+    world.register("same", "checkout");
+    let records = vec![
+        remote_export("shop/checkout", vec![port(80)], 50),
+        remote_endpoint("west", "shop/checkout", "same"),
+    ];
+    world.link("west", records);
+    assert_eq!(
+        endpoints(&world.plan(), "shop/checkout"),
+        [("east".into(), true)]
+    );
+}
+
+#[test]
+fn lost_endpoints_are_still_expected() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    for uid in ["e1", "e2", "e3"] {
+        world.register(uid, "checkout");
+    }
+    world.plan();
+    let now = world.clock.pass(Duration::from_secs(5)).instant;
+    world.register("e1", "checkout");
+    world.workloads.tick(now + Duration::from_secs(5));
+    let desired = world.plan();
+    assert_eq!(endpoints(&desired, "shop/checkout").len(), 1);
+    assert_eq!(
+        clusters(&desired.services[&service("shop/checkout")]),
+        [("east".into(), 3)]
+    );
+}
+
+#[test]
+fn workloads_learn_what_they_serve_and_for_whom() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.declare("shop/private", "checkout", 81);
+    world.export("shop/checkout");
+    world.register("e1", "checkout");
+    world.register("x1", "other");
+    world.link("west", vec![]);
+    let inbound = world.plan().inbound;
+    let served: Vec<_> = inbound["e1"]
+        .iter()
+        .map(|s| {
+            (
+                s.service.to_string(),
+                s.ports[0].target_port,
+                s.exported_to.len(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        served,
+        [
+            ("shop/checkout".into(), 9080, 1),
+            ("shop/private".into(), 9081, 0)
+        ]
+    );
+    assert!(inbound["x1"].is_empty());
+}
+
+#[test]
+fn peers_and_gateways_learn_only_of_what_is_exported() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.declare("shop/private", "checkout", 81);
+    world.export("shop/checkout");
+    world.register("e1", "checkout");
+    world.link("west", vec![]);
+    let gateway = GatewayRegistration {
+        replica: "g1".into(),
+        egress_address: ([127, 0, 0, 1], 1).into(),
+        tunnel_addresses: vec![Address {
+            host: "10.0.0.1".into(),
+            port: 15443,
+        }],
+        ready: true,
+        draining: false,
+    };
+    world
+        .gateways
+        .register(gateway, Session(1), world.clock.now().instant)
+        .expect("good");
+    let desired = world.plan();
+    assert_eq!(
+        desired
+            .exported
+            .keys()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["shop/checkout"]
+    );
+    let exported = &desired.exported[&service("shop/checkout")];
+    assert_eq!(
+        (
+            exported.ports.as_slice(),
+            exported.peers.len(),
+            exported.endpoints.len()
+        ),
+        (&[80][..], 1, 1)
+    );
+    let outgoing = desired.outgoing.values().next().expect("one peer");
+    assert_eq!(outgoing.exports.len(), 1);
+    assert!(
+        outgoing
+            .endpoints
+            .values()
+            .all(|told| told.endpoint.address.is_none() && told.hostname == "e1")
+    );
+    assert_eq!(outgoing.endpoints.len(), 1);
+    assert_eq!(outgoing.gateways[0].host, "10.0.0.1");
+}
+
+#[test]
+fn links_have_declared_addresses_before_announced_ones() {
+    let mut world = World::new();
+    let address = |host: &str| Address {
+        host: host.into(),
+        port: 1,
+    };
+    world.link(
+        "west",
+        vec![RecordBody::Gateways(vec![
+            address("b"),
+            address("a"),
+            address("b"),
+        ])],
+    );
+    world
+        .declared
+        .links
+        .values_mut()
+        .for_each(|link| link.addresses = vec![address("a")]);
+    let _ = world.peers.relink(&world.declared.links, world.clock.now());
+    let links = world.plan().links;
+    let link = links.values().next().expect("one link");
+    assert_eq!(link.addresses, [address("a"), address("b")]);
+    assert!(link.usable && !link.stale);
+}
+
+#[test]
+fn exports_say_what_became_of_them() {
+    let mut world = World::new();
+    world.export("shop/missing");
+    world.export("shop/alias");
+    world.export("shop/checkout");
+    world.declare("shop/checkout", "checkout", 80);
+    world.declare("shop/alias", "alias", 80);
+    world
+        .declared
+        .services
+        .get_mut(&service("shop/alias"))
+        .expect("declared")
+        .import_type = None;
+    world.link(
+        "west",
+        vec![remote_export(
+            "shop/checkout",
+            vec![named_port("http", 80)],
+            1,
+        )],
+    );
+    let conditions = world.plan().export_conditions;
+    let of = |key: &str| texts(&conditions[&service(key)]);
+    assert!(of("shop/missing")[0].starts_with("Valid=False: NoService (there is no Service"));
+    assert!(of("shop/alias")[0].starts_with("Valid=False: InvalidServiceType"));
+    assert_eq!(
+        of("shop/checkout")[..2],
+        [
+            "Valid=True: Valid",
+            "Ready=True: Exported (offered to 1 linked cluster)"
+        ]
+    );
+    assert!(
+        of("shop/checkout")[2].starts_with("Conflict=True: PortConflict"),
+        "{:?}",
+        of("shop/checkout")
+    );
+}
+
+#[test]
+fn the_same_knowledge_gives_the_same_plan() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.export("shop/checkout");
+    world.register("e1", "checkout");
+    world.link("west", west_checkout());
+    assert_eq!(world.plan(), world.plan());
+}
+
+#[test]
+fn an_unusable_peer_keeps_its_endpoints_and_says_so() {
+    let mut world = World::new();
+    world.link("west", west_checkout());
+    let west: ClusterId = "west".parse().expect("valid");
+    let _ = world
+        .peers
+        .handle(&west, Event::Tunnel { gateways_up: 0 }, world.clock.now());
+    let desired = world.plan();
+    assert_eq!(endpoints(&desired, "shop/checkout").len(), 2);
+    assert!(!desired.links[&west].usable);
+}

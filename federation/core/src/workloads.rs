@@ -1,0 +1,284 @@
+//! The registry of this cluster's own workloads.
+//!
+//! A sidecar registers its workload on its discovery stream and repeats itself once a
+//! second. A workload counts while it has a stream that is heard, and for one lease after
+//! that; a workload known from before a restart counts as before for one full lease.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{EndpointId, Locality, SYSTEM_NAMESPACE, SpiffeId};
+use crate::presence::{Heard, Presence, Registry, Session};
+
+#[cfg(test)]
+mod tests;
+
+/// How long a workload counts after it was last heard.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// How long a lapsed workload is still shown, so that its operator sees what happened.
+const KEEP_LAPSED: Duration = Duration::from_secs(600);
+/// Most workloads kept, lapsed ones included: bounds memory where something registers
+/// under ever new UIDs. Twice what one cluster is meant to have.
+const MAX_WORKLOADS: usize = 20_000;
+/// Greatest weight of an endpoint.
+const MAX_WEIGHT: u32 = 128;
+
+/// What a sidecar says of its workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Stable for the life of the workload.
+    pub uid: String,
+    /// Who it is: from its certificate, never from what it says.
+    pub identity: SpiffeId,
+    /// Its namespace: that of its identity.
+    pub namespace: String,
+    /// Labels, by which Services select it.
+    pub labels: BTreeMap<String, String>,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Where its sidecar accepts inner mTLS.
+    pub address: SocketAddr,
+    /// Whether it wants traffic.
+    pub ready: bool,
+    /// Relative weight, 1 to 128.
+    pub weight: u32,
+    /// Host name; may be empty.
+    pub hostname: String,
+}
+
+/// Why a registration is refused. The sidecar's operator is to blame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistrationError {
+    /// A field breaks its rule.
+    #[error("workload {field} is {found:?}; {fix}")]
+    Field {
+        /// Which field.
+        field: &'static str,
+        /// What it says.
+        found: String,
+        /// What it should say.
+        fix: &'static str,
+    },
+    /// The UID belongs to a live workload of another identity.
+    #[error(
+        "workload uid {uid:?} is in use by {holder}; give each workload a uid of its own, \
+         or wait until the other has been gone for {LEASE:?}"
+    )]
+    Taken {
+        /// The UID.
+        uid: String,
+        /// Who has it.
+        holder: SpiffeId,
+    },
+    /// The workload has a newer stream.
+    #[error("workload uid {uid:?} has connected again; this stream is superseded")]
+    Superseded {
+        /// The UID.
+        uid: String,
+    },
+    /// There are too many workloads.
+    #[error(
+        "this cluster has {MAX_WORKLOADS} workloads already; remove some, or wait until lapsed ones are forgotten"
+    )]
+    Full,
+}
+
+impl Registration {
+    /// Checks every field, and that the namespace is the identity's.
+    ///
+    /// # Errors
+    /// The first field that breaks its rule.
+    pub fn check(&self) -> Result<(), RegistrationError> {
+        let field = |field, found: &str, fix| {
+            let found = found.chars().take(80).collect();
+            Err(RegistrationError::Field { field, found, fix })
+        };
+        let Some(id) = self.identity.workload_id() else {
+            return field(
+                "identity",
+                self.identity.as_str(),
+                "register with a workload's certificate",
+            );
+        };
+        if id.namespace() == SYSTEM_NAMESPACE {
+            return field(
+                "identity",
+                self.identity.as_str(),
+                "run workloads outside the system namespace",
+            );
+        }
+        if id.namespace() != self.namespace {
+            return field(
+                "namespace",
+                &self.namespace,
+                "use the namespace of the workload's identity",
+            );
+        }
+        if self.uid.is_empty() || self.uid.len() > 253 || self.uid.chars().any(char::is_control) {
+            return field("uid", &self.uid, "use 1 to 253 printable characters");
+        }
+        if self.labels.len() > 64
+            || self
+                .labels
+                .iter()
+                .any(|(k, v)| k.len() > 317 || v.len() > 63)
+        {
+            return field(
+                "labels",
+                "",
+                "use at most 64 labels with values of at most 63 characters",
+            );
+        }
+        if self.locality.region.len() > 63 || self.locality.zone.len() > 63 {
+            return field(
+                "locality",
+                &self.locality.region,
+                "use at most 63 characters for region and zone",
+            );
+        }
+        if self.hostname.len() > 253 {
+            return field("hostname", &self.hostname, "use at most 253 characters");
+        }
+        if self.address.port() == 0 || self.address.ip().is_unspecified() {
+            return field(
+                "address",
+                &self.address.to_string(),
+                "give the address at which gateways reach the sidecar",
+            );
+        }
+        if !(1..=MAX_WEIGHT).contains(&self.weight) {
+            return field(
+                "weight",
+                &self.weight.to_string(),
+                "use a weight from 1 to 128",
+            );
+        }
+        Ok(())
+    }
+
+    /// The id by which routing knows the workload.
+    pub fn endpoint_id(&self) -> EndpointId {
+        EndpointId::from_uid(&self.uid)
+    }
+}
+
+/// A workload and whether it counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload<'a> {
+    /// What it said last.
+    pub registration: &'a Registration,
+    /// Whether it counts.
+    pub presence: Presence,
+}
+
+/// The registry.
+#[derive(Clone, Debug)]
+pub struct Workloads {
+    registry: Registry<Registration>,
+}
+
+impl Default for Workloads {
+    fn default() -> Self {
+        Self::new(LEASE)
+    }
+}
+
+impl Workloads {
+    /// An empty registry with this lease ([`LEASE`] unless a test wants another).
+    pub fn new(lease: Duration) -> Self {
+        Self {
+            registry: Registry::new(lease, KEEP_LAPSED),
+        }
+    }
+
+    /// After a restart: each counts as before for one full lease. Those that no longer pass
+    /// [`Registration::check`] are left out.
+    pub fn restored(
+        persisted: impl IntoIterator<Item = Registration>,
+        lease: Duration,
+        now: Instant,
+    ) -> Self {
+        let mut this = Self::new(lease);
+        for registration in persisted.into_iter().take(MAX_WORKLOADS) {
+            if registration.check().is_ok() {
+                this.registry
+                    .restore(registration.uid.clone(), registration, now);
+            }
+        }
+        this
+    }
+
+    /// A registration or heartbeat on a stream. True where it changes what should be planned.
+    ///
+    /// # Errors
+    /// See [`RegistrationError`]; the registry is as it was.
+    pub fn register(
+        &mut self,
+        registration: Registration,
+        session: Session,
+        now: Instant,
+    ) -> Result<bool, RegistrationError> {
+        registration.check()?;
+        let uid = registration.uid.clone();
+        match self.registry.get(&uid) {
+            Some(held) if held.presence.counts() && held.said.identity != registration.identity => {
+                let holder = held.said.identity.clone();
+                return Err(RegistrationError::Taken { uid, holder });
+            }
+            None if self.registry.len() >= MAX_WORKLOADS => return Err(RegistrationError::Full),
+            _ => {}
+        }
+        match self.registry.hear(&uid, registration, session, now) {
+            Heard::Changed => Ok(true),
+            Heard::Same => Ok(false),
+            Heard::Superseded => Err(RegistrationError::Superseded { uid }),
+        }
+    }
+
+    /// The stream ended; the workload keeps its lease. An older stream's end means nothing.
+    pub fn disconnect(&mut self, uid: &str, session: Session, now: Instant) {
+        self.registry.disconnect(uid, session, now);
+    }
+
+    /// Lets leases lapse. True where that changes what should be planned.
+    pub fn tick(&mut self, now: Instant) -> bool {
+        self.registry.tick(now)
+    }
+
+    /// When [`Workloads::tick`] next has something to do, unless a workload is heard before.
+    pub fn next_lapse(&self) -> Option<Instant> {
+        self.registry.next_lapse()
+    }
+
+    /// Whether every workload known from before a restart has reconnected or lapsed.
+    pub fn settled(&self) -> bool {
+        self.registry.settled()
+    }
+
+    /// All of them, lapsed ones included, by UID.
+    pub fn iter(&self) -> impl Iterator<Item = Workload<'_>> {
+        self.registry.iter().map(|(_, member)| Workload {
+            registration: &member.said,
+            presence: member.presence,
+        })
+    }
+
+    /// One of them.
+    pub fn get(&self, uid: &str) -> Option<Workload<'_>> {
+        let member = self.registry.get(uid)?;
+        Some(Workload {
+            registration: &member.said,
+            presence: member.presence,
+        })
+    }
+
+    /// Those that count, by UID: what is planned with and what is kept on disk.
+    pub fn counting(&self) -> impl Iterator<Item = &Registration> {
+        self.iter()
+            .filter(|workload| workload.presence.counts())
+            .map(|workload| workload.registration)
+    }
+}
