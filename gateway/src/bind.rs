@@ -1,0 +1,315 @@
+//! From a configuration to a running gateway: sockets first, so that errors come early, then
+//! identity, discovery and the plane that carries traffic.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use linkspan_api::v1;
+use linkspan_dataplane::discover::{self, Registration, Snapshot};
+use linkspan_dataplane::identity;
+use linkspan_runtime::BoxError;
+use linkspan_runtime::admin::{self, Admin, Dumps};
+use linkspan_runtime::process::{Exit, Tasks};
+use linkspan_runtime::readiness::{Gate, Readiness};
+use linkspan_runtime::stop::Stop;
+use linkspan_runtime::telemetry::{GatewayMetrics, Registry, TelemetryError};
+use linkspan_trust::MaterialReader;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::peers::Peers;
+use crate::{debug, plane, registration};
+
+/// After the drain's grace: for closing connections and for the outer tasks to notice.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// Why a gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// An address cannot be bound.
+    #[error("cannot bind {address} ({key}); is another process using it?")]
+    Listen {
+        /// The key in the configuration.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Metrics cannot be registered.
+    #[error("cannot register metrics")]
+    Metrics(#[from] TelemetryError),
+}
+
+/// The addresses that were bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// UDP, for peers.
+    pub tunnel: SocketAddr,
+    /// TCP, for sidecars and federation.
+    pub egress: SocketAddr,
+    /// TCP, the public admin face.
+    pub admin: SocketAddr,
+    /// TCP, the loopback admin face.
+    pub debug: SocketAddr,
+}
+
+/// What a gateway hears and to whom it speaks; from federation, or from a test.
+#[derive(Debug)]
+pub struct Sources {
+    /// Our certificate and everybody's roots.
+    pub material: MaterialReader,
+    /// The newest snapshot; `None` until the first is complete.
+    pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// What federation is told of this gateway.
+    pub registration: watch::Sender<Registration>,
+    /// What federation is told of the links.
+    pub health: watch::Sender<v1::LinkHealth>,
+}
+
+/// A gateway whose sockets are bound.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    addresses: Addresses,
+    readiness: Readiness,
+    registry: Registry,
+    peers: watch::Sender<Arc<Peers>>,
+    sockets: Sockets,
+    gates: Gates,
+    metrics: GatewayMetrics,
+    faces: [TcpListener; 2],
+}
+
+/// The sockets that carry traffic.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub(crate) tunnel: UdpSocket,
+    pub(crate) egress: TcpListener,
+}
+
+#[derive(Debug)]
+struct Gates {
+    identity: Gate,
+    snapshot: Gate,
+}
+
+/// Binds all sockets.
+///
+/// # Errors
+/// If one cannot be bound.
+pub async fn bind(config: Config) -> Result<Bound, BindError> {
+    let tunnel = udp("tunnelListen", config.tunnel_listen)?;
+    let egress = tcp("egressListen", config.egress_listen).await?;
+    let admin = tcp("adminListen", config.admin_listen).await?;
+    let debug = tcp("debugListen", config.debug_listen).await?;
+    let local = |key, address, found: io::Result<SocketAddr>| {
+        found.map_err(|source| BindError::Listen {
+            key,
+            address,
+            source,
+        })
+    };
+    let addresses = Addresses {
+        tunnel: local("tunnelListen", config.tunnel_listen, tunnel.local_addr())?,
+        egress: local("egressListen", config.egress_listen, egress.local_addr())?,
+        admin: local("adminListen", config.admin_listen, admin.local_addr())?,
+        debug: local("debugListen", config.debug_listen, debug.local_addr())?,
+    };
+    let (readiness, registry) = (Readiness::new(), Registry::new());
+    let metrics = GatewayMetrics::register(&registry)?;
+    let gates = Gates {
+        identity: readiness.gate("identity"),
+        snapshot: readiness.gate("snapshot"),
+    };
+    let sockets = Sockets { tunnel, egress };
+    let peers = watch::Sender::default();
+    let faces = [admin, debug];
+    Ok(Bound {
+        config,
+        addresses,
+        readiness,
+        registry,
+        peers,
+        sockets,
+        gates,
+        metrics,
+        faces,
+    })
+}
+
+fn udp(key: &'static str, address: SocketAddr) -> Result<UdpSocket, BindError> {
+    UdpSocket::bind(address).map_err(|source| BindError::Listen {
+        key,
+        address,
+        source,
+    })
+}
+
+async fn tcp(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| BindError::Listen {
+        key,
+        address,
+        source,
+    })
+}
+
+impl Bound {
+    /// The addresses that were bound.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Whether certificate and first snapshot have come.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// The metrics.
+    #[must_use]
+    pub fn registry(&self) -> Registry {
+        self.registry.clone()
+    }
+
+    /// The peer table, to follow.
+    #[must_use]
+    pub fn peers(&self) -> watch::Receiver<Arc<Peers>> {
+        self.peers.subscribe()
+    }
+
+    /// Runs until the stop: fetches a certificate, follows federation, carries traffic. When the
+    /// stop drains, takes nothing new and ends once all streams have, or the grace is over.
+    ///
+    /// # Errors
+    /// If a task without which nothing can be served ended.
+    pub async fn run(self, stop: Stop) -> Result<(), Exit> {
+        self.start(stop, |running, stop| {
+            Box::pin(running.with_federation(stop))
+        })
+        .await
+    }
+
+    /// As [`Bound::run`], with identity and snapshots from elsewhere.
+    ///
+    /// # Errors
+    /// If a task without which nothing can be served ended.
+    pub async fn run_with(self, sources: Sources, stop: Stop) -> Result<(), Exit> {
+        self.start(stop, |running, stop| {
+            Box::pin(running.with_sources(sources, stop))
+        })
+        .await
+    }
+
+    async fn start<F>(self, stop: Stop, serve: impl FnOnce(Running, Stop) -> F) -> Result<(), Exit>
+    where
+        F: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        let grace = self.config.drain_grace + MARGIN;
+        let mut tasks = Tasks::new(stop.clone());
+        let dumps = self.dumps();
+        let face = |dumps| Admin {
+            readiness: self.readiness.clone(),
+            registry: self.registry.clone(),
+            dumps,
+        };
+        let (public, loopback) = (face(None), face(Some(dumps)));
+        let [admin, debug] = self.faces;
+        tasks.background("admin face", admin::serve(admin, public, stop.clone()));
+        tasks.background("debug face", admin::serve(debug, loopback, stop.clone()));
+        let running = Running {
+            config: self.config,
+            addresses: self.addresses,
+            peers: self.peers,
+            sockets: self.sockets,
+            gates: self.gates,
+            metrics: self.metrics,
+        };
+        tasks.essential("gateway", serve(running, stop));
+        tasks.run(grace).await
+    }
+
+    fn dumps(&self) -> Dumps {
+        let (mut dumps, config) = (Dumps::new(), self.config.dump());
+        let (peers, again) = (self.peers.subscribe(), self.peers.subscribe());
+        dumps.add("config", move || config.clone());
+        dumps.add("debug", move || debug::dump(&peers.borrow()));
+        dumps.add("snapshot", move || debug::links(&again.borrow()));
+        dumps
+    }
+}
+
+/// What is left of [`Bound`] once the admin faces run.
+struct Running {
+    config: Config,
+    addresses: Addresses,
+    peers: watch::Sender<Arc<Peers>>,
+    sockets: Sockets,
+    gates: Gates,
+    metrics: GatewayMetrics,
+}
+
+impl Running {
+    async fn with_federation(self, stop: Stop) -> Result<(), BoxError> {
+        let client = self.config.federation.clone();
+        let Some((writer, material)) = identity::first_contact_until(&client, &stop).await else {
+            return Ok(());
+        };
+        let registration = watch::Sender::new(registration::first(&self.config, &self.addresses));
+        let health = watch::Sender::new(v1::LinkHealth::default());
+        let (_subscribed, subscription) = watch::channel(BTreeSet::new());
+        let (discovery, snapshot) = discover::client(
+            client.clone(),
+            material.clone(),
+            registration.subscribe(),
+            subscription,
+            health.subscribe(),
+        );
+        // Both follow the stop to its end: during a drain federation must still hear of us.
+        let inner = stop.child();
+        let mut tasks = Tasks::new(inner.clone());
+        tasks.background("discovery", discovery.run(inner.clone()));
+        let fresh = (writer, material.clone(), client, snapshot.clone());
+        let control = self.metrics.control.clone();
+        let keep = identity::keep_fresh_counted(
+            fresh.0,
+            fresh.1,
+            fresh.2,
+            fresh.3,
+            control,
+            inner.clone(),
+        );
+        tasks.background("identity", keep);
+        let grace = self.config.drain_grace + MARGIN;
+        let sources = Sources {
+            material,
+            snapshot,
+            registration,
+            health,
+        };
+        tasks.essential("plane", self.with_sources(sources, inner));
+        Ok(tasks.run(grace).await?)
+    }
+
+    async fn with_sources(self, sources: Sources, stop: Stop) -> Result<(), BoxError> {
+        self.gates.identity.open();
+        sources
+            .registration
+            .send_replace(registration::first(&self.config, &self.addresses));
+        let plane = plane::Plane {
+            config: self.config,
+            addresses: self.addresses,
+            sources,
+            peers: self.peers,
+            links: self.metrics.links,
+            ready: self.gates.snapshot,
+        };
+        Ok(plane.run(self.sockets, stop).await?)
+    }
+}

@@ -1,0 +1,212 @@
+//! The configuration of a gateway: the file's YAML, checked, as typed values.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use linkspan_dataplane::identity::{FederationClient, RawFederation};
+use linkspan_routing::ClusterId;
+use linkspan_runtime::config::{ConfigError, HumanDuration, Problems, read_yaml};
+use serde::Deserialize;
+
+use crate::limits::{Limits, Timers};
+
+/// How long streams may go on after SIGTERM, where the file does not say.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(30);
+/// Addresses beyond this many are of no use: a peer's dialler takes no more.
+const MAX_ADDRESSES: usize = 8;
+const MAX_REPLICA: usize = 253;
+
+/// What a gateway needs to know before it starts. Ports of 0 are chosen by the system.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Our own cluster.
+    pub cluster: ClusterId,
+    /// Stable name of this replica.
+    pub replica: Arc<str>,
+    /// How to reach and recognise our own federation.
+    pub federation: FederationClient,
+    /// UDP address on which peers dial us.
+    pub tunnel_listen: SocketAddr,
+    /// Hosts and ports that peers are told; port 0 stands for the port that was bound.
+    pub tunnel_addresses: Vec<(String, u16)>,
+    /// TCP address for sidecars and federation.
+    pub egress_listen: SocketAddr,
+    /// IP address that sidecars are told; the one listened on where it is not given.
+    pub egress_address: Option<IpAddr>,
+    /// TCP address of the public admin face.
+    pub admin_listen: SocketAddr,
+    /// TCP address of the loopback admin face.
+    pub debug_listen: SocketAddr,
+    /// How long streams may go on after SIGTERM.
+    pub drain_grace: Duration,
+    /// Endpoints on loopback and link-local addresses may be dialled for peers.
+    pub allow_loopback_endpoints: bool,
+    /// How long to wait for what; not in the file.
+    pub timers: Timers,
+    /// How much to hold at once; not in the file.
+    pub limits: Limits,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Raw {
+    cluster: String,
+    replica: String,
+    federation: RawFederation,
+    tunnel_listen: String,
+    #[serde(default)]
+    tunnel_addresses: Vec<RawAddress>,
+    egress_listen: String,
+    egress_address: Option<String>,
+    admin_listen: String,
+    debug_listen: String,
+    drain_grace: Option<HumanDuration>,
+    #[serde(default)]
+    allow_loopback_endpoints: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawAddress {
+    host: String,
+    port: u16,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// All problems at once, each with its key, what was found and what to do.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        Self::check(read_yaml(path)?, Problems::new(path))
+    }
+
+    fn check(raw: Raw, mut problems: Problems) -> Result<Self, ConfigError> {
+        let cluster: Option<ClusterId> =
+            problems.check("cluster", &raw.cluster, raw.cluster.parse());
+        let replica = replica(&raw.replica, &mut problems);
+        let federation = raw.federation.parse("federation", &mut problems);
+        let tunnel_addresses = addresses(raw.tunnel_addresses, &mut problems);
+        let tunnel_listen = listen("tunnelListen", &raw.tunnel_listen, &mut problems);
+        let egress_listen = listen("egressListen", &raw.egress_listen, &mut problems);
+        let egress_address =
+            advertised(egress_listen, raw.egress_address.as_deref(), &mut problems);
+        let admin_listen = listen("adminListen", &raw.admin_listen, &mut problems);
+        let debug_listen = loopback("debugListen", &raw.debug_listen, &mut problems);
+        let drain_grace = raw.drain_grace.map_or(DRAIN_GRACE, |grace| grace.0);
+        problems.finish_with(|| {
+            Some(Self {
+                cluster: cluster?,
+                replica,
+                federation: federation?,
+                tunnel_listen,
+                tunnel_addresses,
+                egress_listen,
+                egress_address,
+                admin_listen,
+                debug_listen,
+                drain_grace,
+                allow_loopback_endpoints: raw.allow_loopback_endpoints,
+                timers: Timers::default(),
+                limits: Limits::default(),
+            })
+        })
+    }
+
+    /// The configuration as the admin face shows it; without secrets.
+    pub(crate) fn dump(&self) -> serde_json::Value {
+        let host = |(host, port): &(String, u16)| format!("{host}:{port}");
+        serde_json::json!({
+            "cluster": self.cluster.to_string(),
+            "replica": self.replica,
+            "federation": {
+                "address": self.federation.address,
+                "trustDomain": self.federation.trust_domain.to_string(),
+            },
+            "tunnelListen": self.tunnel_listen.to_string(),
+            "tunnelAddresses": self.tunnel_addresses.iter().map(host).collect::<Vec<_>>(),
+            "egressListen": self.egress_listen.to_string(),
+            "egressAddress": self.egress_address.map(|address| address.to_string()),
+            "adminListen": self.admin_listen.to_string(),
+            "debugListen": self.debug_listen.to_string(),
+            "drainGrace": format!("{:?}", self.drain_grace),
+            "allowLoopbackEndpoints": self.allow_loopback_endpoints,
+        })
+    }
+}
+
+fn replica(name: &str, problems: &mut Problems) -> Arc<str> {
+    let fits = (1..=MAX_REPLICA).contains(&name.len());
+    if !fits || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let fix = "give the replica a stable name of printable ASCII without spaces";
+        problems.add("replica", format_args!("`{name}`"), fix);
+    }
+    name.into()
+}
+
+fn addresses(raw: Vec<RawAddress>, problems: &mut Problems) -> Vec<(String, u16)> {
+    if raw.len() > MAX_ADDRESSES {
+        let fix = format!("give at most {MAX_ADDRESSES}; peers dial no more");
+        problems.add(
+            "tunnelAddresses",
+            format_args!("{} addresses", raw.len()),
+            fix,
+        );
+    }
+    for (index, address) in raw.iter().enumerate() {
+        if address.host.is_empty() {
+            let fix = "give the host name or IP address at which peers reach this gateway";
+            problems.add(
+                format!("tunnelAddresses[{index}].host"),
+                "an empty host",
+                fix,
+            );
+        }
+    }
+    raw.into_iter()
+        .map(|address| (address.host, address.port))
+        .collect()
+}
+
+fn listen(key: &str, text: &str, problems: &mut Problems) -> SocketAddr {
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    text.parse().unwrap_or_else(|_| {
+        problems.add(
+            key,
+            format_args!("`{text}`"),
+            "give IP:port, e.g. `0.0.0.0:15443`",
+        );
+        any
+    })
+}
+
+fn loopback(key: &str, text: &str, problems: &mut Problems) -> SocketAddr {
+    let before = problems.is_empty();
+    let address = listen(key, text, problems);
+    if !address.ip().is_loopback()
+        && problems.is_empty() == before
+        && text.parse::<SocketAddr>().is_ok()
+    {
+        let fix = "give a loopback address: this face shows configuration and connections";
+        problems.add(key, address, fix);
+    }
+    address
+}
+
+/// Sidecars must be told an address that they can dial.
+fn advertised(listen: SocketAddr, given: Option<&str>, problems: &mut Problems) -> Option<IpAddr> {
+    let address: Option<IpAddr> =
+        given.and_then(|text| problems.check("egressAddress", text, text.parse()));
+    if given.is_none() && listen.ip().is_unspecified() {
+        let fix = "give the IP address at which sidecars reach this gateway";
+        problems.add(
+            "egressAddress",
+            "nothing, while egressListen is any address",
+            fix,
+        );
+    }
+    address
+}

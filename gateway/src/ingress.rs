@@ -1,0 +1,259 @@
+//! A stream from a peer: what it says it wants, what its inner ClientHello says, the checks, the
+//! connection to the endpoint, and then bytes.
+//!
+//! ```text
+//! StreamOpen ─► ClientHello ─► admit ─► connect ─► StreamResult ok ─► relay
+//! ```
+
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use linkspan_api::v1::{self, StreamCode};
+use linkspan_dataplane::connect::tcp;
+use linkspan_dataplane::detect::tls::{ClientHello, MAX_CLIENT_HELLO, peek_client_hello};
+use linkspan_dataplane::detect::{DetectError, Prefixed};
+use linkspan_dataplane::discover::Snapshot;
+use linkspan_dataplane::frame::{self, FrameError, MAX_STREAM_OPEN};
+use linkspan_routing::ClusterLabel;
+use linkspan_runtime::process::chain;
+use linkspan_runtime::stop::Stop;
+use quinn::{RecvStream, SendStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, debug_span, warn};
+
+use crate::admit::{Admitted, Caller, Reach, Refusal, admit};
+use crate::carry::carry;
+use crate::limits::Timers;
+use crate::stream::QuicDuplex;
+use crate::tunnel::close::ResetCode;
+use crate::tunnel::connection::Connection;
+use crate::tunnel::open::{self, BadOpening, Opening};
+use crate::tunnel::session::Incoming;
+use crate::tunnel::streams::Ticket;
+use crate::tunnel::watched::Watched;
+
+/// Where the peer leaves the choice, so many endpoints are tried.
+const TRIES: usize = 3;
+
+/// Serves the streams that peers open.
+pub(crate) struct Ingress {
+    pub(crate) own: ClusterLabel,
+    /// `host:port` of our own federation.
+    pub(crate) federation: String,
+    pub(crate) reach: Reach,
+    pub(crate) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+    pub(crate) timers: Timers,
+    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: Stop,
+}
+
+/// Hands each stream to a task of its own.
+pub(crate) struct Streams(pub(crate) Arc<Ingress>);
+
+impl Incoming for Streams {
+    fn take(&self, from: &Arc<Connection>, stream: (SendStream, RecvStream)) {
+        let (ingress, from) = (self.0.clone(), from.clone());
+        let (ticket, quic) = (from.streams.ticket(), QuicDuplex::new(stream));
+        let span = debug_span!("ingress", peer = %from.cluster, replica = %from.replica);
+        let serving = async move { ingress.serve(&from, quic, &ticket).await };
+        self.0.tasks.spawn(serving.instrument(span));
+    }
+}
+
+/// Why a stream was not admitted.
+#[derive(Debug, thiserror::Error)]
+enum Denied {
+    #[error("the stream's opening did not arrive in time")]
+    Late,
+    #[error("the stream's first message is no opening")]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Opening(#[from] BadOpening),
+    #[error("no inner ClientHello follows the opening")]
+    Hello(#[from] DetectError),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("no endpoint took the connection")]
+    Connect(#[source] io::Error),
+    #[error("the most streams that peers may have are open already")]
+    Full,
+    #[error("this gateway is draining")]
+    Draining,
+    #[error("nothing has been heard of the control plane yet")]
+    NoSnapshot,
+}
+
+impl Denied {
+    /// What the peer is told; `None` where its bytes were no request at all.
+    fn code(&self) -> Option<StreamCode> {
+        match self {
+            Self::Late | Self::Frame(_) => None,
+            Self::Opening(_) | Self::Hello(_) => Some(StreamCode::BadRequest),
+            Self::Refused(refusal) => Some(refusal.code),
+            Self::Connect(_) => Some(StreamCode::ConnectFailed),
+            Self::Full | Self::NoSnapshot => Some(StreamCode::Busy),
+            Self::Draining => Some(StreamCode::Draining),
+        }
+    }
+}
+
+/// A stream that has been admitted and connected.
+struct Begun {
+    tcp: TcpStream,
+    /// The inner ClientHello, which has been read from the stream.
+    hello: Bytes,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Ingress {
+    async fn serve(&self, from: &Connection, mut quic: QuicDuplex, ticket: &Ticket) {
+        let _open = from.inbound.open();
+        let cause = quic.cause();
+        let begun = tokio::select! {
+            begun = self.begin(from, &mut quic, ticket) => begun,
+            code = ticket.cut() => {
+                cause.set(code);
+                return from.inbound.ended(code.label());
+            }
+        };
+        match begun {
+            Ok(begun) => self.relay(from, quic, begun, ticket).await,
+            Err(denied) => self.refuse(from, quic, &denied).await,
+        }
+    }
+
+    /// Everything before the answer.
+    async fn begin(
+        &self,
+        from: &Connection,
+        quic: &mut QuicDuplex,
+        ticket: &Ticket,
+    ) -> Result<Begun, Denied> {
+        let permit = self
+            .permits
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| Denied::Full)?;
+        if self.stop.is_draining() {
+            return Err(Denied::Draining);
+        }
+        let limit = self.timers.first_bytes;
+        let open: v1::StreamOpen = timeout(limit, frame::read_message(quic, MAX_STREAM_OPEN))
+            .await
+            .map_err(|_| Denied::Late)??;
+        let opening = Opening::parse(open)?;
+        let (hello, rest) = peek_client_hello(&mut *quic, MAX_CLIENT_HELLO, limit).await?;
+        let (bytes, _) = rest.into_parts();
+        if hello.offers_http() {
+            ticket.carries_http();
+        }
+        let admitted = self.admit(from, &opening, &hello)?;
+        let tcp = self.connect(admitted).await.map_err(Denied::Connect)?;
+        Ok(Begun {
+            tcp,
+            hello: bytes,
+            permit,
+        })
+    }
+
+    fn admit(
+        &self,
+        from: &Connection,
+        opening: &Opening,
+        hello: &ClientHello,
+    ) -> Result<Admitted, Denied> {
+        let snapshot = self.snapshot.borrow().clone().ok_or(Denied::NoSnapshot)?;
+        let caller = Caller {
+            cluster: &from.cluster,
+            purpose: from.purpose,
+        };
+        let name = hello.server_name.as_deref();
+        Ok(admit(
+            opening,
+            name,
+            caller,
+            &self.own,
+            &snapshot,
+            &self.reach,
+        )?)
+    }
+
+    async fn connect(&self, admitted: Admitted) -> io::Result<TcpStream> {
+        let addresses = match admitted {
+            Admitted::Endpoints(addresses) => shuffled(addresses),
+            Admitted::Federation => self.resolve_federation().await?,
+        };
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for address in addresses.into_iter().take(TRIES) {
+            match tcp::connect(address, self.timers.connect).await {
+                Ok(tcp) => return Ok(tcp),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn resolve_federation(&self) -> io::Result<Vec<SocketAddr>> {
+        let found = timeout(
+            self.timers.connect,
+            tokio::net::lookup_host(&self.federation),
+        )
+        .await;
+        let found = found.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        Ok(found.collect())
+    }
+
+    async fn relay(&self, from: &Connection, mut quic: QuicDuplex, begun: Begun, ticket: &Ticket) {
+        let cause = quic.cause();
+        if quic.write_all(&open::answer(StreamCode::Ok)).await.is_err() {
+            return from.inbound.ended(ResetCode::Reset.label());
+        }
+        let counters = from.inbound.counters();
+        let tcp = Watched::new(begun.tcp, ticket.gauge());
+        let quic = Prefixed::new(begun.hello, quic);
+        let idle = self.timers.stream_idle;
+        let code = carry(quic, tcp, ticket, &cause, idle, &counters).await;
+        let (received, sent) = (counters.sent(), counters.received());
+        debug!(code, received, sent, "stream ended");
+        from.inbound.ended(code);
+        drop(begun.permit);
+    }
+
+    /// The peer learns the code, our operator the rule.
+    async fn refuse(&self, from: &Connection, mut quic: QuicDuplex, denied: &Denied) {
+        let rule = chain(denied as &dyn Error);
+        let Some(code) = denied.code() else {
+            quic.cause().set(ResetCode::BadOpen);
+            debug!(rule, "stream reset");
+            return from.inbound.ended(ResetCode::BadOpen.label());
+        };
+        let label = open::label(code);
+        if matches!(denied, Denied::Connect(_) | Denied::Draining) {
+            debug!(rule, code = label, "stream refused");
+        } else {
+            warn!(rule, code = label, "stream refused");
+        }
+        from.inbound.ended(label);
+        // A peer that takes no answer needs none.
+        if quic.write_all(&open::answer(code)).await.is_ok() {
+            let _ = quic.shutdown().await;
+        }
+    }
+}
+
+/// So that a peer that leaves the choice does not always get the first.
+fn shuffled(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    if !addresses.is_empty() {
+        let first = rand::random_range(0..addresses.len());
+        addresses.rotate_left(first);
+    }
+    addresses
+}

@@ -1,0 +1,96 @@
+//! The bounds of memory and time. Each has a reason; tests shorten the timers.
+
+use std::time::Duration;
+
+use crate::stall::Windows;
+use crate::tunnel::health::Rhythm;
+
+/// How long the gateway waits for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timers {
+    /// Heartbeats of tunnel connections.
+    pub rhythm: Rhythm,
+    /// A QUIC or TLS handshake, 3 s: several round trips of 500 ms with one loss.
+    pub handshake: Duration,
+    /// The hello of either side after the handshake, 3 s.
+    pub hello: Duration,
+    /// A tunnel connection over which nothing comes ends after 30 s; until then raw TCP waits.
+    pub idle: Duration,
+    /// The first bytes of a connection or stream, up to the whole inner ClientHello, 5 s.
+    pub first_bytes: Duration,
+    /// A TCP connection to an endpoint, 1.5 s: one lost SYN (sent again after 1 s) is survived.
+    pub connect: Duration,
+    /// The answer to a stream opening, 5 s; longer than the peer needs to connect and to say no.
+    pub result: Duration,
+    /// For a place in the peer's stream limit, 1 s; then the answer is `BUSY`.
+    pub busy: Duration,
+    /// A relayed stream over which nothing passes in either direction is reset after 1 h.
+    pub stream_idle: Duration,
+    /// A connection whose work another one does is closed after being idle for 60 s.
+    pub surplus: Duration,
+    /// Between the announcement of a connection's end and the end, 1 s: streams that were opened
+    /// before the announcement arrived are still served.
+    pub farewell: Duration,
+    /// Names of a link are resolved again after 30 s, after 5 s while an address fails.
+    pub resolve: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            rhythm: Rhythm::default(),
+            handshake: Duration::from_secs(3),
+            hello: Duration::from_secs(3),
+            idle: Duration::from_secs(30),
+            first_bytes: Duration::from_secs(5),
+            connect: Duration::from_millis(1_500),
+            result: Duration::from_secs(5),
+            busy: Duration::from_secs(1),
+            stream_idle: Duration::from_secs(3_600),
+            surplus: Duration::from_secs(60),
+            farewell: Duration::from_secs(1),
+            resolve: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How much the gateway holds at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Streams that a peer may have open on one connection, 4096.
+    pub streams: u32,
+    /// Connections of one link, both sides' together, 32: a peer of ten replicas that dials from
+    /// each needs 20.
+    pub connections: usize,
+    /// Connections from sidecars and federation, 16384.
+    pub egress: usize,
+    /// Streams from peers that are relayed at a time, 16384.
+    pub ingress: usize,
+    /// Handshakes in progress above which callers must prove their address by a Retry token, 100.
+    pub retry_above: usize,
+    /// Handshakes in progress above which callers are refused, 1000.
+    pub handshakes: usize,
+    /// Flow-control windows of what we receive: 2 MiB per stream carry 160 Mbit/s over 100 ms;
+    /// 64 MiB per connection bound what one can make us hold.
+    pub windows: Windows,
+    /// What we hold of unacknowledged data of one connection, 16 MiB.
+    pub send_window: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            streams: 4_096,
+            connections: 32,
+            egress: 16_384,
+            ingress: 16_384,
+            retry_above: 100,
+            handshakes: 1_000,
+            windows: Windows {
+                stream: 2 << 20,
+                connection: 64 << 20,
+            },
+            send_window: 16 << 20,
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The part that carries traffic: peer table, tunnel, diallers, ingress and egress, wired.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use linkspan_runtime::BoxError;
+use linkspan_runtime::process::{Exit, Tasks};
+use linkspan_runtime::readiness::Gate;
+use linkspan_runtime::stop::Stop;
+use linkspan_runtime::telemetry::LinkMetrics;
+use tokio::net::lookup_host;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::admit::Reach;
+use crate::bind::{Addresses, Sockets, Sources};
+use crate::config::Config;
+use crate::egress::Egress;
+use crate::ingress::{Ingress, Streams};
+use crate::peers::{Peers, Table};
+use crate::registration;
+use crate::tunnel::close::CloseCode;
+use crate::tunnel::handshake::Own;
+use crate::tunnel::session::Shared;
+use crate::tunnel::{Tunnel, dialer, endpoint, listener};
+
+/// For the last packets, which tell the peers that we close.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// Everything that the plane is made of.
+pub(crate) struct Plane {
+    pub(crate) config: Config,
+    pub(crate) addresses: Addresses,
+    pub(crate) sources: Sources,
+    pub(crate) peers: watch::Sender<Arc<Peers>>,
+    pub(crate) links: LinkMetrics,
+    pub(crate) ready: Gate,
+}
+
+impl Plane {
+    /// Runs until the stop drains and everything has ended, or it aborts.
+    pub(crate) async fn run(self, sockets: Sockets, stop: Stop) -> Result<(), Exit> {
+        let (stop, grace) = (stop.child(), self.config.drain_grace);
+        let mut tasks = Tasks::new(stop.clone());
+        let wired = self.wire(sockets, &mut tasks, &stop).await;
+        wired.map_err(|source| Exit::Failed {
+            name: "tunnel endpoint",
+            source,
+        })?;
+        tasks.run(grace).await
+    }
+
+    async fn wire(self, sockets: Sockets, tasks: &mut Tasks, stop: &Stop) -> Result<(), BoxError> {
+        let Self {
+            config,
+            addresses,
+            sources,
+            peers: published,
+            links,
+            ready: gate,
+        } = self;
+        let Sources {
+            material,
+            snapshot,
+            registration,
+            health,
+        } = sources;
+        let (timers, limits) = (config.timers, config.limits);
+        let (table, reporter) = Table::new(
+            limits.connections,
+            snapshot.clone(),
+            published.clone(),
+            health,
+            links.clone(),
+        );
+        let peers = published.subscribe();
+        let ready = watch::Sender::new(1);
+        let own = Own {
+            cluster: config.cluster.clone(),
+            replica: config.replica.clone(),
+            ready: ready.subscribe(),
+        };
+        let ingress = Arc::new(Ingress {
+            own: config.cluster.label(),
+            federation: config.federation.address.clone(),
+            reach: reach(&config, &addresses).await,
+            snapshot: snapshot.clone(),
+            timers,
+            permits: Arc::new(Semaphore::new(limits.ingress)),
+            tasks: TaskTracker::new(),
+            stop: stop.clone(),
+        });
+        let shared = Shared {
+            reporter,
+            incoming: Arc::new(Streams(ingress)),
+            ready: own.ready.clone(),
+            timers,
+            limits,
+            stop: stop.clone(),
+        };
+        let tunnel = Arc::new(Tunnel::new(
+            own,
+            shared,
+            peers.clone(),
+            material.clone(),
+            links.clone(),
+        ));
+        let endpoint = endpoint::listen(sockets.tunnel)?;
+        let egress = Egress::new(
+            config.cluster.label(),
+            config.federation.identity(),
+            material.clone(),
+            peers.clone(),
+            &links,
+            (timers, limits),
+        );
+        let registered = registration::keep(registration, snapshot, ready, gate, stop.clone());
+        tasks.background("peer table", until_aborted(stop.clone(), table.run()));
+        tasks.background("registration", registered);
+        let keep = endpoint::keep_config(
+            endpoint.clone(),
+            material,
+            peers,
+            tunnel.transport(),
+            timers,
+        );
+        tasks.background("tunnel's TLS", until_draining(stop.clone(), keep));
+        tasks.background("diallers", dialer::run(tunnel.clone(), stop.clone()));
+        tasks.essential("egress", done(egress.run(sockets.egress, stop.clone())));
+        tasks.essential("tunnel", done(serve_tunnel(tunnel, endpoint, stop.clone())));
+        Ok(())
+    }
+}
+
+/// Listens until the stop drains; then each session takes its leave, and the endpoint closes
+/// once all have, or the stop aborts.
+async fn serve_tunnel(tunnel: Arc<Tunnel>, endpoint: quinn::Endpoint, stop: Stop) {
+    listener::run(tunnel.clone(), endpoint.clone(), stop.clone()).await;
+    tokio::select! {
+        () = tunnel.ended() => {}
+        () = stop.aborted() => {
+            for peer in tunnel.peers().iter() {
+                peer.connections.iter().for_each(|held| held.close(CloseCode::Drained));
+            }
+        }
+    }
+    endpoint.close(
+        CloseCode::Drained.wire(),
+        CloseCode::Drained.label().as_bytes(),
+    );
+    // Whoever misses the last packets finds out by its heartbeats.
+    let _ = timeout(CLOSING, endpoint.wait_idle()).await;
+}
+
+async fn done(task: impl Future<Output = ()>) -> Result<(), BoxError> {
+    task.await;
+    Ok(())
+}
+
+async fn until_draining(stop: Stop, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.draining() => {}
+        () = task => {}
+    }
+}
+
+async fn until_aborted(stop: Stop, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.aborted() => {}
+        () = task => {}
+    }
+}
+
+/// Our own parts are never dialled for a peer, whatever is registered.
+async fn reach(config: &Config, addresses: &Addresses) -> Reach {
+    let mut own: BTreeSet<SocketAddr> = [
+        addresses.tunnel,
+        addresses.egress,
+        addresses.admin,
+        addresses.debug,
+    ]
+    .into();
+    // A name that cannot be resolved now names no address that could be registered either.
+    if let Ok(Ok(found)) = timeout(CLOSING, lookup_host(&config.federation.address)).await {
+        own.extend(found);
+    }
+    Reach {
+        allow_loopback: config.allow_loopback_endpoints,
+        own,
+    }
+}

@@ -1,0 +1,111 @@
+//! Those who dial us: bounded handshakes, then hello, then a session.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use linkspan_runtime::stop::Stop;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use super::Tunnel;
+use super::close::{self, CloseCode};
+use super::handshake::{self, Refused};
+
+/// Accepts until the stop drains; sessions live on in the tunnel's tracker.
+pub(crate) async fn run(tunnel: Arc<Tunnel>, endpoint: quinn::Endpoint, stop: Stop) {
+    let handshakes = TaskTracker::new();
+    let in_progress = Arc::new(AtomicUsize::new(0));
+    loop {
+        let incoming = tokio::select! {
+            () = stop.draining() => break,
+            incoming = endpoint.accept() => match incoming {
+                Some(incoming) => incoming,
+                None => break,
+            },
+        };
+        let Some(incoming) = admit(&tunnel, incoming, &in_progress) else {
+            continue;
+        };
+        let counted = Counted::new(&in_progress);
+        let (tunnel, stop) = (tunnel.clone(), stop.clone());
+        handshakes.spawn(async move {
+            tokio::select! {
+                () = stop.draining() => {}
+                () = accept(&tunnel, incoming) => {}
+            }
+            drop(counted);
+        });
+    }
+    // New callers are refused at once instead of waiting for an answer.
+    endpoint.set_server_config(None);
+    handshakes.close();
+    handshakes.wait().await;
+}
+
+/// Above the first bound callers must prove their address; above the second they are refused.
+fn admit(
+    tunnel: &Tunnel,
+    incoming: quinn::Incoming,
+    in_progress: &AtomicUsize,
+) -> Option<quinn::Incoming> {
+    let busy = in_progress.load(Ordering::Relaxed);
+    if busy >= tunnel.limits().handshakes {
+        incoming.refuse();
+        return None;
+    }
+    if busy >= tunnel.limits().retry_above && !incoming.remote_address_validated() {
+        // Fails only where the address is validated already.
+        let _ = incoming.retry();
+        return None;
+    }
+    Some(incoming)
+}
+
+/// Counts a handshake while it lives.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn accept(tunnel: &Tunnel, incoming: quinn::Incoming) {
+    let remote = incoming.remote_address();
+    let connecting = match incoming.accept() {
+        Ok(connecting) => connecting,
+        Err(error) => return debug!(%remote, %error, "tunnel caller refused"),
+    };
+    let quic = match timeout(tunnel.timers().handshake, connecting).await {
+        Ok(Ok(quic)) => quic,
+        Ok(Err(error)) => return debug!(%remote, %error, "tunnel handshake failed"),
+        Err(_) => return debug!(%remote, "tunnel handshake took too long"),
+    };
+    if let Err(refused) = greet(tunnel, &quic).await {
+        let (reason, code) = (&refused as &dyn std::error::Error, refused.code());
+        warn!(%remote, reason, code = code.label(), "tunnel caller refused");
+        close::close(&quic, code);
+    }
+}
+
+async fn greet(tunnel: &Tunnel, quic: &quinn::Connection) -> Result<(), Refused> {
+    let identity = handshake::identity(quic)?;
+    let peers = tunnel.peers();
+    let Some(peer) = peers.by_gateway(&identity) else {
+        // Linked when the handshake began, but no longer.
+        close::close(quic, CloseCode::NotLinked);
+        return Ok(());
+    };
+    let (cluster, limit) = (&peer.link.cluster, tunnel.timers().hello);
+    let (hello, control) = handshake::accept(quic, tunnel.own(), cluster, limit).await?;
+    tunnel.start(quic.clone(), hello, control, None);
+    Ok(())
+}
