@@ -3,6 +3,7 @@
 pub mod grpc;
 pub mod leg;
 pub mod mtls;
+pub mod pool;
 pub mod tcp;
 
 /// Application protocols as TLS names them (ALPN).

@@ -1,3 +1,4 @@
 //! Carrying bytes and requests between two connections.
 
 pub mod bytes;
+pub mod http;
