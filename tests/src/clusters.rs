@@ -17,6 +17,9 @@ use linkspan::{
     operator::{Operator, SOCKET_NAME},
 };
 use linkspan_api::v1;
+use linkspan_dataplane::identity::{FederationClient, RawFederation};
+use linkspan_runtime::config::Problems;
+use linkspan_trust::{Bundle, TrustDomain};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -71,13 +74,15 @@ impl Machine for Host {
     }
 }
 
-/// A service that a cluster declares and exports.
+/// A service that a cluster declares.
 #[derive(Debug, Clone, Copy)]
 pub struct Service {
     /// Its name; workloads with the same `app` label are its endpoints.
     pub name: &'static str,
     /// Kubernetes' `appProtocol`.
     pub app_protocol: &'static str,
+    /// Whether linked clusters may use it.
+    pub exported: bool,
 }
 
 /// The only port of every [`Service`] here.
@@ -91,6 +96,7 @@ pub struct Cluster<M> {
     dir: TempDir,
     federation: SocketAddr,
     tunnels: Vec<SocketAddr>,
+    egresses: Vec<SocketAddr>,
     services: Vec<Service>,
     processes: BTreeMap<String, Process>,
 }
@@ -128,6 +134,7 @@ impl<M: Machine> Cluster<M> {
             dir,
             federation,
             tunnels: Vec::new(),
+            egresses: Vec::new(),
             services: services.to_vec(),
             processes: BTreeMap::new(),
         };
@@ -144,7 +151,9 @@ impl<M: Machine> Cluster<M> {
         }
         for service in self.services.clone() {
             self.write_resource(service.name, &service_yaml(service))?;
-            self.write_resource(&format!("export-{}", service.name), &export_yaml(service))?;
+            if service.exported {
+                self.write_resource(&format!("export-{}", service.name), &export_yaml(service))?;
+            }
         }
         let config = json!({
             "cluster": self.id,
@@ -164,20 +173,21 @@ impl<M: Machine> Cluster<M> {
 
     async fn start_gateway(&mut self, number: usize) -> Result<()> {
         let replica = format!("gateway-{number}");
-        let tunnel = self.listen()?;
+        let (tunnel, egress) = (self.listen()?, self.listen()?);
         let config = json!({
             "cluster": self.id,
             "replica": replica,
             "federation": self.federation_client("linkspan-system", "linkspan-gateway").await?,
             "tunnelListen": tunnel,
             "tunnelAddresses": [address(tunnel)],
-            "egressListen": self.listen()?,
+            "egressListen": egress,
             "adminListen": self.listen()?,
             "debugListen": self.debug()?,
             "allowLoopbackEndpoints": self.machine.address().is_loopback(),
             "drainGrace": "1s",
         });
         self.tunnels.push(tunnel);
+        self.egresses.push(egress);
         self.run(&replica, "gateway", &config)
     }
 
@@ -280,6 +290,36 @@ impl<M: Machine> Cluster<M> {
             "drainGrace": "1s",
         });
         self.run(&format!("{name}-sidecar"), "sidecar", &config)
+    }
+
+    /// Where its gateways accept connections of sidecars.
+    #[must_use]
+    pub fn egresses(&self) -> &[SocketAddr] {
+        &self.egresses
+    }
+
+    /// What a process needs to become a workload with that service account.
+    ///
+    /// # Errors
+    /// When federation makes no token.
+    pub async fn membership(&self, account: &str) -> Result<FederationClient> {
+        let raw = self.federation_client(NAMESPACE, account).await?;
+        let raw: RawFederation = serde_json::from_value(raw)?;
+        let mut problems = Problems::new("membership");
+        raw.parse("federation", &mut problems)
+            .context("a federation that cannot be addressed")
+    }
+
+    /// Its roots.
+    ///
+    /// # Errors
+    /// When federation does not answer.
+    pub async fn bundle(&self) -> Result<(TrustDomain, Bundle)> {
+        let bundle = self.operator().await?.bundle().await.map_err(cause)?;
+        Ok((
+            bundle.trust_domain.parse()?,
+            Bundle::from_pem(1, bundle.pem.as_bytes())?,
+        ))
     }
 
     async fn federation_client(&self, namespace: &str, account: &str) -> Result<Value> {
