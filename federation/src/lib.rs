@@ -1,1 +1,40 @@
-//! Place kept.
+//! Federation: the control plane of one cluster, in standalone mode.
+//!
+//! It reads declared resources from a directory, issues certificates, tells this cluster's
+//! proxies what they need, and syncs with the federations of linked clusters. It is never in
+//! the path of a request: proxies go on with their last good snapshot while it is away.
+//!
+//! | face | where |
+//! |---|---|
+//! | Identity, Discovery, Sync (gRPC over TLS) | one port, [`Config::listen`] |
+//! | Operator (gRPC) | a unix socket in the state directory |
+//! | `/healthz /readyz /metrics` | [`Config::admin_listen`] |
+//! | `/config /snapshot` | [`Config::debug_listen`], loopback |
+//!
+//! [`bind`] reports every error that a start can have, and knows all addresses; [`Bound::run`]
+//! serves until it is told to stop.
+
+mod bound;
+mod config;
+mod controller;
+mod convert;
+mod directory;
+mod discovery;
+mod dumps;
+mod identity;
+mod listener;
+mod operator;
+mod state;
+mod sync;
+mod version;
+mod wiring;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use bound::{Addresses, BindError, Bound, bind};
+pub use config::{Config, Timers};
+pub use linkspan_runtime::config::ConfigError;
+pub use state::StateError;

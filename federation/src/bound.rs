@@ -1,0 +1,238 @@
+//! Starting: everything that can fail does so here, before anything is served.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use linkspan_core::{OwnCluster, workloads::Registration};
+use linkspan_runtime::{
+    BoxError,
+    process::Exit,
+    readiness::Readiness,
+    stop::Stop,
+    telemetry::{FederationMetrics, TelemetryError},
+};
+use linkspan_trust::{MaterialReader, MaterialWriter};
+use prometheus::Registry;
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::{
+    config::Config,
+    directory::DirectorySource,
+    identity::{Authority, Credentials, Issuer, tokens::JoinTokens},
+    operator::socket,
+    state::{Epoch, StateDir, StateError, next_epoch, registrations},
+    sync::Dial,
+    wiring,
+};
+
+/// How long streams may take to end when federation stops: they end at once, their clients'
+/// connections a little later.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why federation cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The state directory cannot be used.
+    #[error("the state directory cannot be used")]
+    State(#[from] StateError),
+    /// The resources directory cannot be watched.
+    #[error("resources directory `{}` cannot be watched; create it, or correct resourcesDir", path.display())]
+    Resources {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: notify::Error,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on `{address}` ({key}); free it, or choose another")]
+    Listen {
+        /// The configuration key.
+        key: &'static str,
+        /// What was to be listened on.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The authority cannot issue federation's own certificate.
+    #[error("federation's own certificate cannot be issued")]
+    Certificate(#[source] BoxError),
+    /// Metrics are registered already.
+    #[error("metrics cannot be registered")]
+    Telemetry(#[from] TelemetryError),
+}
+
+/// Where a federation can be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// The gRPC port.
+    pub grpc: SocketAddr,
+    /// The public admin face.
+    pub admin: SocketAddr,
+    /// The loopback admin face.
+    pub debug: SocketAddr,
+    /// The operator's unix socket.
+    pub operator: PathBuf,
+}
+
+/// A federation that listens and does not serve yet.
+pub struct Bound {
+    pub(crate) addresses: Addresses,
+    pub(crate) readiness: Readiness,
+    pub(crate) config: Config,
+    pub(crate) state: StateDir,
+    pub(crate) epoch: Epoch,
+    pub(crate) registrations: Vec<Registration>,
+    pub(crate) issuer: Arc<Issuer>,
+    pub(crate) credentials: Credentials,
+    pub(crate) material: (MaterialWriter, MaterialReader),
+    pub(crate) source: DirectorySource,
+    pub(crate) listeners: Listeners,
+    pub(crate) registry: Registry,
+    pub(crate) metrics: FederationMetrics,
+    pub(crate) dial: Option<Arc<dyn Dial>>,
+}
+
+pub(crate) struct Listeners {
+    pub(crate) grpc: TcpListener,
+    pub(crate) admin: TcpListener,
+    pub(crate) debug: TcpListener,
+    pub(crate) operator: UnixListener,
+}
+
+/// Opens the state directory, makes or reads the authority, and listens. Needs a tokio runtime.
+///
+/// # Errors
+/// See [`BindError`]; nothing is left listening then.
+pub async fn bind(config: Config) -> Result<Bound, BindError> {
+    let now = SystemTime::now();
+    let state = StateDir::open(&config.state_dir)?;
+    let authority = Authority::load_or_create(&state.ca(), &config.trust_domain, now)?;
+    let authority = Arc::new(authority);
+    let lifetime = config.timers.svid_lifetime;
+    let tokens = Arc::new(JoinTokens::open(&state.tokens())?);
+    let domain = config.trust_domain.clone();
+    let registry = Registry::new();
+    let metrics = FederationMetrics::register(&registry)?;
+    let credentials = Credentials::new(Arc::clone(&authority), &domain, lifetime);
+    let issuer = Issuer::new(domain, authority, tokens, lifetime, &metrics);
+    let registrations = registrations::load(&state.registrations())?;
+    let source = watch_resources(&config)?;
+    let listeners = Listeners::bind(&config, &state.operator_socket()).await?;
+    // Last, so that a start that failed is not taken for a life.
+    let epoch = next_epoch(&state.epoch(), now)?;
+    Ok(Bound {
+        addresses: listeners.addresses(&state)?,
+        readiness: Readiness::new(),
+        state,
+        epoch,
+        registrations,
+        issuer: Arc::new(issuer),
+        material: credentials
+            .first()
+            .map_err(|error| BindError::Certificate(error.into()))?,
+        credentials,
+        source,
+        listeners,
+        registry,
+        metrics,
+        dial: None,
+        config,
+    })
+}
+
+fn watch_resources(config: &Config) -> Result<DirectorySource, BindError> {
+    let path = &config.resources_dir;
+    DirectorySource::watch(own_cluster(config), path, config.timers.rescan).map_err(|source| {
+        BindError::Resources {
+            path: path.clone(),
+            source,
+        }
+    })
+}
+
+pub(crate) fn own_cluster(config: &Config) -> OwnCluster {
+    OwnCluster {
+        cluster: config.cluster.clone(),
+        clusterset: config.clusterset.clone(),
+        trust_domain: config.trust_domain.clone(),
+    }
+}
+
+impl Listeners {
+    async fn bind(config: &Config, operator: &Path) -> Result<Self, BindError> {
+        let socket = socket::bind(operator).map_err(|source| BindError::Listen {
+            key: "operator.sock in stateDir",
+            address: operator.display().to_string(),
+            source,
+        });
+        Ok(Self {
+            grpc: listen("listen", config.listen).await?,
+            admin: listen("adminListen", config.admin_listen).await?,
+            debug: listen("debugListen", config.debug_listen).await?,
+            operator: socket?,
+        })
+    }
+
+    fn addresses(&self, state: &StateDir) -> Result<Addresses, BindError> {
+        let of = |key, listener: &TcpListener| {
+            let failed = |source| BindError::Listen {
+                key,
+                address: "?".into(),
+                source,
+            };
+            listener.local_addr().map_err(failed)
+        };
+        Ok(Addresses {
+            grpc: of("listen", &self.grpc)?,
+            admin: of("adminListen", &self.admin)?,
+            debug: of("debugListen", &self.debug)?,
+            operator: state.operator_socket(),
+        })
+    }
+}
+
+async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| BindError::Listen {
+            key,
+            address: address.to_string(),
+            source,
+        })
+}
+
+impl Bound {
+    /// Where it can be reached.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Whether it serves; open once resources were read for the first time.
+    #[must_use]
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// Reaches peers otherwise than through gateways.
+    #[cfg(test)]
+    pub(crate) fn with_dial(mut self, dial: impl FnOnce(MaterialReader) -> Arc<dyn Dial>) -> Self {
+        self.dial = Some(dial(self.material.1.clone()));
+        self
+    }
+
+    /// Serves until `stop` drains.
+    ///
+    /// # Errors
+    /// What ended an essential task although nobody asked it to stop.
+    pub async fn run(self, stop: Stop) -> Result<(), Exit> {
+        let (tasks, _locked) = wiring::start(self, stop);
+        tasks.run(GRACE).await
+    }
+}

@@ -1,0 +1,246 @@
+//! Federation's configuration: YAML in, a value that cannot be wrong out.
+
+use std::{
+    fmt::Display,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use linkspan_routing::{ClusterId, DnsLabel, FailbackConfig};
+use linkspan_runtime::config::{ConfigError, HumanDuration, Problems, read_yaml};
+use linkspan_trust::TrustDomain;
+use serde::Deserialize;
+
+/// What one federation needs to know to start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This cluster; unique in the clusterset.
+    pub cluster: ClusterId,
+    /// The clusterset that this cluster and its peers belong to.
+    pub clusterset: String,
+    /// Default `<cluster>.<clusterset>.linkspan.internal`.
+    pub trust_domain: TrustDomain,
+    /// CA, tokens, registrations, operator socket; mode 0700, one federation each.
+    pub state_dir: PathBuf,
+    /// YAML resources, watched.
+    pub resources_dir: PathBuf,
+    /// The gRPC port for proxies and, through gateways, peers.
+    pub listen: SocketAddr,
+    /// `/healthz`, `/readyz` and `/metrics`.
+    pub admin_listen: SocketAddr,
+    /// `/config`, `/snapshot` and `/debug`; a loopback address.
+    pub debug_listen: SocketAddr,
+    /// How slowly traffic returns after a failover; default 30 s and 30 s.
+    pub failback: FailbackConfig,
+    /// How long a peer's records are kept with no tunnel to it up; default 5 minutes.
+    pub stale_ttl: Duration,
+    /// Clocks that no configuration file sets.
+    pub timers: Timers,
+}
+
+/// Clocks with fixed values in every deployment; tests shorten some.
+#[derive(Clone, Debug)]
+pub struct Timers {
+    /// How long a proxy counts as before after its stream was lost; default 10 s.
+    pub lease: Duration,
+    /// How long an endpoint waits for the gateways before peers hear of it; default 1 s.
+    pub export_wait: Duration,
+    /// How often each side of sync speaks; default 1 s.
+    pub heartbeat: Duration,
+    /// Silence after which a sync stream is given up; default 5 s.
+    pub sync_silence: Duration,
+    /// Largest difference of wall clocks between peers; default 5 minutes.
+    pub clock_skew: Duration,
+    /// Life of certificates; default 24 h.
+    pub svid_lifetime: Duration,
+    /// How often the resources directory is read even without a sign of change; default 30 s.
+    pub rescan: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(10),
+            export_wait: Duration::from_secs(1),
+            heartbeat: Duration::from_secs(1),
+            sync_silence: Duration::from_secs(5),
+            clock_skew: Duration::from_secs(300),
+            svid_lifetime: Duration::from_secs(24 * 3600),
+            rescan: Duration::from_secs(30),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Raw {
+    cluster: String,
+    clusterset: String,
+    trust_domain: Option<String>,
+    state_dir: PathBuf,
+    resources_dir: PathBuf,
+    listen: String,
+    admin_listen: String,
+    debug_listen: String,
+    #[serde(default)]
+    failback: RawFailback,
+    #[serde(rename = "staleTTL")]
+    stale_ttl: Option<HumanDuration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawFailback {
+    hold: Option<HumanDuration>,
+    ramp: Option<HumanDuration>,
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let raw: Raw = read_yaml(path)?;
+        let mut check = Check(Problems::new(path));
+        let config = raw.typed(&mut check);
+        check.0.finish_with(|| config)
+    }
+}
+
+impl Raw {
+    /// `None` after at least one problem was added.
+    fn typed(self, check: &mut Check) -> Option<Config> {
+        let cluster = check.parsed("cluster", &self.cluster);
+        let clusterset = check.label("clusterset", &self.clusterset);
+        let default = format!("{}.{}.linkspan.internal", self.cluster, self.clusterset);
+        let domain = self.trust_domain.as_deref().unwrap_or(&default);
+        let trust_domain = check.parsed("trustDomain", domain);
+        let listen = check.address("listen", &self.listen);
+        let admin_listen = check.address("adminListen", &self.admin_listen);
+        let debug_listen = check.loopback("debugListen", &self.debug_listen);
+        let or = |set: Option<HumanDuration>, seconds| {
+            set.map_or(Duration::from_secs(seconds), Duration::from)
+        };
+        Some(Config {
+            cluster: cluster?,
+            clusterset: clusterset?,
+            trust_domain: trust_domain?,
+            state_dir: self.state_dir,
+            resources_dir: self.resources_dir,
+            listen: listen?,
+            admin_listen: admin_listen?,
+            debug_listen: debug_listen?,
+            failback: FailbackConfig {
+                hold: or(self.failback.hold, 30),
+                ramp: or(self.failback.ramp, 30),
+            },
+            stale_ttl: or(self.stale_ttl, 300),
+            timers: Timers::default(),
+        })
+    }
+}
+
+/// Collects problems while values are typed.
+struct Check(Problems);
+
+impl Check {
+    fn parsed<T>(&mut self, key: &str, text: &str) -> Option<T>
+    where
+        T: FromStr<Err: Display>,
+    {
+        self.0.check(key, text, text.parse())
+    }
+
+    fn address(&mut self, key: &str, text: &str) -> Option<SocketAddr> {
+        let parsed = text.parse().ok();
+        if parsed.is_none() {
+            let fix = "use an IP address and a port, such as `127.0.0.1:15010`";
+            self.0.add(key, format_args!("`{text}`"), fix);
+        }
+        parsed
+    }
+
+    fn loopback(&mut self, key: &str, text: &str) -> Option<SocketAddr> {
+        let address = self.address(key, text)?;
+        if address.ip().is_loopback() {
+            return Some(address);
+        }
+        let fix = "use a loopback address: this face shows internals";
+        self.0.add(key, format_args!("`{text}`"), fix);
+        None
+    }
+
+    fn label(&mut self, key: &str, text: &str) -> Option<String> {
+        if text.parse::<DnsLabel>().is_ok() {
+            return Some(text.to_owned());
+        }
+        self.0.add(
+            key,
+            format_args!("`{text}`"),
+            "use one lower-case DNS label such as `demo`",
+        );
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "
+cluster: east
+clusterset: demo
+stateDir: /var/lib/linkspan
+resourcesDir: /etc/linkspan
+listen: 127.0.0.1:15010
+adminListen: 127.0.0.1:15020
+debugListen: 127.0.0.1:15021
+";
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("federation.yaml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path)
+    }
+
+    #[test]
+    fn fills_in_the_defaults() {
+        let config = load(GOOD).unwrap();
+        assert_eq!(config.trust_domain.as_str(), "east.demo.linkspan.internal");
+        assert_eq!(config.stale_ttl, Duration::from_secs(300));
+        assert_eq!(config.failback.hold, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn reads_what_is_optional() {
+        let more = "trustDomain: a.test\nfailback: {hold: 2s, ramp: 3s}\nstaleTTL: 1m\n";
+        let config = load(&format!("{GOOD}{more}")).unwrap();
+        assert_eq!(config.trust_domain.as_str(), "a.test");
+        assert_eq!(config.failback.ramp, Duration::from_secs(3));
+        assert_eq!(config.stale_ttl, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn reports_every_problem_at_once() {
+        let text = GOOD
+            .replace("clusterset: demo", "clusterset: De_mo\ntrustDomain: a/b")
+            .replace("127.0.0.1:15010", "here")
+            .replace("127.0.0.1:15021", "10.0.0.1:15021");
+        let error = load(&text).unwrap_err().to_string();
+        for key in ["clusterset", "trustDomain", "listen", "debugListen"] {
+            assert!(error.contains(key), "{key} is missing: {error}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let error = load(&format!("{GOOD}staleTtl: 1m\n"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("staleTtl"), "{error}");
+    }
+}

@@ -1,0 +1,94 @@
+//! The only loop: what is declared, who has registered, and what peers say go in; one
+//! [`World`] comes out.
+//!
+//! ```text
+//! resources ─┐
+//! proxies ───┼─► registries, peers ─► plan ─► World ─► discovery, sync, TLS, status files
+//! peers ─────┘
+//! ```
+//! This task is the sole writer of all registries. Everything else sends it [`Input`]s and
+//! reads the newest [`World`].
+
+mod input;
+mod links;
+mod state;
+mod status;
+mod world;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use linkspan_core::{
+    backend::{Source, SourceError},
+    peer::Now,
+};
+use linkspan_runtime::{BoxError, stop::Stop};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval},
+};
+
+pub(crate) use input::{INPUTS, Input, Member};
+pub(crate) use state::{Foundation, State};
+pub(crate) use world::World;
+
+/// How often leases and the peers' clocks are looked at: a lapsed gateway is noticed soon.
+const TICK: Duration = Duration::from_millis(250);
+/// Inputs handled before the next plan, so that a burst is one plan and not a hundred.
+const BATCH: usize = 256;
+/// Pause after a source that could not be read.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Runs until `stop` drains.
+pub(crate) async fn run<S: Source>(
+    mut state: State,
+    mut source: S,
+    mut inputs: mpsc::Receiver<Input>,
+    worlds: watch::Sender<Arc<World>>,
+    stop: Stop,
+) -> Result<(), BoxError> {
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        tokio::select! {
+            () = stop.draining() => return Ok(()),
+            declared = next(&mut source) => state.declare(declared?, now()),
+            // Cancel-safe: nothing is taken out unless the call returns.
+            count = inputs.recv_many(&mut batch, BATCH) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                for input in batch.drain(..) {
+                    state.handle(input, now());
+                }
+            }
+            _ = tick.tick() => state.tick(now()),
+        }
+        state.publish(&worlds, now());
+    }
+}
+
+/// The next snapshot; what is declared stays in force while there is none.
+async fn next<S: Source>(
+    source: &mut S,
+) -> Result<Arc<linkspan_core::declared::Declared>, SourceError> {
+    loop {
+        match source.next().await {
+            Err(error @ SourceError::Unavailable { .. }) => {
+                tracing::warn!(%error, "keeping the last declared state");
+                tokio::time::sleep(RETRY).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn now() -> Now {
+    Now {
+        instant: Instant::now(),
+        wall: SystemTime::now(),
+    }
+}

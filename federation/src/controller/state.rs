@@ -1,0 +1,328 @@
+//! All that the controller owns, and what each input does to it.
+
+use std::{sync::Arc, time::Duration};
+
+use linkspan_core::{
+    ClusterId, FailbackConfig, OwnCluster,
+    capacity::HighWater,
+    declared::Declared,
+    gateways::Gateways,
+    hold::{LINK_GRACE, RemovalHold},
+    peer::{Decision, Event, Hangup, Now, PeerSettings, PeerState},
+    peers::{Decisions, Peers, PeersView},
+    plan::{Known, listed, plan},
+    workloads::{Registration, Workloads},
+};
+use linkspan_runtime::telemetry::{FederationMetrics, LinkLabels};
+use linkspan_trust::Bundle;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+
+use super::{
+    input::{Input, Member},
+    links::Links,
+    world::{World, bundles, live_gateways},
+};
+use crate::sync::{Context, Heard};
+
+/// How often a plan is made although nothing happened: high-water marks decay.
+const REPLAN: Duration = Duration::from_secs(5);
+
+/// What a controller starts with.
+pub(crate) struct Foundation {
+    pub(crate) own: OwnCluster,
+    pub(crate) own_bundle: Bundle,
+    pub(crate) failback: FailbackConfig,
+    pub(crate) peers: PeerSettings,
+    pub(crate) lease: Duration,
+    /// Whether there was a life before this one, of which others still hold something.
+    pub(crate) restarted: bool,
+    pub(crate) registrations: Vec<Registration>,
+    pub(crate) context: Context,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) metrics: FederationMetrics,
+    /// Where the registrations that count go, to be kept on disk.
+    pub(crate) persist: watch::Sender<Arc<Vec<Registration>>>,
+}
+
+/// The registries, the peers, and the last plan.
+pub(crate) struct State {
+    pub(super) own: OwnCluster,
+    own_bundle: Bundle,
+    failback: FailbackConfig,
+    restarted: bool,
+    pub(super) declared: Option<Arc<Declared>>,
+    pub(super) workloads: Workloads,
+    pub(super) gateways: Gateways,
+    pub(super) peers: Peers,
+    high_water: HighWater,
+    /// Made with the first declared links.
+    hold: Option<RemovalHold>,
+    pub(super) links: Links,
+    metrics: FederationMetrics,
+    persist: watch::Sender<Arc<Vec<Registration>>>,
+    dirty: bool,
+    planned: Option<Now>,
+    pub(super) last: Arc<World>,
+    pub(super) started: Now,
+}
+
+impl State {
+    pub(crate) fn new(foundation: Foundation, now: Now) -> Self {
+        let f = foundation;
+        Self {
+            own: f.own,
+            own_bundle: f.own_bundle,
+            failback: f.failback,
+            restarted: f.restarted,
+            declared: None,
+            workloads: Workloads::restored(f.registrations, f.lease, now.instant),
+            gateways: Gateways::default(),
+            peers: Peers::new(f.peers),
+            high_water: HighWater::new(),
+            hold: None,
+            links: Links::new(f.context, f.tasks),
+            metrics: f.metrics,
+            persist: f.persist,
+            dirty: false,
+            planned: None,
+            last: Arc::default(),
+            started: now,
+        }
+    }
+
+    /// Takes in what is declared now.
+    pub(super) fn declare(&mut self, declared: Arc<Declared>, now: Now) {
+        self.hold.get_or_insert_with(|| match self.restarted {
+            true => RemovalHold::new(declared.links.keys().cloned(), LINK_GRACE, now.instant),
+            false => RemovalHold::released(),
+        });
+        let decisions = self.peers.relink(&declared.links, now);
+        self.forget_unlinked(&declared);
+        self.declared = Some(declared);
+        self.act(decisions);
+        // A new link may be up already.
+        self.observe_tunnels(now);
+        self.dirty = true;
+    }
+
+    fn forget_unlinked(&self, declared: &Declared) {
+        let former = self.declared.iter().flat_map(|former| former.links.keys());
+        for cluster in former.filter(|cluster| !declared.links.contains_key(*cluster)) {
+            self.metrics.forget(&LinkLabels {
+                peer: cluster.as_str(),
+            });
+        }
+    }
+
+    /// Takes in one thing that happened.
+    pub(super) fn handle(&mut self, input: Input, now: Now) {
+        match input {
+            Input::Workload(registration, session, verdict) => {
+                let heard = self.workloads.register(registration, session, now.instant);
+                self.dirty |= heard.as_ref().is_ok_and(|changed| *changed);
+                let _ = verdict.send(heard.map(drop).map_err(refused));
+            }
+            Input::Gateway(registration, session, verdict) => {
+                let heard = self.gateways.register(registration, session, now.instant);
+                if heard.as_ref().is_ok_and(|changed| *changed) {
+                    self.observe_tunnels(now);
+                    self.dirty = true;
+                }
+                let _ = verdict.send(heard.map(drop).map_err(refused));
+            }
+            Input::Health(replica, session, health) => {
+                if self.gateways.report(&replica, session, health) {
+                    self.observe_tunnels(now);
+                    self.dirty = true;
+                }
+            }
+            Input::Disconnected(Member::Workload(uid), session) => {
+                self.workloads.disconnect(&uid, session, now.instant);
+            }
+            Input::Disconnected(Member::Gateway(replica), session) => {
+                self.gateways.disconnect(&replica, session, now.instant);
+            }
+            Input::Subscription(cluster, reply) => {
+                if let Some(peer) = self.peers.get(&cluster) {
+                    let _ = reply.send(peer.subscription());
+                }
+            }
+            Input::Heard(heard) => self.heard(heard, now),
+            Input::SyncLost(cluster, stream, reason) => self.lost(&cluster, stream, reason, now),
+            Input::Status(reply) => drop(reply.send(self.status(now))),
+        }
+    }
+
+    fn heard(&mut self, heard: Heard, now: Now) {
+        let mut verdict = Ok(());
+        for event in heard.events {
+            // Checked before each: an event may end the stream to which the next belongs.
+            if !self.links.is_current(&heard.peer, heard.stream) {
+                verdict = verdict.and(Err(Hangup::Removed));
+                break;
+            }
+            let decision = self.peers.handle(&heard.peer, event, now);
+            if let Some(hangup) = &decision.hangup {
+                verdict = Err(hangup.clone());
+            }
+            self.act(vec![(heard.peer.clone(), decision)]);
+        }
+        if self
+            .peers
+            .get(&heard.peer)
+            .is_some_and(|peer| peer.state() == PeerState::Live)
+        {
+            self.links.note(&heard.peer, None);
+        }
+        let _ = heard.reply.send(verdict);
+    }
+
+    fn lost(&mut self, cluster: &ClusterId, stream: u64, reason: String, now: Now) {
+        if self.links.is_current(cluster, stream) {
+            self.links.note(cluster, Some(reason));
+            let decision = self.peers.handle(cluster, Event::Lost, now);
+            self.act(vec![(cluster.clone(), decision)]);
+        }
+    }
+
+    /// Lets leases lapse and clocks run.
+    pub(super) fn tick(&mut self, now: Now) {
+        self.dirty |= self.workloads.tick(now.instant);
+        if self.gateways.tick(now.instant) {
+            self.observe_tunnels(now);
+            self.dirty = true;
+        }
+        let decisions = self.peers.tick(now);
+        self.act(decisions);
+        let last = self.planned.map_or(self.started, |planned| planned);
+        self.dirty |= now.instant.saturating_duration_since(last.instant) >= REPLAN;
+        self.dirty |= self.hold.as_ref().is_some_and(RemovalHold::holds);
+    }
+
+    fn observe_tunnels(&mut self, now: Now) {
+        let decisions = self.peers.observe(&self.gateways, now);
+        self.act(decisions);
+    }
+
+    fn act(&mut self, decisions: Decisions) {
+        for (
+            cluster,
+            Decision {
+                hangup,
+                subscribe,
+                changed,
+            },
+        ) in decisions
+        {
+            if let Some(reason) = hangup {
+                tracing::info!(peer = %cluster, %reason, "closing the sync stream");
+                self.links.hang_up(&cluster);
+            }
+            self.dirty |= changed | subscribe;
+        }
+    }
+
+    /// Makes a new world if anything happened, and publishes it if it differs.
+    pub(super) fn publish(&mut self, worlds: &watch::Sender<Arc<World>>, now: Now) {
+        let Some(declared) = self.declared.clone() else {
+            return;
+        };
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        self.links
+            .follow(declared.links.keys().cloned(), &self.peers);
+        let world = self.world(declared, now);
+        self.planned = Some(now);
+        self.persist();
+        let next = World {
+            generation: self.last.generation,
+            ..world
+        };
+        if *self.last != next {
+            self.last = Arc::new(World {
+                generation: next.generation + 1,
+                ..next
+            });
+            worlds.send_replace(Arc::clone(&self.last));
+        }
+    }
+
+    fn world(&mut self, declared: Arc<Declared>, now: Now) -> World {
+        let peers = self.peers.view(now);
+        self.high_water
+            .observe(&listed(&declared, &self.workloads), now.instant);
+        let desired = plan(
+            &Known {
+                own: &self.own,
+                failback: self.failback,
+                declared: &declared,
+                workloads: &self.workloads,
+                gateways: &self.gateways,
+                peers: &peers,
+                high_water: &self.high_water,
+            },
+            now,
+        );
+        self.measure(&peers, desired.problems.len());
+        let own_settled = self.workloads.settled();
+        let bundles = bundles(&self.own.trust_domain, &self.own_bundle, &desired);
+        World {
+            generation: 0,
+            settled: self.settled(own_settled, &peers, now),
+            own_settled,
+            declared,
+            desired,
+            gateways: live_gateways(&self.gateways),
+            own_bundle: Some(self.own_bundle.clone()),
+            bundles,
+        }
+    }
+
+    fn settled(&mut self, own_settled: bool, peers: &PeersView, now: Now) -> bool {
+        let Some(hold) = &mut self.hold else {
+            return false;
+        };
+        if hold.observe(own_settled, peers, now.instant) {
+            tracing::info!("all are back after the restart; removals are sent again");
+        }
+        !hold.holds()
+    }
+
+    fn measure(&self, peers: &PeersView, problems: usize) {
+        self.metrics.plans.inc();
+        self.metrics
+            .resource_problems
+            .set(i64::try_from(problems).unwrap_or(i64::MAX));
+        for (cluster, peer) in peers {
+            let handles = self.metrics.peer(&LinkLabels {
+                peer: cluster.as_str(),
+            });
+            handles.live.set(i64::from(peer.state == PeerState::Live));
+            handles.usable.set(i64::from(peer.usable));
+            handles
+                .records
+                .set(i64::try_from(peer.records.len()).unwrap_or(i64::MAX));
+            let age = peer.record_age.unwrap_or_default().as_millis();
+            handles
+                .age_millis
+                .set(i64::try_from(age).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn persist(&self) {
+        self.persist.send_if_modified(|last| {
+            let news = !self.workloads.counting().eq(last.iter());
+            if news {
+                *last = Arc::new(self.workloads.counting().cloned().collect());
+            }
+            news
+        });
+    }
+}
+
+fn refused(error: impl std::fmt::Display) -> Status {
+    Status::failed_precondition(error.to_string())
+}

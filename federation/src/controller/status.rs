@@ -1,0 +1,151 @@
+//! How things are, for the operator.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use linkspan_api::v1;
+use linkspan_core::{
+    ClusterId, Condition, Service, ServiceKey,
+    declared::Declared,
+    gateways::Gateway,
+    peer::{Now, PeerState, PeerView},
+    workloads::Workload,
+};
+
+use super::state::State;
+use crate::{
+    convert::{wire_address, wire_key},
+    version::VERSION,
+};
+
+impl State {
+    /// Made from what is owned here, at this moment.
+    pub(super) fn status(&self, now: Now) -> v1::StatusResponse {
+        let empty = Declared::default();
+        let declared = self.declared.as_deref().unwrap_or(&empty);
+        let peers = self.peers.view(now);
+        let uptime = now.instant.saturating_duration_since(self.started.instant);
+        v1::StatusResponse {
+            cluster: self.own.cluster.to_string(),
+            clusterset: self.own.clusterset.clone(),
+            trust_domain: self.own.trust_domain.to_string(),
+            version: VERSION.into(),
+            uptime_seconds: uptime.as_secs(),
+            links: peers
+                .iter()
+                .map(|(cluster, peer)| self.link(cluster, peer))
+                .collect(),
+            services: self.services(declared),
+            gateways: self
+                .gateways
+                .iter()
+                .filter(|g| g.presence.counts())
+                .map(gateway)
+                .collect(),
+            workloads: self.workloads.iter().map(workload).collect(),
+            problems: declared.problems.clone(),
+        }
+    }
+
+    fn link(&self, cluster: &ClusterId, peer: &PeerView) -> v1::LinkStatus {
+        let tunnel = self.gateways.summary(cluster);
+        let mut problems = peer.problems.clone();
+        if let Some(trouble) = self.links.trouble(cluster)
+            && peer.state != PeerState::Live
+            && problems.is_empty()
+        {
+            problems.push(trouble.to_owned());
+        }
+        v1::LinkStatus {
+            cluster: cluster.to_string(),
+            trust_domain: peer.link.trust_domain.to_string(),
+            state: peer.state.to_string(),
+            usable: peer.usable,
+            gateways_up: tunnel.gateways_up,
+            connections: tunnel.connections,
+            rtt_micros: u64::try_from(tunnel.rtt.as_micros()).unwrap_or(u64::MAX),
+            epoch: peer.epoch,
+            records: u32::try_from(peer.records.len()).unwrap_or(u32::MAX),
+            record_age_millis: peer
+                .record_age
+                .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            problems,
+        }
+    }
+
+    /// By the last plan, which is never older than the last input.
+    fn services(&self, declared: &Declared) -> Vec<v1::ServiceStatus> {
+        let desired = &self.last.desired;
+        let keys: BTreeSet<_> = desired
+            .services
+            .keys()
+            .chain(desired.export_conditions.keys())
+            .collect();
+        let one = |key: &ServiceKey| v1::ServiceStatus {
+            key: Some(wire_key(key)),
+            declared: declared.services.contains_key(key),
+            exported: declared.exports.contains_key(key),
+            conditions: conditions(&desired.export_conditions, key)
+                .chain(conditions(&desired.import_conditions, key))
+                .collect(),
+            clusters: desired
+                .services
+                .get(key)
+                .map(|of| clusters(of))
+                .unwrap_or_default(),
+        };
+        keys.into_iter().map(one).collect()
+    }
+}
+
+fn conditions<'a>(
+    of: &'a BTreeMap<ServiceKey, Vec<Condition>>,
+    key: &ServiceKey,
+) -> impl Iterator<Item = String> + 'a {
+    of.get(key).into_iter().flatten().map(ToString::to_string)
+}
+
+fn clusters(service: &Service) -> Vec<v1::ClusterEndpoints> {
+    let count = |cluster: &ClusterId| {
+        let of = || {
+            service
+                .endpoints
+                .iter()
+                .filter(|endpoint| endpoint.cluster == *cluster)
+        };
+        v1::ClusterEndpoints {
+            cluster: cluster.to_string(),
+            ready: u32::try_from(of().filter(|endpoint| endpoint.ready).count())
+                .unwrap_or(u32::MAX),
+            total: u32::try_from(of().count()).unwrap_or(u32::MAX),
+        }
+    };
+    service.clusters.keys().map(count).collect()
+}
+
+fn gateway(gateway: Gateway<'_>) -> v1::GatewayStatus {
+    let said = gateway.registration;
+    v1::GatewayStatus {
+        replica: said.replica.clone(),
+        egress_address: said.egress_address.to_string(),
+        tunnel_addresses: said.tunnel_addresses.iter().map(wire_address).collect(),
+        ready: said.ready,
+        draining: said.draining,
+        up: gateway
+            .health
+            .iter()
+            .filter(|(_, h)| h.up)
+            .map(|(id, _)| id.to_string())
+            .collect(),
+    }
+}
+
+fn workload(workload: Workload<'_>) -> v1::WorkloadStatus {
+    let said = workload.registration;
+    v1::WorkloadStatus {
+        uid: said.uid.clone(),
+        spiffe_id: said.identity.to_string(),
+        address: said.address.to_string(),
+        ready: said.ready && workload.presence.counts(),
+        presence: workload.presence.text().into(),
+    }
+}

@@ -1,0 +1,10 @@
+//! Standalone mode's home of resources: a folder of YAML, and statuses beside it.
+
+mod export;
+mod scan;
+mod sink;
+mod source;
+
+pub(crate) use export::write as write_export;
+pub(crate) use sink::DirectorySink;
+pub(crate) use source::DirectorySource;

@@ -1,0 +1,188 @@
+//! The records of one proxy, from the newest world: those that everything else refers to first.
+
+use std::collections::BTreeSet;
+
+use linkspan_api::v1::{self, discover_record::Body};
+use linkspan_core::{
+    ClusterCapacity, ClusterId, Endpoint, Service, ServiceKey,
+    plan::{ExportedService, InboundPort, InboundService, PlannedLink},
+};
+
+use crate::{
+    controller::World,
+    convert::{wire_address, wire_capacity, wire_key, wire_locality, wire_port, wire_protocol},
+    identity::trust_bundle,
+};
+
+/// What a sidecar is told: roots, gateways, peers, what its own workload serves, and the
+/// services that it follows with their endpoints.
+pub(super) fn sidecar(
+    world: &World,
+    uid: &str,
+    subscription: &BTreeSet<ServiceKey>,
+) -> Vec<v1::DiscoverRecord> {
+    let mut records = bundles(world);
+    records.extend(gateways(world));
+    records.extend(
+        world
+            .desired
+            .links
+            .iter()
+            .map(|(cluster, link)| peer(cluster, link)),
+    );
+    records.extend(
+        world
+            .desired
+            .inbound
+            .get(uid)
+            .into_iter()
+            .flatten()
+            .map(inbound),
+    );
+    for key in subscription {
+        if let Some(of) = world.desired.services.get(key) {
+            records.push(service(of));
+            records.extend(of.endpoints.iter().map(|of| endpoint(key, of)));
+        }
+    }
+    records
+}
+
+/// What a gateway is told: roots, its siblings, links, and what peers may reach.
+pub(super) fn gateway(world: &World) -> Vec<v1::DiscoverRecord> {
+    let mut records = bundles(world);
+    records.extend(gateways(world));
+    records.extend(
+        world
+            .desired
+            .links
+            .iter()
+            .map(|(cluster, of)| link(cluster, of)),
+    );
+    for (key, of) in &world.desired.exported {
+        records.push(exported(of));
+        records.extend(of.endpoints.iter().map(|of| endpoint(key, of)));
+    }
+    records
+}
+
+fn record(key: String, body: Body) -> v1::DiscoverRecord {
+    v1::DiscoverRecord {
+        key,
+        body: Some(body),
+    }
+}
+
+fn bundles(world: &World) -> Vec<v1::DiscoverRecord> {
+    let one = |(domain, bundle)| {
+        record(
+            format!("bundle/{domain}"),
+            Body::Bundle(trust_bundle(domain, bundle)),
+        )
+    };
+    world.bundles.iter().map(one).collect()
+}
+
+/// Replicas that are not ready are left out; draining ones are told as such.
+fn gateways(world: &World) -> impl Iterator<Item = v1::DiscoverRecord> {
+    world
+        .gateways
+        .iter()
+        .filter(|gateway| gateway.ready || gateway.draining)
+        .map(|gateway| {
+            let body = v1::Gateway {
+                replica: gateway.replica.clone(),
+                egress_address: gateway.egress.to_string(),
+                reachable: gateway.up.iter().map(ToString::to_string).collect(),
+                draining: gateway.draining,
+            };
+            record(format!("gateway/{}", gateway.replica), Body::Gateway(body))
+        })
+}
+
+fn peer(cluster: &ClusterId, link: &PlannedLink) -> v1::DiscoverRecord {
+    let body = v1::Peer {
+        cluster: cluster.to_string(),
+        trust_domain: link.link.trust_domain.to_string(),
+        usable: link.usable,
+        stale: link.stale,
+    };
+    record(format!("peer/{cluster}"), Body::Peer(body))
+}
+
+fn link(cluster: &ClusterId, link: &PlannedLink) -> v1::DiscoverRecord {
+    let body = v1::Link {
+        cluster: cluster.to_string(),
+        trust_domain: link.link.trust_domain.to_string(),
+        gateway_spiffe_id: link.link.gateway_id.to_string(),
+        federation_spiffe_id: link.link.federation_id.to_string(),
+        addresses: link.addresses.iter().map(wire_address).collect(),
+        allow_loopback: link.link.allow_loopback,
+    };
+    record(format!("link/{cluster}"), Body::Link(body))
+}
+
+fn inbound(of: &InboundService) -> v1::DiscoverRecord {
+    let port = |port: &InboundPort| v1::InboundPort {
+        port: port.port.into(),
+        target_port: port.target_port.into(),
+        app_protocol: wire_protocol(port.app_protocol).into(),
+    };
+    let body = v1::InboundService {
+        key: Some(wire_key(&of.service)),
+        ports: of.ports.iter().map(port).collect(),
+        exported_to: of.exported_to.iter().map(ToString::to_string).collect(),
+    };
+    record(format!("inbound/{}", of.service), Body::Inbound(body))
+}
+
+fn service(of: &Service) -> v1::DiscoverRecord {
+    let millis =
+        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let body = v1::Service {
+        key: Some(wire_key(&of.key)),
+        ports: of.ports.iter().map(wire_port).collect(),
+        clusters: of
+            .clusters
+            .iter()
+            .map(|(id, capacity)| cluster(id, capacity))
+            .collect(),
+        failback_hold_millis: millis(of.failback.hold),
+        failback_ramp_millis: millis(of.failback.ramp),
+    };
+    record(format!("service/{}", of.key), Body::Service(body))
+}
+
+fn cluster(id: &ClusterId, capacity: &ClusterCapacity) -> v1::ClusterCapacity {
+    v1::ClusterCapacity {
+        cluster: id.to_string(),
+        localities: capacity.localities.iter().map(wire_capacity).collect(),
+        ports: capacity.ports.iter().map(|port| u32::from(*port)).collect(),
+    }
+}
+
+fn endpoint(key: &ServiceKey, of: &Endpoint) -> v1::DiscoverRecord {
+    let body = v1::Endpoint {
+        service: Some(wire_key(key)),
+        id: of.id.to_string(),
+        cluster: of.cluster.to_string(),
+        locality: Some(wire_locality(&of.locality)),
+        spiffe_id: of.identity.to_string(),
+        ready: of.ready,
+        weight: of.weight,
+        address: of
+            .address
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
+    };
+    record(format!("endpoint/{key}/{}", of.id), Body::Endpoint(body))
+}
+
+fn exported(of: &ExportedService) -> v1::DiscoverRecord {
+    let body = v1::ExportedService {
+        key: Some(wire_key(&of.service)),
+        ports: of.ports.iter().map(|port| u32::from(*port)).collect(),
+        peers: of.peers.iter().map(ToString::to_string).collect(),
+    };
+    record(format!("exported/{}", of.service), Body::Exported(body))
+}

@@ -1,0 +1,150 @@
+//! Accepting: bounded in number and in time, so that silent callers cannot shut others out.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use linkspan_runtime::stop::Stop;
+use linkspan_trust::{SpiffeId, spiffe_id_of};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+
+use super::{Caller, Connection};
+
+/// Connections of one federation: every proxy of a large cluster has one, with room for renewals.
+const MAX_CONNECTIONS: usize = 16_384;
+/// Handshakes in progress: each costs CPU and a buffer, and nobody has proved anything yet.
+const MAX_HANDSHAKES: usize = 256;
+/// A handshake is two round trips; five seconds also suit a lossy path.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Accepted connections waiting for the gRPC server to take them: it takes them at once.
+const ACCEPTED: usize = 64;
+/// Pause after an error of `accept` itself (no descriptors left), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The stream of connections that the gRPC server serves.
+pub(crate) type Incoming = ReceiverStream<io::Result<Connection>>;
+/// The TLS configuration for the next handshake.
+pub(crate) type Configs = watch::Receiver<Option<Arc<rustls::ServerConfig>>>;
+
+/// Accepts until `stop` drains. The future owns all handshakes and ends after them.
+pub(crate) fn accept(
+    listener: TcpListener,
+    configs: Configs,
+    stop: Stop,
+) -> (impl Future<Output = ()> + Send, Incoming) {
+    let (sender, receiver) = mpsc::channel(ACCEPTED);
+    let accepting = Accepting {
+        configs,
+        sender,
+        connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+        tasks: TaskTracker::new(),
+    };
+    (accepting.run(listener, stop), ReceiverStream::new(receiver))
+}
+
+struct Accepting {
+    configs: Configs,
+    sender: mpsc::Sender<io::Result<Connection>>,
+    connections: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+impl Accepting {
+    async fn run(mut self, listener: TcpListener, stop: Stop) {
+        // Nothing is accepted that could not be answered; callers wait in the backlog.
+        let _ = self.configs.wait_for(Option::is_some).await;
+        tokio::select! {
+            () = stop.draining() => {}
+            () = self.accept_all(&listener) => {}
+        }
+        drop(listener);
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn accept_all(&self, listener: &TcpListener) {
+        loop {
+            let (connection, handshake) = self.permits().await;
+            match listener.accept().await {
+                Ok((stream, remote)) => self.spawn(stream, remote, connection, handshake),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn permits(&self) -> (OwnedSemaphorePermit, OwnedSemaphorePermit) {
+        let open = "the semaphores are never closed";
+        let connection = Arc::clone(&self.connections)
+            .acquire_owned()
+            .await
+            .expect(open);
+        let handshake = Arc::clone(&self.handshakes)
+            .acquire_owned()
+            .await
+            .expect(open);
+        (connection, handshake)
+    }
+
+    fn spawn(
+        &self,
+        stream: TcpStream,
+        remote: SocketAddr,
+        permit: OwnedSemaphorePermit,
+        handshake: OwnedSemaphorePermit,
+    ) {
+        let Some(config) = self.configs.borrow().clone() else {
+            return;
+        };
+        let sender = self.sender.clone();
+        self.tasks.spawn(async move {
+            let started = Instant::now();
+            let result = shake_hands(stream, config).await;
+            drop(handshake);
+            match result {
+                Ok((stream, identity)) => {
+                    let caller = Caller { identity, remote };
+                    let connection = Connection {
+                        stream,
+                        caller,
+                        _permit: permit,
+                    };
+                    // Without a receiver the server has stopped; the connection just closes.
+                    let _ = sender.send(Ok(connection)).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%remote, %error, took = ?started.elapsed(), "handshake failed");
+                }
+            }
+        });
+    }
+}
+
+async fn shake_hands(
+    stream: TcpStream,
+    config: Arc<rustls::ServerConfig>,
+) -> io::Result<(TlsStream<TcpStream>, Option<SpiffeId>)> {
+    stream.set_nodelay(true)?;
+    let stream = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let identity = match stream.get_ref().1.peer_certificates() {
+        None => None,
+        Some(chain) => Some(spiffe_id_of(chain).map_err(io::Error::other)?),
+    };
+    Ok((stream, identity))
+}

@@ -1,0 +1,107 @@
+//! The one port of federation: who may open a connection, and who a caller is.
+//!
+//! A connection without a certificate is welcome, for first contact; one with a certificate
+//! must prove an identity of the own trust domain or be exactly the federation of a linked
+//! peer. What a caller may *do* is each service's own check, against [`Caller`].
+
+mod accept;
+mod tls;
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use linkspan_trust::SpiffeId;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::OwnedSemaphorePermit,
+};
+use tokio_rustls::server::TlsStream;
+use tonic::{Request, Status, transport::server::Connected};
+
+pub(crate) use accept::accept;
+pub(crate) use tls::follow_links;
+
+/// Who is at the other end of a connection, as its handshake proved.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// `None` for a connection without a certificate.
+    pub(crate) identity: Option<SpiffeId>,
+    pub(crate) remote: SocketAddr,
+}
+
+impl Caller {
+    /// The caller of a request; refused if it came without a connection of ours.
+    pub(crate) fn of<T>(request: &Request<T>) -> Result<&Self, Status> {
+        request
+            .extensions()
+            .get::<Self>()
+            .ok_or_else(|| Status::internal("the connection has no caller"))
+    }
+
+    /// The identity that the certificate proved.
+    pub(crate) fn authenticated(&self) -> Result<&SpiffeId, Status> {
+        self.identity
+            .as_ref()
+            .ok_or_else(|| Status::unauthenticated("this service needs a client certificate"))
+    }
+}
+
+/// An accepted, authenticated connection; counts against the limit until it is dropped.
+pub(crate) struct Connection {
+    stream: TlsStream<TcpStream>,
+    caller: Caller,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,171 @@
+//! Files that must never be seen half-written, and files that nobody else may read.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    },
+    path::{Path, PathBuf},
+};
+
+use super::StateError;
+
+/// Mode of every file in the state directory: its owner only.
+pub(crate) const PRIVATE_FILE: u32 = 0o600;
+/// Mode of every directory in the state directory.
+pub(crate) const PRIVATE_DIR: u32 = 0o700;
+/// Mode of files that other users may read, such as exported declarations.
+pub(crate) const SHARED_FILE: u32 = 0o644;
+/// No state file is larger; a greater one is not read into memory.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// Writes `bytes` so that a reader sees the old file or the new one, also after a power cut:
+/// a temporary file in the same directory, synced, renamed over the old, the directory synced.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
+    let temporary = temporary_name(path);
+    let written = write_new(&temporary, bytes, mode).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // What was half-written would only fill the disk further.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    File::open(directory)?.sync_all()
+}
+
+/// Leading dot: readers of a resources directory skip it.
+fn temporary_name(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{:08x}.tmp", rand::random::<u32>()))
+}
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
+    // The mode given to `open` is cut by the umask; what others are meant to read must not be.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Reads a file that must be readable by its owner only; `None` if there is none.
+pub(crate) fn read_private(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(StateError::Read {
+                path: path.into(),
+                source,
+            });
+        }
+    };
+    let read = |source| StateError::Read {
+        path: path.into(),
+        source,
+    };
+    let mode = file.metadata().map_err(read)?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(StateError::Exposed {
+            path: path.into(),
+            mode,
+            wanted: PRIVATE_FILE,
+        });
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(read)?;
+    Ok(Some(bytes))
+}
+
+/// Makes a directory for its owner only, or checks that an existing one is.
+pub(crate) fn private_directory(path: &Path) -> Result<(), StateError> {
+    let failed = |source| StateError::Write {
+        path: path.into(),
+        source,
+    };
+    match fs::metadata(path) {
+        Ok(found) if !found.is_dir() => Err(failed(io::Error::new(
+            io::ErrorKind::NotADirectory,
+            "not a directory",
+        ))),
+        Ok(found) if found.mode() & 0o077 != 0 => Err(StateError::Exposed {
+            path: path.into(),
+            mode: found.mode() & 0o777,
+            wanted: PRIVATE_DIR,
+        }),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::DirBuilder::new()
+            .recursive(true)
+            .mode(PRIVATE_DIR)
+            .create(path)
+            .map_err(failed),
+        Err(source) => Err(StateError::Read {
+            path: path.into(),
+            source,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_a_file_whole_and_leaves_nothing_else_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        write_atomic(&path, b"one", PRIVATE_FILE).unwrap();
+        write_atomic(&path, b"two", PRIVATE_FILE).unwrap();
+        assert_eq!(read_private(&path).unwrap().unwrap(), b"two");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_keeps_the_old_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("taken");
+        fs::create_dir_all(path.join("inside")).unwrap();
+        assert!(write_atomic(&path, b"x", PRIVATE_FILE).is_err());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn refuses_what_others_can_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("root.key");
+        write_atomic(&path, b"secret", 0o640).unwrap();
+        let error = read_private(&path).unwrap_err();
+        assert!(
+            matches!(error, StateError::Exposed { mode: 0o640, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_file_is_no_error() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(
+            read_private(&directory.path().join("none"))
+                .unwrap()
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn directories_are_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let made = directory.path().join("a/b");
+        private_directory(&made).unwrap();
+        assert_eq!(fs::metadata(&made).unwrap().mode() & 0o777, PRIVATE_DIR);
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(matches!(
+            private_directory(&made),
+            Err(StateError::Exposed { .. })
+        ));
+    }
+}

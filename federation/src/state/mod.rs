@@ -1,0 +1,162 @@
+//! The state directory: what federation must still know after a restart.
+//!
+//! ```text
+//! <stateDir>/            0700, locked by the one federation that uses it
+//!   lock
+//!   ca/                  root.pem root.key intermediate.pem intermediate.key
+//!   epoch                the epoch of the last start
+//!   tokens.json          hashes of join tokens, with identity and expiry
+//!   registrations.json   the workloads and gateways last registered
+//!   status/              what is wrong with resources, per object
+//!   operator.sock        the operator API
+//! ```
+//! Files are 0600 and replaced atomically. A key that others can read is refused, not repaired:
+//! it may have been copied already.
+
+mod epoch;
+pub(crate) mod files;
+pub(crate) mod registrations;
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+pub(crate) use epoch::{Epoch, next_epoch};
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// A file or directory could not be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// What was read.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file or directory could not be written.
+    #[error("cannot write `{}`; check free space and ownership of the state directory", path.display())]
+    Write {
+        /// What was written.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Other users can read what must be private.
+    #[error(
+        "`{}` has mode {mode:o}, so others can read it; if nobody has copied it, \
+         run `chmod {wanted:o} {}`", path.display(), path.display()
+    )]
+    Exposed {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// The permission bits it should have.
+        wanted: u32,
+    },
+    /// Another federation uses the directory.
+    #[error("another federation is using `{}`; stop it, or give this one a stateDir of its own", path.display())]
+    InUse {
+        /// The state directory.
+        path: PathBuf,
+    },
+    /// A file does not hold what federation wrote.
+    #[error("`{}` is damaged ({reason}); restore it from a backup, or remove it to start anew", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// An open state directory; holds its lock.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    root: PathBuf,
+    _lock: File,
+}
+
+impl StateDir {
+    /// Makes the directory if there is none, and locks it.
+    pub(crate) fn open(root: &Path) -> Result<Self, StateError> {
+        files::private_directory(root)?;
+        let lock = lock(&root.join("lock"), root)?;
+        let state = Self {
+            root: root.into(),
+            _lock: lock,
+        };
+        files::private_directory(&state.ca())?;
+        files::private_directory(&state.status())?;
+        Ok(state)
+    }
+
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.root.join("ca")
+    }
+
+    pub(crate) fn epoch(&self) -> PathBuf {
+        self.root.join("epoch")
+    }
+
+    pub(crate) fn tokens(&self) -> PathBuf {
+        self.root.join("tokens.json")
+    }
+
+    pub(crate) fn registrations(&self) -> PathBuf {
+        self.root.join("registrations.json")
+    }
+
+    pub(crate) fn status(&self) -> PathBuf {
+        self.root.join("status")
+    }
+
+    pub(crate) fn operator_socket(&self) -> PathBuf {
+        self.root.join("operator.sock")
+    }
+}
+
+/// The kernel drops the lock with the process, however it ends.
+fn lock(path: &Path, root: &Path) -> Result<File, StateError> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(files::PRIVATE_FILE)
+        .open(path)
+        .map_err(|source| StateError::Write {
+            path: path.into(),
+            source,
+        })?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::InUse { path: root.into() }),
+        Err(errno) => Err(StateError::Write {
+            path: path.into(),
+            source: errno.into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_federation_per_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("east");
+        let first = StateDir::open(&root).unwrap();
+        assert!(matches!(
+            StateDir::open(&root),
+            Err(StateError::InUse { .. })
+        ));
+        drop(first);
+        StateDir::open(&root).unwrap();
+    }
+}

@@ -1,0 +1,338 @@
+//! The subscribing side: one task per link, which keeps a stream to the peer's federation
+//! while the controller wants one, and hands what it hears to the controller.
+//!
+//! The controller owns the peer's state and decides; this task dials, reads, acknowledges
+//! what was applied, and paces its tries.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use futures_util::FutureExt as _;
+use hyper_util::rt::TokioIo;
+use linkspan_api::v1::{self, sync_client::SyncClient, sync_request};
+use linkspan_core::{
+    ClusterId, OwnCluster,
+    peer::{Event, Hangup, SubscriptionStart},
+};
+use linkspan_runtime::backoff::Backoff;
+use linkspan_trust::MaterialReader;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, transport::Channel};
+use tower::service_fn;
+
+use super::{
+    dial::{Destination, Dial},
+    incoming,
+};
+use crate::{controller::Input, version::VERSION};
+
+/// First and longest pause between tries; each is cut short at random.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Opening the subscription, once connected.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages applied in one step, so that a large snapshot does not plan per record.
+const BATCH: usize = 256;
+/// Requests under way; the start, then acknowledgements, of which the newest counts.
+const REQUESTS: usize = 8;
+/// Largest message of a peer; a record has a few kilobytes.
+const MAX_MESSAGE: usize = 1024 * 1024;
+
+/// What the controller wants of a link's task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub(crate) destination: Destination,
+    /// Whether a stream should be open.
+    pub(crate) wanted: bool,
+    /// Streams of a lower number must end.
+    pub(crate) stream: u64,
+}
+
+/// What a stream heard, to be applied in order.
+pub(crate) struct Heard {
+    pub(crate) peer: ClusterId,
+    pub(crate) stream: u64,
+    pub(crate) events: Vec<Event>,
+    /// Answered when all are applied, or with why the stream must end.
+    pub(crate) reply: oneshot::Sender<Result<(), Hangup>>,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error("the peer could not be reached: {0}")]
+    Dial(#[source] io::Error),
+    #[error("the peer's federation refused or closed the stream: {}", .0.message())]
+    Status(#[source] Box<Status>),
+    #[error("the peer's federation did not answer in time")]
+    Silent,
+    #[error("{0}")]
+    Hangup(#[source] Hangup),
+    #[error("message {found} came after {last}")]
+    Gap { last: u64, found: u64 },
+    #[error("the peer's federation closed the stream")]
+    Closed,
+    /// The certificate is about to expire: connect anew with the next one.
+    #[error("renewing the connection")]
+    Renewal,
+    /// The controller has other plans, or is gone.
+    #[error("no longer wanted")]
+    Unwanted,
+}
+
+impl From<Status> for StreamEnd {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+/// What all link tasks share.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) own: OwnCluster,
+    pub(crate) dial: Arc<dyn Dial>,
+    pub(crate) material: MaterialReader,
+    pub(crate) inputs: mpsc::Sender<Input>,
+    pub(crate) silence: Duration,
+}
+
+/// Keeps the link's stream; ends when the order's sender is dropped.
+pub(crate) async fn keep_subscribed(
+    context: Context,
+    peer: ClusterId,
+    orders: watch::Receiver<Order>,
+) {
+    Subscriber {
+        context,
+        peer,
+        orders,
+        backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+        failed: false,
+    }
+    .run()
+    .await;
+}
+
+struct Subscriber {
+    context: Context,
+    peer: ClusterId,
+    orders: watch::Receiver<Order>,
+    backoff: Backoff,
+    /// Whether the last try failed, so that only the first failure and the recovery are logged.
+    failed: bool,
+}
+
+impl Subscriber {
+    async fn run(mut self) {
+        while let Ok(order) = self
+            .orders
+            .wait_for(|order| order.wanted)
+            .await
+            .map(|o| o.clone())
+        {
+            let end = match self.stream(&order).await {
+                Err(end) => end,
+                Ok(never) => match never {},
+            };
+            if matches!(end, StreamEnd::Renewal) {
+                continue;
+            }
+            self.report(&order, &end).await;
+            let pause = self.backoff.next(rand::random());
+            tokio::select! {
+                () = sleep(pause) => {}
+                // The link's removal need not wait.
+                closed = self.orders.wait_for(|_| false) => if closed.is_err() { return },
+            }
+        }
+    }
+
+    async fn report(&mut self, order: &Order, end: &StreamEnd) {
+        if !matches!(end, StreamEnd::Unwanted) {
+            if !std::mem::replace(&mut self.failed, true) {
+                tracing::warn!(peer = %self.peer, reason = %end, "sync stream lost; trying again");
+            } else {
+                tracing::debug!(peer = %self.peer, reason = %end, "sync stream lost again");
+            }
+        }
+        let input = Input::SyncLost(self.peer.clone(), order.stream, end.to_string());
+        // The controller ends with the process only.
+        let _ = self.context.inputs.send(input).await;
+    }
+
+    async fn stream(&mut self, order: &Order) -> Result<std::convert::Infallible, StreamEnd> {
+        let start = self.start().await?;
+        let io = self
+            .context
+            .dial
+            .dial(&order.destination)
+            .await
+            .map_err(StreamEnd::Dial)?;
+        let (requests, receiver) = mpsc::channel(REQUESTS);
+        // Room for it: the channel is new.
+        let _ = requests.try_send(request(sync_request::Message::Start(start)));
+        let mut client = SyncClient::new(channel(io).await?).max_decoding_message_size(MAX_MESSAGE);
+        let opened = timeout(
+            OPEN_TIMEOUT,
+            client.subscribe(ReceiverStream::new(receiver)),
+        );
+        let mut responses = opened.await.map_err(|_| StreamEnd::Silent)??.into_inner();
+        let renewal = sleep(self.connection_life());
+        tokio::pin!(renewal);
+        let mut last = 0;
+        loop {
+            let (peer, silence) = (self.peer.clone(), self.context.silence);
+            let batch = tokio::select! {
+                () = &mut renewal => return Err(StreamEnd::Renewal),
+                ended = ended(&mut self.orders, order) => return Err(ended),
+                batch = timeout(silence, batch(&mut responses, &peer, &mut last)) => {
+                    batch.map_err(|_| StreamEnd::Silent)??
+                }
+            };
+            self.apply(order, batch).await?;
+            let ack = sync_request::Message::Ack(v1::SyncAck { seq: last });
+            // Closed only together with the responses, which say why.
+            let _ = requests.send(request(ack)).await;
+        }
+    }
+
+    async fn start(&self) -> Result<v1::SyncStart, StreamEnd> {
+        let (reply, answer) = oneshot::channel();
+        let input = Input::Subscription(self.peer.clone(), reply);
+        self.context
+            .inputs
+            .send(input)
+            .await
+            .map_err(|_| StreamEnd::Unwanted)?;
+        let held: SubscriptionStart = answer.await.map_err(|_| StreamEnd::Unwanted)?;
+        let known = held.known.into_iter().map(|(key, hash)| v1::KnownRecord {
+            key,
+            hash: bytes::Bytes::copy_from_slice(hash.as_bytes()),
+        });
+        Ok(v1::SyncStart {
+            cluster: self.context.own.cluster.to_string(),
+            clusterset: self.context.own.clusterset.clone(),
+            version: VERSION.into(),
+            now_unix_millis: now_unix_millis(),
+            known: known.collect(),
+            epoch: held.epoch,
+        })
+    }
+
+    async fn apply(&mut self, order: &Order, events: Vec<Event>) -> Result<(), StreamEnd> {
+        let completes = events.contains(&Event::Complete);
+        let (reply, verdict) = oneshot::channel();
+        let heard = Heard {
+            peer: self.peer.clone(),
+            stream: order.stream,
+            events,
+            reply,
+        };
+        let sent = self.context.inputs.send(Input::Heard(heard)).await;
+        sent.map_err(|_| StreamEnd::Unwanted)?;
+        verdict
+            .await
+            .map_err(|_| StreamEnd::Unwanted)?
+            .map_err(StreamEnd::Hangup)?;
+        if completes {
+            self.backoff.reset();
+            if std::mem::take(&mut self.failed) {
+                tracing::info!(peer = %self.peer, "sync stream is back");
+            }
+        }
+        Ok(())
+    }
+
+    /// Connections do not outlive what authenticated them: 80 % of the certificate's life.
+    fn connection_life(&self) -> Duration {
+        let expiry = self.context.material.current().svid().not_after();
+        expiry
+            .duration_since(SystemTime::now())
+            .unwrap_or(Duration::ZERO)
+            .mul_f64(0.8)
+    }
+}
+
+/// The next message and all others that are there already.
+async fn batch(
+    responses: &mut Streaming<v1::SyncResponse>,
+    peer: &ClusterId,
+    last: &mut u64,
+) -> Result<Vec<Event>, StreamEnd> {
+    let mut events = Vec::new();
+    let first = responses.message().await?.ok_or(StreamEnd::Closed)?;
+    push(&mut events, first, peer, last)?;
+    while events.len() < BATCH {
+        // An end is seen again by the next call; what preceded it is applied first.
+        let Some(Ok(Some(next))) = responses.message().now_or_never() else {
+            break;
+        };
+        push(&mut events, next, peer, last)?;
+    }
+    Ok(events)
+}
+
+fn push(
+    events: &mut Vec<Event>,
+    response: v1::SyncResponse,
+    peer: &ClusterId,
+    last: &mut u64,
+) -> Result<(), StreamEnd> {
+    if response.seq != last.saturating_add(1) {
+        return Err(StreamEnd::Gap {
+            last: *last,
+            found: response.seq,
+        });
+    }
+    *last = response.seq;
+    events.extend(
+        response
+            .message
+            .and_then(|message| incoming::event(message, peer)),
+    );
+    Ok(())
+}
+
+/// Waits until the controller wants another stream than this, or none.
+async fn ended(orders: &mut watch::Receiver<Order>, this: &Order) -> StreamEnd {
+    let other =
+        |order: &Order| order.stream != this.stream || order.destination != this.destination;
+    let _ = orders.wait_for(other).await;
+    StreamEnd::Unwanted
+}
+
+fn request(message: sync_request::Message) -> v1::SyncRequest {
+    v1::SyncRequest {
+        message: Some(message),
+    }
+}
+
+pub(super) fn now_unix_millis() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A gRPC channel over one connection, which is there already; it is never dialled again.
+async fn channel(io: Box<dyn super::dial::Io>) -> Result<Channel, StreamEnd> {
+    let mut io = Some(TokioIo::new(io));
+    let connector = service_fn(move |_| {
+        let taken = io
+            .take()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+        async move { taken }
+    });
+    tonic::transport::Endpoint::from_static("http://federation.linkspan.internal")
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| StreamEnd::Dial(io::Error::other(error)))
+}

@@ -1,0 +1,19 @@
+//! Sync between federations: each side subscribes at the other.
+//!
+//! `server` sends what is exported to a peer, `client` keeps a subscription at each peer and
+//! hands what it hears to the controller. The way between them leads through our own gateways
+//! (`dial`, `preface`) and the tunnel.
+
+mod client;
+mod dial;
+mod incoming;
+mod outbox;
+mod preface;
+mod records;
+mod server;
+
+pub(crate) use client::{Context, Heard, Order, keep_subscribed};
+pub(crate) use dial::{Destination, Dial, GatewayPath, GatewayPaths, ViaGateways};
+#[cfg(test)]
+pub(crate) use dial::{Io, peer_config, server_name};
+pub(crate) use server::{Shared, SyncService};

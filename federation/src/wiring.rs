@@ -1,0 +1,424 @@
+//! Putting the parts together: the one place that knows them all.
+//!
+//! ```text
+//! controller ─► World ─┬─► discovery sessions
+//!                      ├─► gate (gateways first) ─► sync subscriptions
+//!                      ├─► sink (status files)
+//!                      └─► derived: roots, peers' identities, ways through gateways
+//! ```
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use linkspan_api::v1::{
+    discovery_server::DiscoveryServer, identity_server::IdentityServer,
+    operator_server::OperatorServer, sync_server::SyncServer,
+};
+use linkspan_core::{
+    OwnCluster,
+    backend::Sink,
+    peer::{Now, PeerSettings},
+    workloads::Registration,
+};
+use linkspan_runtime::{
+    BoxError,
+    admin::{self, Admin, Dumps},
+    process::{Tasks, chain},
+    readiness::{Gate, Readiness},
+    stop::Stop,
+    telemetry::FederationMetrics,
+};
+use linkspan_trust::{BundleSet, MaterialReader, SpiffeId};
+use prometheus::Registry;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{Notify, mpsc, watch},
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+
+use crate::{
+    bound::{Bound, own_cluster},
+    config::Config,
+    controller::{self, Foundation, INPUTS, Input, State, World},
+    directory::DirectorySink,
+    discovery::{self, AppliedWriter, DiscoveryService, applied, gate},
+    dumps,
+    identity::{IdentityService, Issuer, keep_authority, keep_fresh},
+    listener::{accept, follow_links},
+    operator::OperatorService,
+    state::{Epoch, StateDir, registrations},
+    sync::{self, Dial, GatewayPaths, SyncService, ViaGateways},
+};
+
+/// Streams of one connection: a proxy has one, and a certificate request now and then.
+const STREAMS: u32 = 32;
+/// Largest message of a proxy: a subscription to thousands of services.
+const PROXY_MESSAGE: usize = 1024 * 1024;
+/// Largest message of a subscriber: the hashes of all that it knows.
+const PEER_MESSAGE: usize = 8 * 1024 * 1024;
+/// A connection that answers no ping for this long is cut.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long the streams of a connection that is too old may go on.
+const AGE_GRACE: Duration = Duration::from_secs(30);
+/// No answer to an operator takes longer.
+const OPERATOR_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after statuses could not be written.
+const SINK_RETRY: Duration = Duration::from_secs(5);
+
+/// What all parts have in common.
+struct Site {
+    config: Config,
+    own: OwnCluster,
+    epoch: Epoch,
+    issuer: Arc<Issuer>,
+    material: MaterialReader,
+    metrics: FederationMetrics,
+    worlds: watch::Receiver<Arc<World>>,
+    inputs: mpsc::Sender<Input>,
+    /// Streams and link tasks; joined when federation stops.
+    streams: TaskTracker,
+    stop: Stop,
+}
+
+/// Starts everything. The tasks are to be run; the state directory stays locked until its
+/// handle is dropped, which must be after them.
+pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
+    let (worlds_sender, worlds) = watch::channel(Arc::new(World::default()));
+    let (cleared_sender, cleared) = watch::channel(Arc::new(World::default()));
+    let (inputs, inputs_receiver) = mpsc::channel(INPUTS);
+    let (applied, applied_reader) = applied();
+    let (writer, reader) = bound.material;
+    let site = Site {
+        own: own_cluster(&bound.config),
+        config: bound.config,
+        epoch: bound.epoch,
+        issuer: bound.issuer,
+        material: reader,
+        metrics: bound.metrics,
+        worlds,
+        inputs,
+        streams: TaskTracker::new(),
+        stop,
+    };
+    let mut tasks = Tasks::new(site.stop.clone());
+    let derived = Derived::new(&site, bound.readiness.gate("resources"));
+    let dial = bound
+        .dial
+        .unwrap_or_else(|| site.via_gateways(derived.gateways.subscribe()));
+    let federations = derived.federations.subscribe();
+    let bundles = derived.bundles.subscribe();
+    let nudge = bound.source.nudge();
+    let status = DirectorySink::new(bound.state.status());
+    let wait = site.config.timers.export_wait;
+
+    let foundation = site.foundation(&mut tasks, &bound.state, bound.registrations, dial);
+    let state = State::new(
+        foundation,
+        Now {
+            instant: Instant::now(),
+            wall: SystemTime::now(),
+        },
+    );
+    site.start_port(
+        &mut tasks,
+        bound.listeners.grpc,
+        federations,
+        cleared,
+        applied,
+    );
+    site.start_operator(&mut tasks, bound.listeners.operator, nudge);
+    site.start_admin(
+        &mut tasks,
+        bound.listeners.admin,
+        None,
+        &bound.readiness,
+        &bound.registry,
+    );
+    let dumps = dumps::dumps(&site.config, site.worlds.clone());
+    let debug = bound.listeners.debug;
+    site.start_admin(
+        &mut tasks,
+        debug,
+        Some(dumps),
+        &bound.readiness,
+        &bound.registry,
+    );
+    let renewing = keep_fresh(bound.credentials, writer, site.material.clone(), bundles);
+    site.background(&mut tasks, "own-certificate", renewing);
+    site.background(
+        &mut tasks,
+        "authority",
+        keep_authority(Arc::clone(&site.issuer.authority)),
+    );
+    site.background(&mut tasks, "derived", derived.follow(site.worlds.clone()));
+    site.background(
+        &mut tasks,
+        "status-files",
+        write_status(status, site.worlds.clone()),
+    );
+    let gate = gate(site.worlds.clone(), applied_reader, wait, cleared_sender);
+    site.background(&mut tasks, "export-gate", gate);
+    tasks.essential(
+        "streams",
+        join_streams(site.streams.clone(), site.stop.clone()),
+    );
+    let controller = controller::run(
+        state,
+        bound.source,
+        inputs_receiver,
+        worlds_sender,
+        site.stop.clone(),
+    );
+    tasks.essential("controller", controller);
+    (tasks, bound.state)
+}
+
+impl Site {
+    fn via_gateways(&self, gateways: watch::Receiver<Arc<GatewayPaths>>) -> Arc<dyn Dial> {
+        let domain = self.own.trust_domain.clone();
+        Arc::new(ViaGateways {
+            domain,
+            material: self.material.clone(),
+            gateways,
+        })
+    }
+
+    /// What the controller starts with, and the task that keeps its registrations.
+    fn foundation(
+        &self,
+        tasks: &mut Tasks,
+        state: &StateDir,
+        registrations: Vec<Registration>,
+        dial: Arc<dyn Dial>,
+    ) -> Foundation {
+        let timers = &self.config.timers;
+        let mut peers = PeerSettings::new(self.config.clusterset.clone());
+        peers.stale_ttl = self.config.stale_ttl;
+        peers.silence = timers.sync_silence;
+        peers.max_skew = timers.clock_skew;
+        let (persist, kept) = watch::channel(Arc::new(registrations.clone()));
+        let keep = registrations::keep(state.registrations(), kept, self.stop.clone());
+        tasks.essential("registrations", async move {
+            keep.await;
+            Ok(())
+        });
+        Foundation {
+            own: self.own.clone(),
+            own_bundle: self.issuer.authority.bundle(),
+            failback: self.config.failback,
+            peers,
+            lease: timers.lease,
+            restarted: self.epoch.restarted,
+            registrations,
+            context: sync::Context {
+                own: self.own.clone(),
+                dial,
+                material: self.material.clone(),
+                inputs: self.inputs.clone(),
+                silence: timers.sync_silence,
+            },
+            tasks: self.streams.clone(),
+            metrics: self.metrics.clone(),
+            persist,
+        }
+    }
+
+    /// The port for proxies and peers.
+    fn start_port(
+        &self,
+        tasks: &mut Tasks,
+        port: TcpListener,
+        federations: watch::Receiver<BTreeSet<SpiffeId>>,
+        cleared: watch::Receiver<Arc<World>>,
+        applied: AppliedWriter,
+    ) {
+        let (configs, newest) = watch::channel(None);
+        let domain = self.own.trust_domain.clone();
+        let following = follow_links(domain, self.material.clone(), federations, configs);
+        self.background(tasks, "tls", following);
+        let (accepting, incoming) = accept(port, newest, self.stop.clone());
+        self.background(tasks, "accept", accepting);
+        let discovery = DiscoveryService::new(self.discovery(applied), self.streams.clone());
+        let sync = SyncService::new(self.sync(cleared), self.streams.clone());
+        let identity = IdentityService(Arc::clone(&self.issuer));
+        let stop = self.stop.clone();
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .max_concurrent_streams(STREAMS)
+            .max_connection_age(self.connection_age())
+            .max_connection_age_grace(AGE_GRACE)
+            .add_service(IdentityServer::new(identity).max_decoding_message_size(64 * 1024))
+            .add_service(DiscoveryServer::new(discovery).max_decoding_message_size(PROXY_MESSAGE))
+            .add_service(SyncServer::new(sync).max_decoding_message_size(PEER_MESSAGE));
+        tasks.essential("grpc", async move {
+            let stopping = async move { stop.draining().await };
+            server
+                .serve_with_incoming_shutdown(incoming, stopping)
+                .await
+                .map_err(BoxError::from)
+        });
+    }
+
+    /// Certificates are renewed at half their life, so at least half of one is left at any
+    /// handshake; 80 % of that is how long a connection may rest on it.
+    fn connection_age(&self) -> Duration {
+        self.config.timers.svid_lifetime.mul_f64(0.5 * 0.8)
+    }
+
+    fn discovery(&self, applied: AppliedWriter) -> discovery::Shared {
+        discovery::Shared {
+            domain: self.own.trust_domain.clone(),
+            inputs: self.inputs.clone(),
+            worlds: self.worlds.clone(),
+            applied,
+            silence: self.config.timers.lease,
+            metrics: self.metrics.clone(),
+            stop: self.stop.clone(),
+        }
+    }
+
+    fn sync(&self, cleared: watch::Receiver<Arc<World>>) -> sync::Shared {
+        let timers = &self.config.timers;
+        sync::Shared {
+            own: self.own.clone(),
+            epoch: self.epoch.number,
+            worlds: cleared,
+            heartbeat: timers.heartbeat,
+            // An acknowledgement takes a heartbeat and two ways through the tunnel.
+            silence: timers.sync_silence * 2,
+            clock_skew: timers.clock_skew,
+            stop: self.stop.clone(),
+        }
+    }
+
+    fn start_operator(&self, tasks: &mut Tasks, socket: UnixListener, nudge: Arc<Notify>) {
+        let service = OperatorService {
+            issuer: Arc::clone(&self.issuer),
+            inputs: self.inputs.clone(),
+            worlds: self.worlds.clone(),
+            resources: self.config.resources_dir.clone(),
+            nudge,
+        };
+        let stop = self.stop.clone();
+        let server = Server::builder()
+            .timeout(OPERATOR_TIMEOUT)
+            .add_service(OperatorServer::new(service).max_decoding_message_size(64 * 1024));
+        tasks.essential("operator", async move {
+            let incoming = UnixListenerStream::new(socket);
+            let stopping = async move { stop.draining().await };
+            server
+                .serve_with_incoming_shutdown(incoming, stopping)
+                .await
+                .map_err(BoxError::from)
+        });
+    }
+
+    fn start_admin(
+        &self,
+        tasks: &mut Tasks,
+        listener: TcpListener,
+        dumps: Option<Dumps>,
+        readiness: &Readiness,
+        registry: &Registry,
+    ) {
+        let name = if dumps.is_some() { "debug" } else { "admin" };
+        let (readiness, registry) = (readiness.clone(), registry.clone());
+        let admin = Admin {
+            readiness,
+            registry,
+            dumps,
+        };
+        tasks.background(name, admin::serve(listener, admin, self.stop.clone()));
+    }
+
+    /// A task without which federation would rot silently: its end is the process's. Those
+    /// that have no end of their own are ended by the drain.
+    fn background(
+        &self,
+        tasks: &mut Tasks,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let stop = self.stop.clone();
+        tasks.essential(name, async move {
+            tokio::select! {
+                () = task => {}
+                () = stop.draining() => {}
+            }
+            Ok(())
+        });
+    }
+}
+
+impl Derived {
+    fn new(site: &Site, ready: Gate) -> Self {
+        Self {
+            bundles: watch::Sender::new(site.material.current().bundles().clone()),
+            federations: watch::Sender::default(),
+            gateways: watch::Sender::default(),
+            ready,
+        }
+    }
+
+    async fn follow(self, mut worlds: watch::Receiver<Arc<World>>) {
+        while worlds.changed().await.is_ok() {
+            let world = Arc::clone(&worlds.borrow_and_update());
+            replace(&self.bundles, world.bundles.clone());
+            replace(
+                &self.federations,
+                world.federations().map(|(id, _)| id.clone()).collect(),
+            );
+            replace(&self.gateways, Arc::new(world.gateway_paths()));
+            self.ready.open();
+        }
+    }
+}
+
+/// Wakes readers only for what differs.
+fn replace<T: PartialEq>(sender: &watch::Sender<T>, next: T) {
+    sender.send_if_modified(|last| {
+        let news = *last != next;
+        *last = next;
+        news
+    });
+}
+
+/// What is derived from each world for those that need little of it.
+struct Derived {
+    bundles: watch::Sender<BundleSet>,
+    federations: watch::Sender<BTreeSet<SpiffeId>>,
+    gateways: watch::Sender<Arc<GatewayPaths>>,
+    ready: Gate,
+}
+
+/// Keeps statuses what the newest world says; a full disk delays them and nothing else.
+async fn write_status(mut sink: impl Sink, mut worlds: watch::Receiver<Arc<World>>) {
+    let mut failing = false;
+    while worlds.changed().await.is_ok() {
+        let world = Arc::clone(&worlds.borrow_and_update());
+        match sink.apply(&world.desired).await {
+            Ok(_) => failing = false,
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!(error = chain(&error), "statuses cannot be written");
+                }
+                tokio::time::sleep(SINK_RETRY).await;
+                worlds.mark_changed();
+            }
+        }
+    }
+}
+
+/// Waits for all streams and link tasks after the drain; each ends by itself then.
+async fn join_streams(streams: TaskTracker, stop: Stop) -> Result<(), BoxError> {
+    stop.draining().await;
+    streams.close();
+    streams.wait().await;
+    Ok(())
+}
