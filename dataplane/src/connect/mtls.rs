@@ -596,3 +596,7 @@ impl Acceptor {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "mtls_tests.rs"]
+mod tests;
