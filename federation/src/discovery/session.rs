@@ -30,9 +30,11 @@ pub(super) struct Session {
 
 /// What the proxy at the other end is.
 enum Role {
+    /// A set that was closed before the subscription is known would lack all services, and
+    /// a proxy that reconnected would go from its good set to that: `None` holds it open.
     Workload {
         uid: String,
-        subscription: BTreeSet<ServiceKey>,
+        subscription: Option<BTreeSet<ServiceKey>>,
     },
     Gateway {
         replica: String,
@@ -102,7 +104,7 @@ impl Session {
         self.register_workload(said).await?;
         Ok(Role::Workload {
             uid,
-            subscription: BTreeSet::new(),
+            subscription: None,
         })
     }
 
@@ -148,6 +150,20 @@ impl Session {
 }
 
 impl Role {
+    /// True where that is new.
+    fn follows_nothing(&mut self) -> bool {
+        match self {
+            Self::Workload {
+                subscription: open @ None,
+                ..
+            } => {
+                *open = Some(BTreeSet::new());
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn member(&self) -> Member {
         match self {
             Self::Workload { uid, .. } => Member::Workload(uid.clone()),
@@ -204,6 +220,8 @@ impl Open<'_> {
             (Some(Message::Workload(said)), Role::Workload { uid, .. }) => {
                 same_name(uid, &said.uid)?;
                 self.session.register_workload(said).await?;
+                // Its heartbeat: it had the time to subscribe, and follows nothing.
+                return Ok(self.role.follows_nothing());
             }
             (Some(Message::Gateway(said)), Role::Gateway { replica, .. }) => {
                 same_name(replica, &said.replica)?;
@@ -211,8 +229,8 @@ impl Open<'_> {
             }
             (Some(Message::Subscription(said)), Role::Workload { subscription, .. }) => {
                 let wanted = incoming::subscription(said)?;
-                let news = *subscription != wanted;
-                *subscription = wanted;
+                let news = subscription.as_ref() != Some(&wanted);
+                *subscription = Some(wanted);
                 return Ok(news);
             }
             (Some(Message::LinkHealth(said)), Role::Gateway { replica, .. }) => {
@@ -240,7 +258,13 @@ impl Open<'_> {
     fn aim(&mut self, worlds: &mut watch::Receiver<Arc<World>>) {
         let world = Arc::clone(&worlds.borrow_and_update());
         let records = match &self.role {
-            Role::Workload { uid, subscription } => records::sidecar(&world, uid, subscription),
+            Role::Workload {
+                uid,
+                subscription: Some(services),
+            } => records::sidecar(&world, uid, services),
+            Role::Workload {
+                subscription: None, ..
+            } => return,
             Role::Gateway { .. } => records::gateway(&world),
         };
         let removals = if world.settled {
