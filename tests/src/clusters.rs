@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use linkspan::{
     demo::ports::Ports,
+    lifeline,
     operator::{Operator, SOCKET_NAME},
 };
 use linkspan_api::v1;
@@ -39,6 +40,13 @@ pub trait Machine {
     fn port(&self) -> Result<u16>;
     /// A command that will run there.
     fn command(&self, program: &Path) -> Command;
+    /// Where peers reach a tunnel that listens on `tunnel`; none if only we dial.
+    ///
+    /// # Errors
+    /// When there is no way to it.
+    fn advertised(&self, tunnel: SocketAddr) -> Result<Option<SocketAddr>> {
+        Ok(Some(tunnel))
+    }
 }
 
 /// This machine: everything on loopback.
@@ -91,6 +99,7 @@ pub const PORT: u16 = 80;
 /// A cluster that runs. Dropping it kills its processes.
 pub struct Cluster<M> {
     id: &'static str,
+    region: &'static str,
     machine: M,
     binary: PathBuf,
     dir: TempDir,
@@ -129,6 +138,7 @@ impl<M: Machine> Cluster<M> {
         let federation = SocketAddr::new(machine.address(), machine.port()?);
         let mut cluster = Self {
             id,
+            region: id,
             machine,
             binary: binary()?,
             dir,
@@ -143,6 +153,13 @@ impl<M: Machine> Cluster<M> {
             cluster.start_gateway(number).await?;
         }
         Ok(cluster)
+    }
+
+    /// Puts all workloads from now on into this region; it is named after the cluster otherwise.
+    #[must_use]
+    pub fn in_region(mut self, region: &'static str) -> Self {
+        self.region = region;
+        self
     }
 
     async fn start_federation(&mut self) -> Result<()> {
@@ -174,19 +191,20 @@ impl<M: Machine> Cluster<M> {
     async fn start_gateway(&mut self, number: usize) -> Result<()> {
         let replica = format!("gateway-{number}");
         let (tunnel, egress) = (self.listen()?, self.listen()?);
+        let advertised = self.machine.advertised(tunnel)?;
         let config = json!({
             "cluster": self.id,
             "replica": replica,
             "federation": self.federation_client("linkspan-system", "linkspan-gateway").await?,
             "tunnelListen": tunnel,
-            "tunnelAddresses": [address(tunnel)],
+            "tunnelAddresses": advertised.iter().copied().map(address).collect::<Vec<_>>(),
             "egressListen": egress,
             "adminListen": self.listen()?,
             "debugListen": self.debug()?,
             "allowLoopbackEndpoints": self.machine.address().is_loopback(),
             "drainGrace": "1s",
         });
-        self.tunnels.push(tunnel);
+        self.tunnels.extend(advertised);
         self.egresses.push(egress);
         self.run(&replica, "gateway", &config)
     }
@@ -234,7 +252,7 @@ impl<M: Machine> Cluster<M> {
             "namespace": NAMESPACE,
             "serviceAccount": service,
             "labels": {"app": service},
-            "locality": {"region": self.id, "zone": "a"},
+            "locality": {"region": self.region, "zone": "a"},
             "appAddress": self.machine.address(),
             "ports": {PORT.to_string(): listen.port()},
             "probe": {"tcp": {"port": listen.port()}},
@@ -260,7 +278,7 @@ impl<M: Machine> Cluster<M> {
             "uid": format!("{}-{name}", self.id),
             "namespace": NAMESPACE,
             "serviceAccount": name,
-            "locality": {"region": self.id, "zone": "a"},
+            "locality": {"region": self.region, "zone": "a"},
             "appAddress": self.machine.address(),
             "ready": true,
         });
@@ -367,13 +385,10 @@ impl<M: Machine> Cluster<M> {
     fn run(&mut self, name: &str, part: &str, config: &Value) -> Result<()> {
         let path = self.dir.path().join(format!("{name}.yaml"));
         write_yaml(&path, config)?;
-        let arguments = ["run", part, "--config"].map(str::to_owned).into_iter();
+        let (parent, path) = (std::process::id().to_string(), path.display().to_string());
+        let arguments = [lifeline::OPTION, &parent, "run", part, "--config", &path];
         let binary = self.binary.clone();
-        self.spawn(
-            name,
-            &binary,
-            arguments.chain([path.display().to_string()]).collect(),
-        )
+        self.spawn(name, &binary, arguments.map(str::to_owned).to_vec())
     }
 
     fn spawn(&mut self, name: &str, program: &Path, arguments: Vec<String>) -> Result<()> {
@@ -424,6 +439,25 @@ impl<M: Machine> Cluster<M> {
             .with_context(|| format!("no process {name}"))?;
         let program = program.map_or_else(|| self.binary.clone(), Path::to_owned);
         self.spawn(name, &program, process.arguments.clone())
+    }
+
+    /// Starts a killed application again, with other arguments for some.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn restart_with(
+        &mut self,
+        name: &str,
+        program: &Path,
+        change: impl FnOnce(&mut Vec<String>),
+    ) -> Result<()> {
+        let process = self.processes.get_mut(name);
+        change(
+            &mut process
+                .with_context(|| format!("no process {name}"))?
+                .arguments,
+        );
+        self.restart(name, Some(program))
     }
 
     /// A connection to the operator socket of its federation.
