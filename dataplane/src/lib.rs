@@ -19,3 +19,6 @@ pub mod identity;
 pub mod proxy_header;
 pub mod report;
 pub mod target;
+
+#[cfg(test)]
+mod fake_federation;

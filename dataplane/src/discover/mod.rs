@@ -148,3 +148,6 @@ pub enum Registration {
     /// A gateway.
     Gateway(v1::GatewayRegistration),
 }
+
+#[cfg(test)]
+mod tests;
