@@ -1,13 +1,49 @@
 //! `linkspan demo`: two clusters on this machine, real traffic, failures, recoveries.
+//!
+//! ```text
+//! supervisor ─┬─ reaper                    cleans up, whatever happens to the supervisor
+//!             ├─ wire (a thread)           carries, or swallows, the gateways' datagrams
+//!             ├─ federation, 2 gateways    for each of east and west
+//!             └─ apps and their sidecars   frontend (the load), 3 checkout, 2 echoes
+//! ```
+//!
+//! [`topology`] says who is where, [`world`] runs it, [`tour`] breaks and checks it,
+//! [`samples`] counts, [`board`] shows, [`report`] is what is found.
 
+pub mod board;
 pub mod ports;
 pub mod reaper;
+pub mod report;
 pub mod samples;
 pub mod supervisor;
 pub mod topology;
+pub mod tour;
 pub mod wire;
+pub mod world;
 
-use crate::{exit::Failure, output::Format};
+use std::{future::pending, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use self::{
+    board::Board,
+    report::Report,
+    samples::{Side, millis},
+    supervisor::Ended,
+    topology::Cluster,
+    tour::Tour,
+    world::{LOAD, View, World},
+};
+use crate::{apps::report::Moment, exit::Failure, output::Format};
+
+/// How long the load may take to settle when it is told to end.
+const LAST_ANSWERS: Duration = Duration::from_secs(15);
+/// Log lines shown of each process when a step did not hold.
+const LOG_TAIL: usize = 12;
 
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug)]
@@ -25,5 +61,184 @@ pub struct Options {
 /// # Errors
 /// If a step did not hold, or the clusters did not come up.
 pub fn run(options: &Options) -> Result<(), Failure> {
-    Err(anyhow::anyhow!("nothing to show yet (seed {})", options.seed).into())
+    // One thread: children must be started from one that lives as long as the supervisor.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(supervise(options))
+}
+
+async fn supervise(options: &Options) -> Result<(), Failure> {
+    let mut interrupt = Interrupt::new()?;
+    let board = Board::new(options.output);
+    let (mut world, mut ends) = World::start(options.seed).await?;
+    let view = world.view();
+    let outcome = tokio::select! {
+        outcome = show(options, &mut world, &board) => outcome,
+        ended = ends.recv() => Err(died(ended)),
+        () = interrupt.next() => Err(Failure::Interrupted),
+        () = board.draw(&view) => pending().await,
+    };
+    board.redraw(&view);
+    let outcome = match outcome {
+        Ok(true) if options.keep => stay(&world, &board, &view, &mut ends, &mut interrupt).await,
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            print_logs(&world);
+            Err(Failure::Reported)
+        }
+        Err(failure) => {
+            if !matches!(failure, Failure::Interrupted) {
+                print_logs(&world);
+            }
+            Err(failure)
+        }
+    };
+    world.supervisor.stop().await?;
+    outcome
+}
+
+/// Brings the world up and tours it; whether every step held.
+async fn show(options: &Options, world: &mut World, board: &Board) -> Result<bool, Failure> {
+    world.bring_up(&|what| board.doing(what)).await?;
+    let ports = world.clusters.iter().flat_map(Cluster::ports).collect();
+    let mut tour = Tour::new(world, board, options.seed);
+    let ended = tour.run().await;
+    let steps = std::mem::take(&mut tour.steps);
+    let view = world.view();
+    if !options.keep {
+        board.doing("waiting for the last answers");
+        world.supervisor.finish(LOAD, LAST_ANSWERS).await?;
+        let settled = || view.load_ended().then_some(());
+        world::until("the last report", LAST_ANSWERS, settled).await?;
+    }
+    let total = view.window(Moment(0), Moment(u64::MAX));
+    let steps: Vec<_> = steps.iter().map(|step| step.report(&view)).collect();
+    let report = Report {
+        ok: ended.is_ok()
+            && steps.len() == tour::STEPS.len()
+            && steps.iter().all(|step| step.ok)
+            && total.failed == 0,
+        seed: options.seed,
+        seconds: (board.elapsed().as_secs_f64() * 10.0).round() / 10.0,
+        requests: total.requests,
+        failed: total.failed,
+        p50_ms: millis(total.p50),
+        p99_ms: millis(total.p99),
+        steps,
+        ports,
+        error: ended.err().map(|error| format!("{error:#}")),
+    };
+    publish(options, board, &view, &report)?;
+    Ok(report.ok)
+}
+
+fn publish(options: &Options, board: &Board, view: &View, report: &Report) -> Result<(), Failure> {
+    board.doing("the tour is over");
+    board.redraw(view);
+    let mut text = String::from("\n");
+    for step in report.steps.iter().filter(|step| !step.ok) {
+        text.push_str(&format!(
+            "step {} ({}): {}\n",
+            step.number, step.name, step.detail
+        ));
+    }
+    if let Some(error) = &report.error {
+        text.push_str(&format!("the tour ended early: {error}\n"));
+    }
+    text.push_str(&format!("{}\n", report.summary()));
+    board.lasting(&text);
+    match options.output {
+        Format::Json => options.output.print(report, |_| String::new()),
+        Format::Text => Ok(()),
+    }
+}
+
+/// Leaves everything running until somebody wants an end.
+async fn stay(
+    world: &World,
+    board: &Board,
+    view: &View,
+    ends: &mut mpsc::Receiver<Ended>,
+    interrupt: &mut Interrupt,
+) -> Result<(), Failure> {
+    board.lasting(&try_these(world));
+    board.doing("everything runs until Ctrl-C");
+    tokio::select! {
+        ended = ends.recv() => Err(died(ended)),
+        () = interrupt.next() => Ok(()),
+        () = board.draw(view) => pending().await,
+    }
+}
+
+/// Commands that work as printed.
+fn try_these(world: &World) -> String {
+    let program = std::env::current_exe().unwrap_or_else(|_| "linkspan".into());
+    let program = program.display();
+    let mut text = String::from("\nEverything keeps running. Try, in another terminal:\n\n");
+    for side in Side::BOTH {
+        let socket = world.cluster(side).socket();
+        text.push_str(&format!(
+            "  {program} status --socket {}\n",
+            socket.display()
+        ));
+    }
+    let mut frontends = world.cluster(Side::East).running("frontend");
+    if let Some(address) = frontends.next().and_then(|f| f.outbound("checkout")) {
+        text.push_str(&format!("  curl -s http://{address}/order\n"));
+        text.push_str(&format!(
+            "  curl -s --http2-prior-knowledge -X PUT -d hello http://{address}/order\n"
+        ));
+    }
+    text.push_str("\nCtrl-C ends it and leaves nothing behind.\n");
+    text
+}
+
+fn died(ended: Option<Ended>) -> Failure {
+    let error = match ended {
+        Some(Ended { name, status }) => anyhow!("{name} ended by itself: {status}"),
+        None => anyhow!("the processes are no longer watched"),
+    };
+    Failure::Failed(error)
+}
+
+/// The last words of every process that has any, on standard error.
+fn print_logs(world: &World) {
+    for name in world.supervisor.names() {
+        let tail = world.supervisor.log_tail(name, LOG_TAIL);
+        if !tail.is_empty() {
+            eprintln!("--- {name}");
+            for line in tail {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// Ctrl-C, SIGTERM, or the terminal is closed.
+struct Interrupt {
+    signals: [tokio::signal::unix::Signal; 3],
+}
+
+impl Interrupt {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self {
+            signals: [
+                listen(SignalKind::interrupt())?,
+                listen(SignalKind::terminate())?,
+                listen(SignalKind::hangup())?,
+            ],
+        })
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.signals;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
 }

@@ -240,6 +240,11 @@ impl Supervisor {
         running.is_some_and(|running| running.ended.borrow().is_none())
     }
 
+    /// Names of all processes that were ever started.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.running.keys().map(String::as_str)
+    }
+
     /// The last lines of a process's log.
     #[must_use]
     pub fn log_tail(&self, name: &str, lines: usize) -> Vec<String> {

@@ -1,14 +1,44 @@
 //! `linkspan run federation|gateway|sidecar`.
 
-use std::path::PathBuf;
+use std::{fmt::Display, path::PathBuf};
+
+use anyhow::Context as _;
+use linkspan_runtime::{
+    config::ConfigError,
+    logging::{self, Format},
+    process,
+    stop::Stop,
+};
+use tracing::info;
 
 use crate::exit::{Failure, help};
 
 /// Runs one part until it is told to stop.
+///
+/// SIGTERM and SIGINT ask it to finish what it has and to end (exit code 0); a second one
+/// ends it at once.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
     part: Part,
+    /// Which log lines, e.g. `info` or `info,linkspan_gateway=debug`
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "LINKSPAN_LOG",
+        default_value = "info",
+        global = true
+    )]
+    log: String,
+    /// Log as text or JSON; auto is text on a terminal
+    #[arg(
+        long,
+        value_name = "auto|text|json",
+        env = "LINKSPAN_LOG_FORMAT",
+        default_value = "auto",
+        global = true
+    )]
+    log_format: Format,
 }
 
 /// The parts; each takes one configuration file.
@@ -18,7 +48,10 @@ enum Part {
     #[command(after_long_help = help!("linkspan run federation --config federation.yaml"))]
     Federation(PartArgs),
     /// Runs a gateway, which holds the tunnels to other clusters
-    #[command(after_long_help = help!("linkspan run gateway --config gateway.yaml"))]
+    #[command(after_long_help = help!(
+        "linkspan run gateway --config gateway.yaml",
+        "linkspan run gateway --config gateway.yaml --log info,linkspan_gateway=debug",
+    ))]
     Gateway(PartArgs),
     /// Runs the sidecar of one workload
     #[command(after_long_help = help!("linkspan run sidecar --config sidecar.yaml"))]
@@ -33,6 +66,63 @@ struct PartArgs {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let (Part::Federation(args) | Part::Gateway(args) | Part::Sidecar(args)) = &args.part;
-    Err(anyhow::anyhow!("cannot run {}", args.config.display()).into())
+    logging::init(args.log_format, &args.log).map_err(|error| Failure::Usage(error.into()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(part(&args.part))
+}
+
+async fn part(part: &Part) -> Result<(), Failure> {
+    let stop = Stop::new();
+    match part {
+        Part::Federation(args) => {
+            let config = loaded(linkspan_federation::Config::load(&args.config))?;
+            let bound = linkspan_federation::bind(config).await;
+            let bound = started("federation", bound)?;
+            until_stopped(stop.clone(), bound.run(stop)).await
+        }
+        Part::Gateway(args) => {
+            let config = loaded(linkspan_gateway::Config::load(&args.config))?;
+            let bound = linkspan_gateway::bind(config).await;
+            let bound = started("gateway", bound)?;
+            until_stopped(stop.clone(), bound.run(stop)).await
+        }
+        Part::Sidecar(args) => {
+            let config = loaded(linkspan_sidecar::Config::load(&args.config))?;
+            let bound = linkspan_sidecar::bind(config).await;
+            let bound = started("sidecar", bound)?;
+            until_stopped(stop.clone(), bound.run(stop)).await
+        }
+    }
+}
+
+fn loaded<T>(config: Result<T, ConfigError>) -> Result<T, Failure> {
+    config.map_err(|error| Failure::Usage(error.into()))
+}
+
+fn started<T, E>(part: impl Display, bound: Result<T, E>) -> Result<T, Failure>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let bound = bound.with_context(|| format!("cannot start the {part}"))?;
+    info!(%part, version = env!("CARGO_PKG_VERSION"), "started");
+    Ok(bound)
+}
+
+/// Runs a part and turns signals into its stop.
+async fn until_stopped<E>(
+    stop: Stop,
+    running: impl Future<Output = Result<(), E>>,
+) -> Result<(), Failure>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let mut running = std::pin::pin!(running);
+    let ended = tokio::select! {
+        ended = &mut running => ended,
+        () = process::signals(stop) => running.await,
+    };
+    ended.map_err(|error| Failure::Failed(error.into()))
 }

@@ -1,0 +1,141 @@
+//! What a tour found: the JSON document, and the same in words.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// The whole tour.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Every step held.
+    pub ok: bool,
+    /// Seed of what was random.
+    pub seed: u64,
+    /// Seconds from the first process to the end of the last step.
+    pub seconds: f64,
+    /// Requests of all steps.
+    pub requests: u64,
+    /// Those without a good answer.
+    pub failed: u64,
+    /// Median time of good answers.
+    pub p50_ms: f64,
+    /// 99th percentile of them.
+    pub p99_ms: f64,
+    /// The steps, in order.
+    pub steps: Vec<StepReport>,
+    /// All ports, by process and purpose.
+    pub ports: BTreeMap<String, u16>,
+    /// Why the tour ended early, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// One step.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct StepReport {
+    /// From 1.
+    pub number: usize,
+    /// What happens in it.
+    pub name: String,
+    /// Everything that must hold in it did.
+    pub ok: bool,
+    /// Requests that began in it.
+    pub requests: u64,
+    /// Those without a good answer.
+    pub failed: u64,
+    /// Good answers by cluster.
+    pub answered: Answered,
+    /// The slowest answer among requests that began from 1 s before the fault to 5 s after
+    /// it; of the whole step where there is no fault.
+    pub slowest_ms: f64,
+    /// Whether the fault was seen to have happened; null where there is none.
+    pub fault_observed: Option<bool>,
+    /// What was seen, and first what did not hold.
+    pub detail: String,
+}
+
+/// Good answers by cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Answered {
+    /// From east.
+    pub east: u64,
+    /// From west.
+    pub west: u64,
+}
+
+impl StepReport {
+    /// One line of at most 80 columns.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!(
+            "{:<32} east {:>5}  west {:>5}  failed {}  slowest {:.0} ms",
+            self.name, self.answered.east, self.answered.west, self.failed, self.slowest_ms
+        )
+    }
+}
+
+impl Report {
+    /// The last lines of a tour.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        format!(
+            "{}: {} requests, {} failed, p50 {:.1} ms, p99 {:.1} ms, in {:.0} s (seed {})",
+            if self.ok {
+                "every step held"
+            } else {
+                "NOT every step held"
+            },
+            self.requests,
+            self.failed,
+            self.p50_ms,
+            self.p99_ms,
+            self.seconds,
+            self.seed
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_fits_a_narrow_terminal() {
+        let step = StepReport {
+            name: "a gateway of west dies, returns".into(),
+            requests: 12_345,
+            answered: Answered {
+                east: 12_345,
+                west: 12_345,
+            },
+            slowest_ms: 1234.5,
+            ..StepReport::default()
+        };
+        assert!(step.line().len() <= 75, "{}", step.line().len());
+    }
+
+    #[test]
+    fn the_document_has_the_promised_fields() {
+        let report = Report {
+            steps: vec![StepReport::default()],
+            ..Report::default()
+        };
+        let json = serde_json::to_value(report).expect("JSON");
+        for field in ["requests", "failed", "p50_ms", "p99_ms", "ports", "ok"] {
+            assert!(json.get(field).is_some(), "{field}");
+        }
+        for field in [
+            "name",
+            "ok",
+            "requests",
+            "failed",
+            "answered",
+            "slowest_ms",
+            "fault_observed",
+            "detail",
+        ] {
+            assert!(json["steps"][0].get(field).is_some(), "{field}");
+        }
+        assert!(json["steps"][0]["answered"].get("west").is_some());
+    }
+}
