@@ -269,6 +269,13 @@ impl<N: Fn() -> SystemTime> Fresh<N> {
     where
         F: Future<Output = Result<(Svid, Bundle), IdentityError>>,
     {
+        // The caller may have waited for this snapshot, which then counts as seen.
+        apply_bundles(
+            &mut self.writer,
+            &self.reader,
+            &self.own,
+            &mut self.snapshots,
+        );
         loop {
             let due = self.due();
             let renewal = async {
@@ -392,16 +399,23 @@ async fn renew(
     reader: &MaterialReader,
     client: &FederationClient,
 ) -> Result<(Svid, Bundle), IdentityError> {
-    match issue(client, client.mutual_tls(reader)?, String::new()).await {
-        Ok(issued) => Ok(issued),
-        Err(by_certificate) => issue_by_token(client).await.map_err(|by_token| {
-            // Of two failures the first tells more, unless federation answered the second one only.
-            match by_token {
+    let by_certificate = issue(client, client.mutual_tls(reader)?, String::new()).await;
+    let issued = match by_certificate {
+        Ok(issued) => issued,
+        Err(by_certificate) => issue_by_token(client)
+            .await
+            .map_err(|by_token| match by_token {
+                // Of two failures the first tells more, unless federation itself answered the second.
                 IdentityError::Refused { .. } => by_token,
                 _ => by_certificate,
-            }
-        }),
+            })?,
+    };
+    let (own, found) = (reader.current().svid().id().clone(), issued.0.id());
+    if own != *found {
+        let text = format!("certificate is for `{found}`, but this process is `{own}`");
+        return Err(IdentityError::Answer(text.into()));
     }
+    Ok(issued)
 }
 
 async fn issue_by_token(client: &FederationClient) -> Result<(Svid, Bundle), IdentityError> {
@@ -528,3 +542,7 @@ async fn changed(snapshots: &mut watch::Receiver<Option<Arc<Snapshot>>>) {
         pending::<()>().await;
     }
 }
+
+#[cfg(test)]
+#[path = "identity_tests.rs"]
+mod tests;
