@@ -8,8 +8,8 @@ use linkspan_resources as resources;
 use linkspan_resources::{Object, ServiceType};
 
 use crate::model::{
-    AppProtocol, Bundle, ClusterId, ImportFilter, ImportType, Link, OwnCluster, SYSTEM_NAMESPACE,
-    ServiceKey, ServicePort, SessionAffinity, SpiffeId, TrustDomain,
+    AppProtocol, Bundle, ClusterId, ImportFilter, ImportType, Link, OwnCluster, ServiceKey,
+    ServicePort, SessionAffinity, SpiffeId, TrustDomain,
 };
 
 #[cfg(test)]
@@ -302,9 +302,4 @@ fn pinned(
         ));
     }
     Ok(id)
-}
-
-/// Whether a namespace is Linkspan's own, from which nothing is exported.
-pub fn is_system_namespace(service: &ServiceKey) -> bool {
-    service.namespace.as_str() == SYSTEM_NAMESPACE
 }

@@ -104,7 +104,7 @@ impl<K: Ord + Clone, V> RecordSet<K, V> {
             key,
             Entry {
                 hash: RecordHash::of(encoded),
-                body: body.into(),
+                body,
             },
         );
     }

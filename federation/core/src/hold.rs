@@ -2,9 +2,13 @@
 //!
 //! A federation that has just started knows less than it did: workloads have not all
 //! reconnected, peers have not sent their snapshots. What it does not know is not gone.
-//! So neither discovery nor sync sends a removal, or ends a snapshot with `Complete`,
-//! until every workload known from before has reconnected or lapsed, and every link has
-//! sent `Complete` or its grace has passed.
+//! So discovery sends no removal, and ends no snapshot with `Complete`, until every workload
+//! known from before has reconnected or lapsed, and every link has sent `Complete` or its
+//! grace has passed.
+//!
+//! Sync tells peers only what is our own, so it waits for the workloads alone
+//! ([`crate::workloads::Workloads::settled`]): two federations that restart together
+//! would otherwise each withhold the `Complete` that the other waits for.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -15,20 +15,22 @@
 //! a peer told is deleted before its next `Complete`: a new snapshot is staged beside the
 //! records in force and takes their place whole.
 
-use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::delta::{Known, RecordHash};
-use crate::model::{Bundle, Link};
+use crate::model::Link;
 use crate::record::{PeerRecords, ReceivedRecord, Refusal};
 
 mod events;
 #[cfg(test)]
 mod tests;
+mod view;
 
 pub use events::{Begin, Decision, Event, Hangup, Now, PeerSettings};
+pub use view::{PeerState, PeerView};
+
+use view::{Refusals, shown};
 
 /// Where a peer stands; each state holds what it knows.
 #[derive(Clone, Debug)]
@@ -47,30 +49,6 @@ struct Syncing {
     /// When the records in force were last confirmed; `None` where there are none.
     confirmed: Option<Instant>,
     staged: PeerRecords,
-    named: BTreeSet<String>,
-}
-
-/// Name of a peer's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PeerState {
-    /// No gateway has reached the peer, and none of its records are held.
-    Pending,
-    /// A gateway has the peer up; its federation has not answered yet.
-    Connecting,
-    /// A snapshot is arriving.
-    Syncing,
-    /// Changes arrive as they happen.
-    Live,
-    /// Records are held, but the peer's federation is silent.
-    Stale,
-    /// The link was removed.
-    Removed,
-}
-
-impl fmt::Display for PeerState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -88,30 +66,6 @@ pub struct SubscriptionStart {
     pub epoch: u64,
 }
 
-/// Refused records: how many since the last snapshot began, and the newest few.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Refusals {
-    count: u64,
-    newest: std::collections::VecDeque<String>,
-}
-
-/// Refused records that are shown with their reason.
-const SHOWN_REFUSALS: usize = 16;
-/// Characters of a peer's own text that are shown.
-const SHOWN_KEY: usize = 120;
-
-impl Refusals {
-    fn add(&mut self, key: &str, reason: &Refusal) {
-        self.count += 1;
-        if self.newest.len() == SHOWN_REFUSALS {
-            self.newest.pop_front();
-        }
-        let key: String = key.escape_debug().take(SHOWN_KEY).collect();
-        self.newest
-            .push_back(format!("record {key} was refused: {reason}"));
-    }
-}
-
 /// One peer.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -125,41 +79,6 @@ pub struct Peer {
     refusals: Refusals,
     /// Why the last stream was closed, until one completes.
     trouble: Option<Hangup>,
-}
-
-/// A peer as planning and status see it.
-#[derive(Clone, Debug)]
-pub struct PeerView {
-    /// The link.
-    pub link: Arc<Link>,
-    /// The state's name.
-    pub state: PeerState,
-    /// Whether any gateway has the peer up: its endpoints may be used.
-    pub usable: bool,
-    /// Whether the records are not being kept up to date.
-    pub stale: bool,
-    /// Whether the peer has sent `Complete` since this federation started.
-    pub completed: bool,
-    /// Since the peer's federation was last heard; `None` where nothing is held.
-    pub record_age: Option<Duration>,
-    /// The highest epoch seen; 0 if none.
-    pub epoch: u64,
-    /// The records in force.
-    pub records: Arc<PeerRecords>,
-    /// Records refused since the last snapshot began.
-    pub refused: u64,
-    /// What is wrong with the peer, newest last; bounded.
-    pub problems: Vec<String>,
-}
-
-impl PeerView {
-    /// The roots that count for the peer: those it announced over the link, else those declared.
-    pub fn bundle(&self) -> &Bundle {
-        match self.records.bundle() {
-            Some(announced) if announced.sequence >= self.link.bundle.sequence => announced,
-            _ => &self.link.bundle,
-        }
-    }
 }
 
 impl Peer {
@@ -352,14 +271,14 @@ impl Peer {
 
     fn check_begin(&self, begin: &Begin, now: Now) -> Result<(), Hangup> {
         if begin.cluster != self.link.cluster.as_str() {
-            let found = begin.cluster.chars().take(SHOWN_KEY).collect();
+            let found = shown(&begin.cluster);
             return Err(Hangup::WrongCluster {
                 expected: self.link.cluster.clone(),
                 found,
             });
         }
         if begin.clusterset != self.settings.clusterset {
-            let found = begin.clusterset.chars().take(SHOWN_KEY).collect();
+            let found = shown(&begin.clusterset);
             return Err(Hangup::WrongClusterset {
                 expected: self.settings.clusterset.clone(),
                 found,
@@ -389,7 +308,6 @@ impl Peer {
             heard: now.instant,
             confirmed: self.confirmed(),
             staged: PeerRecords::default(),
-            named: BTreeSet::new(),
         }));
         Decision {
             changed,
@@ -411,7 +329,7 @@ impl Peer {
         match message {
             Event::Record(record) => Ok(self.record(*record, now)),
             Event::Undecodable { key, problem } => {
-                let problem = problem.escape_debug().take(SHOWN_KEY).collect();
+                let problem = shown(&problem);
                 self.refuse(&key, &Refusal::Malformed(problem));
                 Ok(false)
             }
@@ -427,9 +345,13 @@ impl Peer {
         let key = record.key.clone();
         let quotas = &self.settings.quotas;
         let accepted = match &mut self.state {
+            // What is held already keeps the time of its first receipt.
+            State::Syncing(syncing) if self.records.holds(&key, record.hash) => {
+                syncing.staged.carry(&self.records, &key);
+                Ok(false)
+            }
             State::Syncing(syncing) => {
                 let accepted = syncing.staged.accept(&self.link, quotas, record, now.wall);
-                syncing.named.insert(key.clone());
                 accepted.map(|_| false)
             }
             _ => Arc::make_mut(&mut self.records).accept(&self.link, quotas, record, now.wall),
@@ -440,20 +362,23 @@ impl Peer {
         })
     }
 
+    /// Counts a refusal. What was good under that key before stays.
     fn refuse(&mut self, key: &str, refusal: &Refusal) {
         self.refusals.add(key, refusal);
+        if let State::Syncing(syncing) = &mut self.state {
+            syncing.staged.carry(&self.records, key);
+        }
     }
 
     fn unchanged(&mut self, key: &str, hash: RecordHash) -> Result<(), Hangup> {
         let State::Syncing(syncing) = &mut self.state else {
             return Err(Hangup::OutOfOrder("an unchanged record after the snapshot"));
         };
-        if syncing.staged.carry(&self.records, key, hash) {
-            return Ok(());
+        if !self.records.holds(key, hash) {
+            return Err(Hangup::NotHeld(shown(key)));
         }
-        Err(Hangup::NotHeld(
-            key.escape_debug().take(SHOWN_KEY).collect(),
-        ))
+        syncing.staged.carry(&self.records, key);
+        Ok(())
     }
 
     fn remove_record(&mut self, key: &str) -> bool {

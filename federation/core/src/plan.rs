@@ -5,24 +5,28 @@
 //! to it, so a peer never draws traffic that was not shared with it on purpose.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
+use self::local::{Local, Selection};
 use crate::capacity::{HighWater, Listed};
 use crate::declared::{Declared, DeclaredService};
 use crate::gateways::Gateways;
 use crate::merge::{Contribution, Merged, merge};
 use crate::model::{
-    Address, AppProtocol, Bundle, ClusterCapacity, ClusterId, Condition, ConditionStatus, Endpoint,
-    EndpointId, Export, ExportedEndpoint, FailbackConfig, Import, Link, Locality, OwnCluster,
-    Service, ServiceKey, TrustDomain,
+    ClusterCapacity, ClusterId, Endpoint, Export, ExportedEndpoint, FailbackConfig, Import,
+    Locality, OwnCluster, Service, ServiceKey, TrustDomain,
 };
 use crate::peer::{Now, PeerView};
 use crate::peers::PeersView;
-use crate::workloads::{Registration, Workloads};
+use crate::workloads::Workloads;
 
+mod conditions;
+mod desired;
+mod local;
 #[cfg(test)]
 mod tests;
+
+pub use desired::{Desired, ExportedService, InboundPort, InboundService, Outgoing, PlannedLink};
 
 /// Everything that a plan is made from.
 #[derive(Clone, Copy, Debug)]
@@ -43,194 +47,42 @@ pub struct Known<'a> {
     pub high_water: &'a HighWater,
 }
 
-/// What should be.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Desired {
-    /// What proxies may subscribe to.
-    pub services: BTreeMap<ServiceKey, Arc<Service>>,
-    /// Services exported by anyone, merged.
-    pub imports: BTreeMap<ServiceKey, Import>,
-    /// What each workload itself serves, by UID.
-    pub inbound: BTreeMap<String, Vec<InboundService>>,
-    /// What peers may reach through our gateways.
-    pub exported: BTreeMap<ServiceKey, ExportedService>,
-    /// What each peer is told.
-    pub outgoing: BTreeMap<ClusterId, Arc<Outgoing>>,
-    /// Links as gateways and proxies need them.
-    pub links: BTreeMap<ClusterId, PlannedLink>,
-    /// Conditions of our ServiceExports.
-    pub export_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
-    /// Conditions of the imports.
-    pub import_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
-    /// What is wrong with what is declared.
-    pub problems: Vec<String>,
-}
-
-/// A service that a workload serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InboundService {
-    /// Which service.
-    pub service: ServiceKey,
-    /// Its ports.
-    pub ports: Vec<InboundPort>,
-    /// Trust domains of the peers to which it is exported.
-    pub exported_to: BTreeSet<TrustDomain>,
-}
-
-/// A port of an [`InboundService`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InboundPort {
-    /// The Service port.
-    pub port: u16,
-    /// The application's own port.
-    pub target_port: u16,
-    /// How its bytes are to be understood.
-    pub app_protocol: AppProtocol,
-}
-
-/// A service that peers may reach.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ExportedService {
-    /// Which service.
-    pub service: ServiceKey,
-    /// Its Service ports.
-    pub ports: Vec<u16>,
-    /// Peers to which it is exported.
-    pub peers: BTreeSet<ClusterId>,
-    /// Its endpoints in this cluster, with their addresses.
-    pub endpoints: Vec<Arc<Endpoint>>,
-}
-
-/// What a peer is told, beside our roots.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Outgoing {
-    /// Services exported to it.
-    pub exports: BTreeMap<ServiceKey, Arc<Export>>,
-    /// Their endpoints, without addresses.
-    pub endpoints: BTreeMap<(ServiceKey, EndpointId), ExportedEndpoint>,
-    /// Where our gateways can be dialled.
-    pub gateways: Vec<Address>,
-}
-
-/// A link and what is known of its peer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PlannedLink {
-    /// As declared.
-    pub link: Arc<Link>,
-    /// Where to dial: declared addresses first, then announced ones.
-    pub addresses: Vec<Address>,
-    /// The roots in force.
-    pub bundle: Bundle,
-    /// Whether the peer's endpoints may be used.
-    pub usable: bool,
-    /// Whether its records are not being kept up to date.
-    pub stale: bool,
-}
-
 /// Most addresses of a peer that are dialled.
 const MAX_ADDRESSES: usize = 8;
 
 /// What each locality lists now, for [`HighWater::observe`].
 pub fn listed(declared: &Declared, workloads: &Workloads) -> Listed {
-    let count = |service: &DeclaredService| count_localities(selected(service, workloads));
-    declared
-        .services
-        .iter()
-        .map(|(key, service)| (key.clone(), count(service)))
-        .collect()
+    Selection::new(declared, workloads).listed()
 }
 
 /// Makes the plan.
 pub fn plan(known: &Known<'_>, now: Now) -> Desired {
+    let selection = Selection::new(known.declared, known.workloads);
     let local: BTreeMap<_, _> = known
         .declared
         .services
         .iter()
-        .map(|(key, service)| (key.clone(), local_service(known, service, now)))
+        .map(|(key, service)| {
+            (
+                key.clone(),
+                Local::new(known, service, selection.of(key), now),
+            )
+        })
         .collect();
     let merged = merge_all(known, &local);
     Desired {
         services: plan_services(known, &local, &merged),
-        inbound: plan_inbound(known),
+        inbound: plan_inbound(known, &selection),
         exported: plan_exported(known, &local),
         outgoing: plan_outgoing(known, &local),
         links: plan_links(known.peers),
-        export_conditions: export_conditions(known, &merged),
-        import_conditions: import_conditions(&merged),
+        export_conditions: conditions::of_exports(known, &merged),
+        import_conditions: conditions::of_imports(&merged),
         imports: merged
             .into_iter()
             .map(|(key, merged)| (key, merged.import))
             .collect(),
         problems: known.declared.problems.clone(),
-    }
-}
-
-/// What this cluster itself has of a declared service.
-struct Local<'a> {
-    service: &'a DeclaredService,
-    /// With the host name of each.
-    endpoints: Vec<(Arc<Endpoint>, &'a str)>,
-    capacity: Vec<(Locality, u32)>,
-    /// Set where the service may be exported and is.
-    export: Option<Arc<Export>>,
-}
-
-fn selected<'a>(
-    service: &'a DeclaredService,
-    workloads: &'a Workloads,
-) -> impl Iterator<Item = &'a Registration> {
-    workloads
-        .counting()
-        .filter(|workload| service.selects(&workload.namespace, &workload.labels))
-}
-
-fn count_localities<'a>(
-    workloads: impl Iterator<Item = &'a Registration>,
-) -> BTreeMap<Locality, u32> {
-    let mut counts = BTreeMap::new();
-    for workload in workloads {
-        *counts.entry(workload.locality.clone()).or_default() += 1;
-    }
-    counts
-}
-
-fn local_service<'a>(known: &Known<'a>, service: &'a DeclaredService, now: Now) -> Local<'a> {
-    let endpoint = |workload: &'a Registration| {
-        let address: Option<SocketAddr> = Some(workload.address);
-        let endpoint = Endpoint {
-            id: workload.endpoint_id(),
-            cluster: known.own.cluster.clone(),
-            locality: workload.locality.clone(),
-            identity: workload.identity.clone(),
-            ready: workload.ready,
-            weight: workload.weight,
-            address,
-        };
-        (Arc::new(endpoint), workload.hostname.as_str())
-    };
-    let endpoints = selected(service, known.workloads).map(endpoint).collect();
-    let counts = count_localities(selected(service, known.workloads));
-    let capacity = known
-        .high_water
-        .expected(&service.key, &counts, now.instant);
-    let declared = known.declared.exports.get(&service.key);
-    let export = declared
-        .zip(service.import_type)
-        .map(|(declared, import_type)| {
-            Arc::new(Export {
-                service: service.key.clone(),
-                ports: service.service_ports(),
-                import_type,
-                session_affinity: service.session_affinity,
-                created: declared.created.min(now.wall),
-                capacity: capacity.clone(),
-            })
-        });
-    Local {
-        service,
-        endpoints,
-        capacity,
-        export,
     }
 }
 
@@ -360,21 +212,32 @@ fn at_least_listed(
     }
 }
 
-fn plan_inbound(known: &Known<'_>) -> BTreeMap<String, Vec<InboundService>> {
+fn plan_inbound(
+    known: &Known<'_>,
+    selection: &Selection<'_>,
+) -> BTreeMap<String, Vec<InboundService>> {
     let peers: BTreeSet<_> = known
         .peers
         .values()
         .map(|peer| peer.link.trust_domain.clone())
         .collect();
-    let mut inbound: BTreeMap<String, Vec<InboundService>> = BTreeMap::new();
-    for workload in known.workloads.counting() {
-        let served = known
-            .declared
-            .services
-            .values()
-            .filter(|service| service.selects(&workload.namespace, &workload.labels))
-            .map(|service| inbound_service(known, service, &peers));
-        inbound.insert(workload.uid.clone(), served.collect());
+    // Also those that serve nothing: they are told so.
+    let mut inbound: BTreeMap<String, Vec<InboundService>> = known
+        .workloads
+        .counting()
+        .map(|workload| (workload.uid.clone(), Vec::new()))
+        .collect();
+    for (key, workloads) in selection.iter() {
+        let Some(service) = known.declared.services.get(key) else {
+            continue;
+        };
+        let served = inbound_service(known, service, &peers);
+        for workload in workloads {
+            inbound
+                .entry(workload.uid.clone())
+                .or_default()
+                .push(served.clone());
+        }
     }
     inbound
 }
@@ -490,81 +353,4 @@ fn plan_link(peer: &PeerView) -> PlannedLink {
         usable: peer.usable,
         stale: peer.stale,
     }
-}
-
-fn export_conditions(
-    known: &Known<'_>,
-    merged: &BTreeMap<ServiceKey, Merged>,
-) -> BTreeMap<ServiceKey, Vec<Condition>> {
-    let exports = known.declared.exports.keys();
-    exports
-        .map(|key| {
-            (
-                key.clone(),
-                conditions_of_export(known, key, merged.get(key)),
-            )
-        })
-        .collect()
-}
-
-fn conditions_of_export(
-    known: &Known<'_>,
-    key: &ServiceKey,
-    merged: Option<&Merged>,
-) -> Vec<Condition> {
-    use ConditionStatus::{False, True};
-    let invalid = |reason, message: String| {
-        let ready = "nothing is exported until the export is valid";
-        vec![
-            Condition::new("Valid", False, reason, message),
-            Condition::new("Ready", False, "Pending", ready),
-        ]
-    };
-    match known.declared.services.get(key) {
-        None => invalid(
-            "NoService",
-            format!("there is no Service `{key}` in this cluster; declare it"),
-        ),
-        Some(service) if service.import_type.is_none() => {
-            let message = format!("Service `{key}` is an ExternalName, which cannot be exported");
-            invalid("InvalidServiceType", message)
-        }
-        Some(_) => {
-            let message = match known.peers.len() {
-                0 => "no cluster is linked yet".to_owned(),
-                1 => "offered to 1 linked cluster".to_owned(),
-                links => format!("offered to {links} linked clusters"),
-            };
-            let mut conditions = vec![
-                Condition::new("Valid", True, "Valid", ""),
-                Condition::new("Ready", True, "Exported", message),
-            ];
-            conditions.extend(merged.map(Merged::condition));
-            conditions
-        }
-    }
-}
-
-fn import_conditions(
-    merged: &BTreeMap<ServiceKey, Merged>,
-) -> BTreeMap<ServiceKey, Vec<Condition>> {
-    let ready = |merged: &Merged| {
-        let clusters: Vec<_> = merged
-            .import
-            .clusters
-            .keys()
-            .map(ClusterId::as_str)
-            .collect();
-        let message = format!("exported by {}", clusters.join(", "));
-        vec![Condition::new(
-            "Ready",
-            ConditionStatus::True,
-            "Ready",
-            message,
-        )]
-    };
-    merged
-        .iter()
-        .map(|(key, merged)| (key.clone(), ready(merged)))
-        .collect()
 }

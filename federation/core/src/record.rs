@@ -277,10 +277,14 @@ impl PeerRecords {
         true
     }
 
-    /// Copies a record of `other` that the peer says is unchanged. False if it is not held there.
-    pub(crate) fn carry(&mut self, other: &Self, key: &str, hash: RecordHash) -> bool {
-        let Some(held) = other.index.get(key).filter(|held| held.hash == hash) else {
-            return false;
+    /// Copies a record of `other`, if it is held there and not here.
+    pub(crate) fn carry(&mut self, other: &Self, key: &str) {
+        let Some(held) = other
+            .index
+            .get(key)
+            .filter(|_| !self.index.contains_key(key))
+        else {
+            return;
         };
         match &held.place {
             Place::Export(service) => {
@@ -297,7 +301,6 @@ impl PeerRecords {
             Place::Gateways => self.addresses.clone_from(&other.addresses),
         }
         self.note(key.to_owned(), held.clone());
-        true
     }
 
     /// Takes out what a changed link no longer allows.

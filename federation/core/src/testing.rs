@@ -17,6 +17,8 @@ use crate::record::{ReceivedRecord, RecordBody};
 use crate::workloads::Registration;
 
 mod contract;
+#[cfg(test)]
+mod tests;
 
 pub use contract::{SinkBench, SourceBench, sink_contract, source_contract};
 

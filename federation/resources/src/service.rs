@@ -234,8 +234,8 @@ fn require_ports(spec: &Node, path: &str, findings: &mut Findings) {
     }
 }
 
-fn repeats<'n, T: std::hash::Hash + Eq>(
-    node: &'n Node,
+fn repeats<T: std::hash::Hash + Eq>(
+    node: &Node,
     value: Option<T>,
     seen: &mut HashMap<T, u64>,
     path: &str,

@@ -120,7 +120,7 @@ pub(crate) fn check(node: &Node, shape: &Shape, path: &str, findings: &mut Findi
             check_texts(entries, *key_rule, *value_rule, path, findings);
         }
         (Shape::Object(object), Value::Map(entries)) => {
-            check_object(node, entries, object, path, findings)
+            check_object(node, entries, object, path, findings);
         }
         _ => findings.add(node.line, path, describe(node), expected(shape)),
     }

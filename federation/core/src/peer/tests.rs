@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::view::SHOWN_REFUSALS;
 use super::*;
+use crate::model::Bundle;
 use crate::model::ImportFilter;
 use crate::record::{Quotas, RecordBody, endpoint_key, export_key};
 use crate::testing::{Clock, bundle, endpoint, export, identity, link, port, received, service};
@@ -430,6 +432,49 @@ fn what_breaks_a_rule_of_the_link_is_refused_and_told() {
         ..bundle("west.test", 3)
     };
     refused(&mut hand, RecordBody::Bundle(empty), "no roots");
+}
+
+#[test]
+fn a_refused_record_leaves_its_last_good_version_also_in_a_resync() {
+    let mut hand = Hand::live();
+    let _ = hand.begin(8);
+    let _ = hand.record(RecordBody::Export(export("shop/checkout", vec![], 1)));
+    let _ = hand.does(Event::Undecodable {
+        key: endpoint_key(
+            &service("shop/checkout"),
+            &endpoint("west", "shop/checkout", "w1").endpoint.id,
+        ),
+        problem: "damaged".into(),
+    });
+    let _ = hand.does(Event::Complete);
+    assert_eq!(hand.services(), ["shop/checkout"]);
+    assert_eq!(
+        (hand.endpoints("shop/checkout"), hand.view().refused),
+        (1, 2)
+    );
+}
+
+#[test]
+fn a_creation_time_is_clamped_to_the_first_receipt() {
+    let mut hand = Hand::new();
+    let mut early = export("shop/mail", vec![port(80)], 0);
+    early.created += MINUTE * 60;
+    let mut held = Vec::new();
+    for epoch in [7, 8] {
+        let _ = hand.tunnel(1);
+        let _ = hand.begin(epoch);
+        let _ = hand.record(RecordBody::Export(early.clone()));
+        let _ = hand.does(Event::Complete);
+        held.push(
+            hand.view()
+                .records
+                .export(&service("shop/mail"))
+                .expect("held")
+                .created,
+        );
+        hand.clock.pass(MINUTE);
+    }
+    assert_eq!(held[0], held[1]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::declared::{DeclaredExport, DeclaredPort};
 use crate::gateways::GatewayRegistration;
-use crate::model::{ImportType, ServicePort, SessionAffinity};
+use crate::model::{Address, Condition, ImportType, Locality, ServicePort, SessionAffinity};
 use crate::peer::{Begin, Event, PeerSettings};
 use crate::peers::Peers;
 use crate::presence::Session;

@@ -1,16 +1,15 @@
 //! The contract suites run against a backend in memory: they hold each backend to the
 //! same promises, and this holds them to being keepable.
-#![cfg(feature = "testing")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use linkspan_core::backend::{Applied, Sink, SinkError, Source, SourceError};
-use linkspan_core::declared::{Declared, Sourced, assemble};
-use linkspan_core::plan::Desired;
-use linkspan_core::testing::{SinkBench, SourceBench, own, sink_contract, source_contract};
-use linkspan_core::{Condition, ServiceKey};
+use crate::backend::{Applied, Sink, SinkError, Source, SourceError};
+use crate::declared::{Declared, Sourced, assemble};
+use crate::plan::Desired;
+use crate::testing::{SinkBench, SourceBench, own, sink_contract, source_contract};
+use crate::{Condition, ServiceKey};
 use linkspan_resources::{Object, parse_documents};
 use tokio::sync::watch;
 

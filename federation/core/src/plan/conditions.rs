@@ -1,0 +1,77 @@
+//! What is said about exports and imports (the table of KEP-1645).
+
+use std::collections::BTreeMap;
+
+use super::Known;
+use crate::merge::Merged;
+use crate::model::{ClusterId, Condition, ConditionStatus, ServiceKey};
+
+/// Conditions of our ServiceExports.
+pub(super) fn of_exports(
+    known: &Known<'_>,
+    merged: &BTreeMap<ServiceKey, Merged>,
+) -> BTreeMap<ServiceKey, Vec<Condition>> {
+    let exports = known.declared.exports.keys();
+    exports
+        .map(|key| (key.clone(), of_export(known, key, merged.get(key))))
+        .collect()
+}
+
+fn of_export(known: &Known<'_>, key: &ServiceKey, merged: Option<&Merged>) -> Vec<Condition> {
+    use ConditionStatus::{False, True};
+    let invalid = |reason, message: String| {
+        let ready = "nothing is exported until the export is valid";
+        vec![
+            Condition::new("Valid", False, reason, message),
+            Condition::new("Ready", False, "Pending", ready),
+        ]
+    };
+    match known.declared.services.get(key) {
+        None => invalid(
+            "NoService",
+            format!("there is no Service `{key}` in this cluster; declare it"),
+        ),
+        Some(service) if service.import_type.is_none() => {
+            let message = format!("Service `{key}` is an ExternalName, which cannot be exported");
+            invalid("InvalidServiceType", message)
+        }
+        Some(_) => {
+            let message = match known.peers.len() {
+                0 => "no cluster is linked yet".to_owned(),
+                1 => "offered to 1 linked cluster".to_owned(),
+                links => format!("offered to {links} linked clusters"),
+            };
+            let mut conditions = vec![
+                Condition::new("Valid", True, "Valid", ""),
+                Condition::new("Ready", True, "Exported", message),
+            ];
+            conditions.extend(merged.map(Merged::condition));
+            conditions
+        }
+    }
+}
+
+/// Conditions of the imports.
+pub(super) fn of_imports(
+    merged: &BTreeMap<ServiceKey, Merged>,
+) -> BTreeMap<ServiceKey, Vec<Condition>> {
+    let ready = |merged: &Merged| {
+        let clusters: Vec<_> = merged
+            .import
+            .clusters
+            .keys()
+            .map(ClusterId::as_str)
+            .collect();
+        let message = format!("exported by {}", clusters.join(", "));
+        vec![Condition::new(
+            "Ready",
+            ConditionStatus::True,
+            "Ready",
+            message,
+        )]
+    };
+    merged
+        .iter()
+        .map(|(key, merged)| (key.clone(), ready(merged)))
+        .collect()
+}

@@ -1,0 +1,93 @@
+//! What should be, as data.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::{
+    Address, AppProtocol, Bundle, ClusterId, Condition, Endpoint, EndpointId, Export,
+    ExportedEndpoint, Import, Link, Service, ServiceKey, TrustDomain,
+};
+
+/// What should be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// What proxies may subscribe to.
+    pub services: BTreeMap<ServiceKey, Arc<Service>>,
+    /// Services exported by anyone, merged.
+    pub imports: BTreeMap<ServiceKey, Import>,
+    /// What each workload itself serves, by UID.
+    pub inbound: BTreeMap<String, Vec<InboundService>>,
+    /// What peers may reach through our gateways.
+    pub exported: BTreeMap<ServiceKey, ExportedService>,
+    /// What each peer is told.
+    pub outgoing: BTreeMap<ClusterId, Arc<Outgoing>>,
+    /// Links as gateways and proxies need them.
+    pub links: BTreeMap<ClusterId, PlannedLink>,
+    /// Conditions of our ServiceExports.
+    pub export_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
+    /// Conditions of the imports.
+    pub import_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
+    /// What is wrong with what is declared.
+    pub problems: Vec<String>,
+}
+
+/// A service that a workload serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboundService {
+    /// Which service.
+    pub service: ServiceKey,
+    /// Its ports.
+    pub ports: Vec<InboundPort>,
+    /// Trust domains of the peers to which it is exported.
+    pub exported_to: BTreeSet<TrustDomain>,
+}
+
+/// A port of an [`InboundService`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InboundPort {
+    /// The Service port.
+    pub port: u16,
+    /// The application's own port.
+    pub target_port: u16,
+    /// How its bytes are to be understood.
+    pub app_protocol: AppProtocol,
+}
+
+/// A service that peers may reach.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExportedService {
+    /// Which service.
+    pub service: ServiceKey,
+    /// Its Service ports.
+    pub ports: Vec<u16>,
+    /// Peers to which it is exported.
+    pub peers: BTreeSet<ClusterId>,
+    /// Its endpoints in this cluster, with their addresses.
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// What a peer is told, beside our roots.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outgoing {
+    /// Services exported to it.
+    pub exports: BTreeMap<ServiceKey, Arc<Export>>,
+    /// Their endpoints, without addresses.
+    pub endpoints: BTreeMap<(ServiceKey, EndpointId), ExportedEndpoint>,
+    /// Where our gateways can be dialled.
+    pub gateways: Vec<Address>,
+}
+
+/// A link and what is known of its peer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedLink {
+    /// As declared.
+    pub link: Arc<Link>,
+    /// Where to dial: declared addresses first, then announced ones.
+    pub addresses: Vec<Address>,
+    /// The roots in force.
+    pub bundle: Bundle,
+    /// Whether the peer's endpoints may be used.
+    pub usable: bool,
+    /// Whether its records are not being kept up to date.
+    pub stale: bool,
+}

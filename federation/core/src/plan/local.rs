@@ -1,0 +1,134 @@
+//! What this cluster itself has: which workloads serve which of its Services.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Known;
+use crate::capacity::Listed;
+use crate::declared::{Declared, DeclaredService};
+use crate::model::{Endpoint, Export, Locality, ServiceKey};
+use crate::peer::Now;
+use crate::workloads::{Registration, Workloads};
+
+/// Which workloads each declared service selects.
+pub(super) struct Selection<'a> {
+    by_service: BTreeMap<&'a ServiceKey, Vec<&'a Registration>>,
+}
+
+impl<'a> Selection<'a> {
+    /// Looks at each service only beside the workloads of its namespace.
+    pub(super) fn new(declared: &'a Declared, workloads: &'a Workloads) -> Self {
+        let mut by_namespace: BTreeMap<&str, Vec<&Registration>> = BTreeMap::new();
+        for workload in workloads.counting() {
+            by_namespace
+                .entry(&workload.namespace)
+                .or_default()
+                .push(workload);
+        }
+        let select = |service: &DeclaredService| {
+            let candidates = by_namespace
+                .get(service.key.namespace.as_str())
+                .into_iter()
+                .flatten();
+            candidates
+                .filter(|w| service.selects(&w.namespace, &w.labels))
+                .copied()
+                .collect()
+        };
+        let services = declared.services.iter();
+        Self {
+            by_service: services
+                .map(|(key, service)| (key, select(service)))
+                .collect(),
+        }
+    }
+
+    /// The workloads of a service.
+    pub(super) fn of(&self, service: &ServiceKey) -> &[&'a Registration] {
+        self.by_service.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every service with its workloads.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'a ServiceKey, &[&'a Registration])> {
+        self.by_service
+            .iter()
+            .map(|(key, workloads)| (*key, workloads.as_slice()))
+    }
+
+    /// What each locality lists.
+    pub(super) fn listed(&self) -> Listed {
+        self.iter()
+            .map(|(key, workloads)| (key.clone(), count_localities(workloads)))
+            .collect()
+    }
+}
+
+fn count_localities(workloads: &[&Registration]) -> BTreeMap<Locality, u32> {
+    let mut counts = BTreeMap::new();
+    for workload in workloads {
+        *counts.entry(workload.locality.clone()).or_default() += 1;
+    }
+    counts
+}
+
+/// What this cluster itself has of a declared service.
+pub(super) struct Local<'a> {
+    pub(super) service: &'a DeclaredService,
+    /// With the host name of each.
+    pub(super) endpoints: Vec<(Arc<Endpoint>, &'a str)>,
+    pub(super) capacity: Vec<(Locality, u32)>,
+    /// Set where the service may be exported and is.
+    pub(super) export: Option<Arc<Export>>,
+}
+
+impl<'a> Local<'a> {
+    /// Of a service that these workloads serve.
+    pub(super) fn new(
+        known: &Known<'a>,
+        service: &'a DeclaredService,
+        workloads: &[&'a Registration],
+        now: Now,
+    ) -> Self {
+        let listed = count_localities(workloads);
+        let capacity = known
+            .high_water
+            .expected(&service.key, &listed, now.instant);
+        let declared = known.declared.exports.get(&service.key);
+        let export = declared
+            .zip(service.import_type)
+            .map(|(declared, import_type)| {
+                Arc::new(Export {
+                    service: service.key.clone(),
+                    ports: service.service_ports(),
+                    import_type,
+                    session_affinity: service.session_affinity,
+                    created: declared.created,
+                    capacity: capacity.clone(),
+                })
+            });
+        let endpoints = workloads.iter().map(|workload| {
+            (
+                Arc::new(endpoint(known, workload)),
+                workload.hostname.as_str(),
+            )
+        });
+        Self {
+            service,
+            endpoints: endpoints.collect(),
+            capacity,
+            export,
+        }
+    }
+}
+
+fn endpoint(known: &Known<'_>, workload: &Registration) -> Endpoint {
+    Endpoint {
+        id: workload.endpoint_id(),
+        cluster: known.own.cluster.clone(),
+        locality: workload.locality.clone(),
+        identity: workload.identity.clone(),
+        ready: workload.ready,
+        weight: workload.weight,
+        address: Some(workload.address),
+    }
+}
