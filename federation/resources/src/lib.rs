@@ -14,6 +14,8 @@ mod cluster_link;
 mod document;
 mod metadata;
 mod problem;
+#[cfg(test)]
+mod reference;
 mod rules;
 mod service;
 mod service_export;
