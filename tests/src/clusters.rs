@@ -230,7 +230,7 @@ impl<M: Machine> Cluster<M> {
     }
 
     /// Starts an endpoint of a service: `program` with its arguments, listening on the port that
-    /// replaces `{listen}` in them, and a sidecar for it.
+    /// replaces `{listen}` in them, and a sidecar for it. Tells where the program listens.
     ///
     /// # Errors
     /// When a process cannot be started.
@@ -240,7 +240,7 @@ impl<M: Machine> Cluster<M> {
         name: &str,
         program: &Path,
         arguments: &[String],
-    ) -> Result<()> {
+    ) -> Result<SocketAddr> {
         let listen = self.listen()?;
         let arguments: Vec<_> = arguments
             .iter()
@@ -258,7 +258,8 @@ impl<M: Machine> Cluster<M> {
             "probe": {"tcp": {"port": listen.port()}},
         });
         self.sidecar(name, service, workload, &BTreeMap::new())
-            .await
+            .await?;
+        Ok(listen)
     }
 
     /// Starts the sidecar of a caller and tells where it listens for calls to each service.
