@@ -73,10 +73,8 @@ pub fn classify(bytes: &[u8]) -> Option<Protocol> {
         _ => return Some(Protocol::Opaque),
     }
     let rest = &bytes[token + 1..];
-    match rest.iter().position(|byte| byte.is_ascii_control()) {
-        None => None,
-        Some(end) => Some(request_line_end(&rest[..end], rest[end])),
-    }
+    let end = rest.iter().position(|byte| byte.is_ascii_control())?;
+    Some(request_line_end(&rest[..end], rest[end]))
 }
 
 fn request_line_end(line: &[u8], end: u8) -> Protocol {

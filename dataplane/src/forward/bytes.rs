@@ -204,10 +204,10 @@ pub async fn relay<A: Duplex, B: Duplex>(
     let mut idle = std::pin::pin!(Idle::new(limits.idle));
     poll_fn(|cx| {
         let to = there.poll(cx, guard.first, guard.second, |count| {
-            counters.add_sent(count)
+            counters.add_sent(count);
         })?;
         let fro = back.poll(cx, guard.second, guard.first, |count| {
-            counters.add_received(count)
+            counters.add_received(count);
         })?;
         if to.is_ready() && fro.is_ready() {
             return Poll::Ready(Ok(()));
