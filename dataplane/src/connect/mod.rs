@@ -1,6 +1,7 @@
 //! Reaching the other side: plain TCP, and mutual TLS directly or through a gateway.
 
 pub mod grpc;
+mod inbound;
 pub mod leg;
 pub mod mtls;
 pub mod pool;

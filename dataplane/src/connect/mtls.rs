@@ -1,5 +1,5 @@
-//! Inner mutual TLS, end to end between workloads: the [`Connector`] of the source and the
-//! [`Acceptor`] of the destination.
+//! Inner mutual TLS, end to end between workloads: the [`Connector`] of the source; and, from
+//! its own file, the [`Acceptor`] of the destination.
 //!
 //! The server is verified by the identity that discovery lists for the chosen endpoint; host names
 //! only say where the connection wants to go.
@@ -17,28 +17,22 @@ use std::{
 use linkspan_api::v1::StreamCode;
 use linkspan_routing::Failure;
 use linkspan_trust::{
-    CertificateError, ClientPolicy, MaterialError, MaterialReader, SpiffeId, TrustPolicy,
-    spiffe_id_of,
+    CertificateError, MaterialError, MaterialReader, SpiffeId, TrustPolicy, spiffe_id_of,
 };
-use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
-    sync::Semaphore,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_rustls::{TlsConnector, client};
 
+pub use super::inbound::{AcceptError, Accepted, Acceptor, AcceptorLimits};
 use super::{
     alpn,
     leg::{Leg, ResultError},
     tcp,
 };
-use crate::{
-    forward::bytes::Duplex,
-    frame::FrameError,
-    proxy_header::ProxyHeader,
-    target::{Target, TargetError, TargetName},
-};
+use crate::{forward::bytes::Duplex, frame::FrameError, proxy_header::ProxyHeader, target::Target};
 
 /// Client configurations kept; one per identity and protocol, so a source that uses more services
 /// than this rebuilds some, which costs microseconds.
@@ -418,182 +412,6 @@ impl AsyncWrite for Connected {
 impl Duplex for Connected {
     fn reset(&mut self) {
         self.stream.reset();
-    }
-}
-
-/// Bounds of accepting.
-#[derive(Clone, Copy, Debug)]
-pub struct AcceptorLimits {
-    /// Handshakes at a time; each costs up to a millisecond of a core. Default 256.
-    pub handshakes: usize,
-    /// Longest handshake, waiting for its turn included. Default 5 s.
-    pub timeout: Duration,
-}
-
-impl Default for AcceptorLimits {
-    fn default() -> Self {
-        Self {
-            handshakes: 256,
-            timeout: Duration::from_secs(5),
-        }
-    }
-}
-
-/// Why an inbound connection was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum AcceptError {
-    /// Our own certificate or bundles do not make a TLS configuration.
-    #[error("own TLS material cannot be used")]
-    Material(#[from] MaterialError),
-    /// Too slow, or too many at once.
-    #[error("no handshake within {0:?}")]
-    Timeout(Duration),
-    /// TLS failed: unknown identity, no common protocol, cut connection.
-    #[error("TLS handshake failed")]
-    Handshake(#[source] io::Error),
-    /// The caller proved no identity.
-    #[error("caller's certificate")]
-    Identity(#[from] CertificateError),
-    /// The caller did not say where it wants to go.
-    #[error("caller named no target")]
-    NoTarget,
-    /// What it named is no target.
-    #[error("caller's target")]
-    Target(#[from] TargetError),
-    /// No protocol was agreed on.
-    #[error("caller offered no protocol that is spoken here")]
-    Alpn,
-}
-
-/// Accepts inner connections.
-#[derive(Debug)]
-pub struct Acceptor {
-    material: MaterialReader,
-    alpn: Vec<&'static [u8]>,
-    limits: AcceptorLimits,
-    permits: Semaphore,
-    admission: Mutex<Admission>,
-}
-
-/// Whom to admit, and the configuration made of it.
-#[derive(Debug)]
-struct Admission {
-    policy: ClientPolicy,
-    config: Option<(u64, Arc<ServerConfig>)>,
-}
-
-/// An inner connection from a caller whose identity was proved.
-#[derive(Debug)]
-pub struct Accepted<IO> {
-    /// The connection.
-    pub io: server::TlsStream<IO>,
-    /// The caller.
-    pub peer: SpiffeId,
-    /// Where it wants to go.
-    pub target: TargetName,
-    /// What is spoken.
-    pub alpn: Alpn,
-}
-
-impl Acceptor {
-    /// Speaks what sidecars speak: `h2`, `http/1.1`, `linkspan-tcp/1`, preferred in this order.
-    /// `policy` should require a certificate, as callers without one are refused in any case.
-    #[must_use]
-    pub fn new(material: MaterialReader, policy: ClientPolicy, limits: AcceptorLimits) -> Self {
-        Self::with_alpn(
-            material,
-            policy,
-            &[alpn::H2, alpn::HTTP_1_1, alpn::TCP],
-            limits,
-        )
-    }
-
-    /// Speaks these protocols only, preferred first; those that are no [`Alpn`] are never agreed on.
-    #[must_use]
-    pub fn with_alpn(
-        material: MaterialReader,
-        policy: ClientPolicy,
-        alpn: &[&'static [u8]],
-        limits: AcceptorLimits,
-    ) -> Self {
-        let permits = Semaphore::new(limits.handshakes);
-        let admission = Mutex::new(Admission {
-            policy,
-            config: None,
-        });
-        Self {
-            material,
-            alpn: alpn.to_vec(),
-            limits,
-            permits,
-            admission,
-        }
-    }
-
-    /// Changes whom later handshakes admit.
-    pub fn set_policy(&self, policy: ClientPolicy) {
-        let mut admission = self
-            .admission
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *admission = Admission {
-            policy,
-            config: None,
-        };
-    }
-
-    /// Takes part in the handshake of one connection.
-    ///
-    /// # Errors
-    /// See [`AcceptError`]; the connection is of no use afterwards.
-    pub async fn accept<IO: Duplex>(&self, io: IO) -> Result<Accepted<IO>, AcceptError> {
-        let limit = self.limits.timeout;
-        let handshake = async {
-            let _turn = self.permits.acquire().await;
-            let config = self.config()?;
-            TlsAcceptor::from(config)
-                .accept(io)
-                .await
-                .map_err(AcceptError::Handshake)
-        };
-        let io = timeout(limit, handshake)
-            .await
-            .map_err(|_| AcceptError::Timeout(limit))??;
-        let session = io.get_ref().1;
-        let peer = spiffe_id_of(session.peer_certificates().unwrap_or_default())?;
-        let target = session
-            .server_name()
-            .ok_or(AcceptError::NoTarget)?
-            .parse()?;
-        let alpn = session
-            .alpn_protocol()
-            .and_then(Alpn::from_name)
-            .ok_or(AcceptError::Alpn)?;
-        Ok(Accepted {
-            io,
-            peer,
-            target,
-            alpn,
-        })
-    }
-
-    fn config(&self) -> Result<Arc<ServerConfig>, MaterialError> {
-        let material = self.material.current();
-        let mut admission = self
-            .admission
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match &admission.config {
-            Some((generation, config)) if *generation == material.generation() => {
-                Ok(config.clone())
-            }
-            _ => {
-                let config = material.server_config(admission.policy.clone(), &self.alpn)?;
-                let config = Arc::new(config);
-                admission.config = Some((material.generation(), config.clone()));
-                Ok(config)
-            }
-        }
     }
 }
 

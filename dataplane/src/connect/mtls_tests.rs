@@ -1,5 +1,8 @@
 use linkspan_api::v1::StreamResult;
-use linkspan_trust::testing::{Pki, workload};
+use linkspan_trust::{
+    ClientPolicy,
+    testing::{Pki, workload},
+};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},

@@ -4,7 +4,7 @@ use linkspan_runtime::config::parse_yaml;
 use linkspan_trust::testing::{Pki, workload};
 use tokio::time::Instant;
 
-use super::*;
+use super::{fresh::merged, *};
 use crate::fake_federation::{DOMAIN, FakeFederation, client_of};
 
 const HOUR: Duration = Duration::from_secs(3600);
