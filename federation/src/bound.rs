@@ -95,7 +95,11 @@ pub struct Bound {
     pub(crate) listeners: Listeners,
     pub(crate) registry: Registry,
     pub(crate) metrics: FederationMetrics,
+    /// How peers are reached, where not through gateways.
     pub(crate) dial: Option<Arc<dyn Dial>>,
+    /// Who is shown the worlds.
+    #[cfg(test)]
+    pub(crate) observer: Option<crate::controller::Observer>,
 }
 
 pub(crate) struct Listeners {
@@ -142,6 +146,8 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
         registry,
         metrics,
         dial: None,
+        #[cfg(test)]
+        observer: None,
         config,
     })
 }
@@ -218,13 +224,6 @@ impl Bound {
     #[must_use]
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
-    }
-
-    /// Reaches peers otherwise than through gateways.
-    #[cfg(test)]
-    pub(crate) fn with_dial(mut self, dial: impl FnOnce(MaterialReader) -> Arc<dyn Dial>) -> Self {
-        self.dial = Some(dial(self.material.1.clone()));
-        self
     }
 
     /// Serves until `stop` drains.

@@ -105,6 +105,10 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
         streams: TaskTracker::new(),
         stop,
     };
+    #[cfg(test)]
+    if let Some(observer) = bound.observer {
+        let _ = observer.send(site.worlds.clone());
+    }
     let mut tasks = Tasks::new(site.stop.clone());
     let derived = Derived::new(&site, bound.readiness.gate("resources"));
     let dial = bound

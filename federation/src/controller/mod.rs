@@ -34,6 +34,10 @@ pub(crate) use input::{INPUTS, Input, Member};
 pub(crate) use state::{Foundation, State};
 pub(crate) use world::World;
 
+/// A test that follows the worlds.
+#[cfg(test)]
+pub(crate) type Observer = tokio::sync::oneshot::Sender<watch::Receiver<Arc<World>>>;
+
 /// How often leases and the peers' clocks are looked at: a lapsed gateway is noticed soon.
 const TICK: Duration = Duration::from_millis(250);
 /// Inputs handled before the next plan, so that a burst is one plan and not a hundred.

@@ -1,0 +1,8 @@
+//! Whole federations in one process, over loopback, with real TLS.
+
+mod directory;
+mod discovery;
+mod identity;
+mod operator;
+mod proxy;
+mod sync;
