@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use linkspan_resources as resources;
 use linkspan_resources::{Object, ServiceType};
@@ -79,7 +79,7 @@ pub struct DeclaredPort {
 /// A ServiceExport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeclaredExport {
-    /// When it was made.
+    /// When it was made, in whole seconds: as peers are told, so that all agree on who is oldest.
     pub created: SystemTime,
 }
 
@@ -177,6 +177,7 @@ impl Assembly<'_> {
             .metadata
             .creation_timestamp
             .map_or(created, |written| written.time());
+        let created = whole_seconds(created);
         self.declared
             .exports
             .insert(key, DeclaredExport { created });
@@ -216,6 +217,14 @@ impl Assembly<'_> {
         self.declared.links.insert(link.cluster.clone(), link);
         Ok(())
     }
+}
+
+/// Without its fraction; times before 1970 are 1970.
+fn whole_seconds(time: SystemTime) -> SystemTime {
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
 fn key_of(metadata: &resources::Metadata) -> Result<ServiceKey, String> {

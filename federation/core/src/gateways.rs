@@ -5,14 +5,17 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::model::{Address, ClusterId};
-use crate::presence::{Heard, Presence, Registry, Session};
+use crate::presence::{Heard, Presence, Registry, Session, Terms};
 
 #[cfg(test)]
 mod tests;
 
-/// How long a silent replica counts. Shorter than a workload's lease: a replica that is
-/// gone must not keep a peer usable for long, and heartbeats come every second.
-pub const LEASE: Duration = Duration::from_secs(3);
+/// How long a replica counts that is silent on an open stream. A process that is gone has
+/// no stream; one that is only slow must not take the peers with it.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// How long a replica counts whose stream has ended: time to reconnect, and no more, since
+/// a replica that is gone must not keep a peer usable.
+pub const PARTED: Duration = Duration::from_secs(3);
 /// How long a lapsed replica is still shown.
 const KEEP_LAPSED: Duration = Duration::from_secs(60);
 /// Most replicas kept.
@@ -100,15 +103,20 @@ pub struct Gateways {
 
 impl Default for Gateways {
     fn default() -> Self {
-        Self::new(LEASE)
+        Self::new()
     }
 }
 
 impl Gateways {
-    /// An empty registry with this lease ([`LEASE`] unless a test wants another).
-    pub fn new(lease: Duration) -> Self {
+    /// An empty registry.
+    pub fn new() -> Self {
+        let terms = Terms {
+            lease: LEASE,
+            parted: PARTED,
+            keep_lapsed: KEEP_LAPSED,
+        };
         Self {
-            registry: Registry::new(lease, KEEP_LAPSED),
+            registry: Registry::new(terms),
         }
     }
 

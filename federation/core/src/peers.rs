@@ -7,6 +7,9 @@ use crate::gateways::Gateways;
 use crate::model::{ClusterId, Link};
 use crate::peer::{Decision, Event, Now, Peer, PeerSettings, PeerView};
 
+#[cfg(test)]
+mod tests;
+
 /// All peers as planning and status see them.
 pub type PeersView = BTreeMap<ClusterId, PeerView>;
 

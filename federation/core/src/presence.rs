@@ -50,8 +50,18 @@ impl Presence {
 #[derive(Clone, Debug)]
 pub(crate) struct Registry<T> {
     members: BTreeMap<String, Member<T>>,
-    lease: Duration,
-    keep_lapsed: Duration,
+    terms: Terms,
+}
+
+/// How long clients count.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// After they were last heard on a stream that is still open, and after a restart.
+    pub(crate) lease: Duration,
+    /// After their stream ended.
+    pub(crate) parted: Duration,
+    /// How long they are still shown after that.
+    pub(crate) keep_lapsed: Duration,
 }
 
 /// One client.
@@ -64,18 +74,17 @@ pub(crate) struct Member<T> {
 }
 
 impl<T: PartialEq> Registry<T> {
-    pub(crate) fn new(lease: Duration, keep_lapsed: Duration) -> Self {
+    pub(crate) fn new(terms: Terms) -> Self {
         Self {
             members: BTreeMap::new(),
-            lease,
-            keep_lapsed,
+            terms,
         }
     }
 
     /// Adds a client known from before a restart: it counts as before for one full lease.
     pub(crate) fn restore(&mut self, name: String, said: T, now: Instant) {
         let presence = Presence::Lease {
-            until: now + self.lease,
+            until: now + self.terms.lease,
         };
         self.members.insert(
             name,
@@ -110,7 +119,7 @@ impl<T: PartialEq> Registry<T> {
     pub(crate) fn hear(&mut self, name: &str, said: T, session: Session, now: Instant) -> Heard {
         let presence = Presence::Connected {
             session,
-            until: now + self.lease,
+            until: now + self.terms.lease,
         };
         let Some(member) = self.members.get_mut(name) else {
             self.members.insert(
@@ -137,7 +146,7 @@ impl<T: PartialEq> Registry<T> {
 
     /// The stream ended: the client keeps its lease.
     pub(crate) fn disconnect(&mut self, name: &str, session: Session, now: Instant) -> bool {
-        let lease = self.lease;
+        let parted = self.terms.parted;
         let Some(member) = self.members.get_mut(name) else {
             return false;
         };
@@ -145,7 +154,9 @@ impl<T: PartialEq> Registry<T> {
             Presence::Connected {
                 session: newest, ..
             } if newest == session => {
-                member.presence = Presence::Lease { until: now + lease };
+                member.presence = Presence::Lease {
+                    until: now + parted,
+                };
                 true
             }
             _ => false,
@@ -164,7 +175,7 @@ impl<T: PartialEq> Registry<T> {
                 changed = true;
             }
         }
-        let keep = self.keep_lapsed;
+        let keep = self.terms.keep_lapsed;
         let before = self.members.len();
         self.members.retain(|_, member| match member.presence {
             Presence::Lapsed { since } => now.saturating_duration_since(since) < keep,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{EndpointId, Locality, SYSTEM_NAMESPACE, SpiffeId};
-use crate::presence::{Heard, Presence, Registry, Session};
+use crate::presence::{Heard, Presence, Registry, Session, Terms};
 
 #[cfg(test)]
 mod tests;
@@ -190,7 +190,11 @@ impl Workloads {
     /// An empty registry with this lease ([`LEASE`] unless a test wants another).
     pub fn new(lease: Duration) -> Self {
         Self {
-            registry: Registry::new(lease, KEEP_LAPSED),
+            registry: Registry::new(Terms {
+                lease,
+                parted: lease,
+                keep_lapsed: KEEP_LAPSED,
+            }),
         }
     }
 

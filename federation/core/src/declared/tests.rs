@@ -1,7 +1,5 @@
 //! Resources of a file, put together.
 
-use std::time::Duration;
-
 use super::*;
 use crate::testing::{bundle, own, service};
 
@@ -14,7 +12,7 @@ fn assembled(files: &[(&str, String)]) -> Declared {
         objects.into_iter().map(|object| Sourced {
             object,
             origin: (*file).to_owned(),
-            created: SystemTime::UNIX_EPOCH + CREATED,
+            created: SystemTime::UNIX_EPOCH + CREATED + Duration::from_millis(700),
         })
     });
     assemble(&own(), objects)
@@ -90,14 +88,14 @@ fn types_decide_how_a_service_is_imported() {
 }
 
 #[test]
-fn an_export_is_as_old_as_it_says_or_as_its_file() {
+fn an_export_is_as_old_as_it_says_or_as_its_file_in_whole_seconds() {
     let created = |metadata: &str| {
         assembled(&[("a", export_text(metadata))]).exports[&service("shop/a")].created
     };
     assert_eq!(created(""), SystemTime::UNIX_EPOCH + CREATED);
     let written = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
     assert_eq!(
-        created(", creationTimestamp: '1970-01-01T00:00:01Z'"),
+        created(", creationTimestamp: '1970-01-01T00:00:01.9Z'"),
         written
     );
 }

@@ -58,7 +58,13 @@ fn a_peer_is_up_while_any_replica_has_it_up() {
     };
     assert_eq!(gateways.summary(&west()), both);
     gateways.disconnect("g2", Session(2), clock.now().instant);
-    assert!(gateways.tick(clock.pass(LEASE).instant));
+    assert!(gateways.tick(clock.pass(PARTED).instant));
+    assert_eq!(
+        gateways.summary(&west()).gateways_up,
+        1,
+        "the other is silent, but there"
+    );
+    assert!(gateways.tick(clock.pass(LEASE - PARTED).instant));
     assert_eq!(gateways.summary(&west()), LinkSummary::default());
 }
 
