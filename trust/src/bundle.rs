@@ -247,3 +247,6 @@ pub enum BundleError {
         reason: String,
     },
 }
+
+#[cfg(test)]
+mod tests;

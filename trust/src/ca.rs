@@ -601,3 +601,6 @@ pub enum IssueError {
     #[error("the issued certificate is not usable")]
     Svid(#[from] SvidError),
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,3 +152,6 @@ pub enum CsrError {
     #[error("the certificate request is not signed by the key that it names")]
     Signature,
 }
+
+#[cfg(test)]
+mod tests;

@@ -352,3 +352,6 @@ impl<'de> Deserialize<'de> for SpiffeId {
             .map_err(de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests;

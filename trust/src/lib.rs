@@ -22,6 +22,8 @@ mod bundle;
 mod ca;
 mod certificate;
 mod csr;
+#[cfg(test)]
+mod forge;
 mod id;
 mod key;
 mod material;

@@ -4,6 +4,7 @@
 //! Connections that are open keep what they were made with; whoever makes or accepts a new one asks
 //! the [`MaterialReader`] for the current generation first.
 
+use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -111,7 +112,6 @@ impl MaterialReader {
 }
 
 /// One generation: an identity, and the bundles by which peers are judged.
-#[derive(Debug)]
 pub struct TlsMaterial {
     generation: u64,
     svid: Svid,
@@ -186,6 +186,16 @@ impl TlsMaterial {
     }
 }
 
+impl fmt::Debug for TlsMaterial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsMaterial")
+            .field("generation", &self.generation)
+            .field("svid", &self.svid)
+            .field("bundles", &self.bundles)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A client's configuration for the time before it has an identity: it accepts `server` and nobody
 /// else, proved by `roots` as those of that server's trust domain, and shows no certificate.
 ///
@@ -239,3 +249,6 @@ pub enum MaterialError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("nobody renews this TLS material any more")]
 pub struct MaterialClosed;
+
+#[cfg(test)]
+mod tests;

@@ -159,3 +159,6 @@ pub enum SvidError {
     #[error("the private key is not usable")]
     Key(#[from] KeyError),
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,13 +4,15 @@
 //! given. Whatever goes wrong panics, since in a test it is the test that is wrong.
 //!
 //! ```
-//! # // Doc tests see this crate without its feature; a unit test runs the same lines.
-//! # #[cfg(any())] {
+//! use linkspan_trust::testing::{Pki, workload};
+//! use linkspan_trust::{ClientPolicy, TrustPolicy};
+//!
 //! let pki = Pki::new(&["east.test", "west.test"]);
-//! let checkout = workload("west.test", "shop", "checkout");
-//! let (_writer, reader) = pki.material(&checkout);
-//! let server = reader.current().server_config(ClientPolicy::Required(policy), &[b"h2"])?;
-//! # }
+//! let frontend = workload("east.test", "shop", "frontend");
+//! let (_writer, reader) = pki.material(&workload("west.test", "shop", "checkout"));
+//! let clients = ClientPolicy::Required(TrustPolicy::only(frontend));
+//! let server = reader.current().server_config(clients, &[b"h2"])?;
+//! # Ok::<(), linkspan_trust::MaterialError>(())
 //! ```
 
 use std::collections::BTreeMap;

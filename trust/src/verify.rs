@@ -376,3 +376,6 @@ impl ClientCertVerifier for Verifier {
 fn tls12_refused() -> rustls::Error {
     PeerIncompatible::Tls12NotOffered.into()
 }
+
+#[cfg(test)]
+mod tests;
