@@ -41,6 +41,8 @@ pub struct Access {
     pub why: Option<String>,
     /// What went on: `retry`, `idle`, `no-endpoint` …; our own words only.
     pub flags: Vec<&'static str>,
+    /// Whether a line is written; metrics are counted in any case.
+    pub log: bool,
 }
 
 impl Access {
@@ -59,6 +61,7 @@ impl Access {
             destination: None,
             why: None,
             flags: Vec::new(),
+            log: true,
         }
     }
 }
@@ -156,6 +159,9 @@ impl Drop for ConnectionReport {
             Outcome::Reset => self.handles.reset.inc(),
         }
         let access = &self.access;
+        if !access.log {
+            return;
+        }
         info!(
             target: TARGET,
             direction = access.direction.as_str(),
@@ -240,6 +246,9 @@ impl Drop for RequestReport {
             .duration
             .observe(self.started.elapsed().as_secs_f64());
         let access = &self.access;
+        if !access.log {
+            return;
+        }
         info!(
             target: TARGET,
             direction = access.direction.as_str(),

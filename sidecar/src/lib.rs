@@ -9,6 +9,19 @@
 
 mod bound;
 mod config;
+mod dial;
+mod dump;
+mod gateways;
+mod inbound;
+mod mesh;
+mod outbound;
+mod services;
+#[cfg(test)]
+mod tests;
+mod workload;
 
 pub use bound::{BindError, Bound, bind};
-pub use config::Config;
+pub use config::{
+    Config, DRAIN_GRACE, IDLE_TIMEOUT, Outbound, PROBE_INTERVAL, PROBE_TIMEOUT, Probe, Readiness,
+    Workload,
+};

@@ -96,6 +96,12 @@ where
         state.kept.is_some() && state.failed.is_none()
     }
 
+    /// Whether the client has broken the body off.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        lock(&self.shared).failed.is_some()
+    }
+
     /// Lets go of what is kept, once no further try can follow.
     pub fn commit(&self) {
         let mut state = lock(&self.shared);

@@ -31,8 +31,8 @@ pub enum SendError {
     /// The connection is closing, and the request came too late for it (GOAWAY).
     #[error("the endpoint closes the connection and did not look at the request")]
     Closing(#[source] h2::Error),
-    /// The other side gave up on the request.
-    #[error("the endpoint reset the request")]
+    /// The request's stream was reset: by the other side, or by us because its body broke off.
+    #[error("the request was reset")]
     Reset(#[source] h2::Error),
     /// The connection was lost.
     #[error("the connection was lost before the answer")]
@@ -53,7 +53,7 @@ impl SendError {
             Self::Closing(error)
         } else if error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM) {
             Self::Refused(error)
-        } else if error.is_reset() && error.is_remote() {
+        } else if error.is_reset() {
             Self::Reset(error)
         } else {
             Self::Lost(error)

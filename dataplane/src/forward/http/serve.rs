@@ -1,8 +1,9 @@
 //! Serving HTTP/1.1 or HTTP/2, whichever the client speaks, until drained.
 
-use std::{error::Error, future::Future, time::Duration};
+use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::service::service_fn;
@@ -13,6 +14,8 @@ use hyper_util::{
 use linkspan_runtime::{BoxError, stop::Stop};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::TaskTracker;
+
+use super::BodyError;
 
 pub use hyper::body::Incoming;
 
@@ -56,33 +59,34 @@ impl Default for ServeLimits {
 ///
 /// # Errors
 /// If the connection fails.
-pub async fn serve<IO, H, F, B>(
+pub fn serve<IO, H, F, B>(
     io: IO,
     limits: ServeLimits,
-    stop: &Stop,
+    stop: Stop,
     handler: H,
-) -> Result<(), BoxError>
+) -> BoxFuture<'static, Result<(), BoxError>>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<Incoming>) -> F,
+    H: Fn(Request<Incoming>) -> F + Send + 'static,
     F: Future<Output = Result<Response<B>, BoxError>> + Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body<Data = Bytes, Error = BodyError> + Send + 'static,
 {
-    let streams = Streams(TaskTracker::new());
-    let builder = builder(limits, streams.clone());
-    let connection = builder.serve_connection(TokioIo::new(io), service_fn(handler));
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.draining() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    streams.0.close();
-    streams.0.wait().await;
-    ended
+    Box::pin(async move {
+        let streams = Streams(TaskTracker::new());
+        let builder = builder(limits, streams.clone());
+        let connection = builder.serve_connection(TokioIo::new(io), service_fn(handler));
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stop.draining() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        streams.0.close();
+        streams.0.wait().await;
+        ended
+    })
 }
 
 fn builder(limits: ServeLimits, streams: Streams) -> auto::Builder<Streams> {
@@ -105,6 +109,18 @@ fn builder(limits: ServeLimits, streams: Streams) -> auto::Builder<Streams> {
         .keep_alive_timeout(limits.keep_alive)
         .auto_date_header(false);
     builder
+}
+
+/// A handler's way to say that a request was not looked at, and may be sent elsewhere whatever it is.
+#[must_use]
+pub fn refused() -> BoxError {
+    h2::Error::from(h2::Reason::REFUSED_STREAM).into()
+}
+
+/// A handler's way to say that no answer will come, and that nothing else is known.
+#[must_use]
+pub fn lost() -> BoxError {
+    h2::Error::from(h2::Reason::INTERNAL_ERROR).into()
 }
 
 /// Owns the tasks of one connection's streams.

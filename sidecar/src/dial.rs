@@ -1,0 +1,217 @@
+//! Connecting to an endpoint: directly in the own cluster, through one of its gateways elsewhere.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use linkspan_api::v1::StreamCode;
+use linkspan_dataplane::{
+    connect::{
+        mtls::{ConnectError, Connected, Connector, InnerAlpn, Upstream, Via},
+        pool::{Dial, Dialled},
+    },
+    target::Target,
+};
+use linkspan_routing::{ClusterId, Endpoint, EndpointId, Failure, ServiceKey};
+use linkspan_trust::{MaterialReader, SpiffeId};
+
+use crate::gateways::Gateways;
+
+/// Gateways tried for one connection; more would only delay the choice of another endpoint.
+const MAX_GATEWAYS: usize = 4;
+/// Part of our certificate's remaining life after which connections made with it are replaced.
+const RETIRE_AFTER: f64 = 0.8;
+
+/// An endpoint as a connection sees it. When one of these changes, it is another endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Remote {
+    pub(crate) id: EndpointId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) identity: SpiffeId,
+    /// Known in the own cluster only.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+impl From<&Endpoint> for Remote {
+    fn from(endpoint: &Endpoint) -> Self {
+        Self {
+            id: endpoint.id.clone(),
+            cluster: endpoint.cluster.clone(),
+            identity: endpoint.identity.clone(),
+            address: endpoint.address,
+        }
+    }
+}
+
+/// Why there is no connection to an endpoint.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// The way there failed, or the endpoint did.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// It is in another cluster, and nothing leads there.
+    #[error("no gateway leads to cluster {0}; see `linkspan status`")]
+    NoGateway(ClusterId),
+    /// It speaks something else.
+    #[error("the endpoint does not speak HTTP/2 inside of the mesh")]
+    NotHttp2,
+}
+
+impl DialError {
+    /// What this says about the endpoint; nothing if only the way to it failed.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Connect(error) if error.is_path() => None,
+            Self::Connect(error) => Some(error.failure()),
+            Self::NoGateway(_) => None,
+            Self::NotHttp2 => Some(Failure::Connect),
+        }
+    }
+
+    /// Whether it may mean overload: somebody was too busy, or did not answer in time.
+    pub(crate) fn is_overload(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(
+                ConnectError::Timeout { .. }
+                    | ConnectError::Refused {
+                        code: StreamCode::Busy,
+                        ..
+                    }
+            )
+        )
+    }
+
+    /// A word for metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::NoGateway(_) => "no_gateway",
+            Self::NotHttp2 => "protocol",
+            Self::Connect(ConnectError::Refused { .. }) => "refused",
+            Self::Connect(ConnectError::Timeout { .. }) => "timeout",
+            Self::Connect(ConnectError::Handshake { .. }) => "handshake",
+            Self::Connect(_) => "connect",
+        }
+    }
+}
+
+/// Connects to the endpoints of one port of one service.
+#[derive(Clone, Debug)]
+pub(crate) struct Dialler {
+    pub(crate) connector: Arc<Connector>,
+    pub(crate) material: MaterialReader,
+    pub(crate) gateways: Arc<Gateways>,
+    pub(crate) service: ServiceKey,
+    pub(crate) port: u16,
+}
+
+impl Dialler {
+    /// Connects; in another cluster by the first of its gateways that can.
+    pub(crate) async fn connect(
+        &self,
+        remote: &Remote,
+        alpn: InnerAlpn,
+    ) -> Result<Connected, DialError> {
+        match remote.address {
+            Some(address) => Ok(self.try_via(remote, Via::Direct(address), alpn).await?),
+            None => self.connect_by_gateway(remote, alpn).await,
+        }
+    }
+
+    async fn connect_by_gateway(
+        &self,
+        remote: &Remote,
+        alpn: InnerAlpn,
+    ) -> Result<Connected, DialError> {
+        let cluster = &remote.cluster;
+        let mut last = None;
+        let mut no_tunnel = true;
+        for gateway in self
+            .gateways
+            .towards(cluster, Instant::now())
+            .into_iter()
+            .take(MAX_GATEWAYS)
+        {
+            let error = match self.try_via(remote, Via::Gateway(gateway), alpn).await {
+                Ok(connected) => return Ok(connected),
+                Err(error) => error,
+            };
+            if !error.is_path() {
+                return Err(error.into());
+            }
+            self.gateways.failed(gateway, cluster, Instant::now());
+            no_tunnel &= has_no_tunnel(&error);
+            last = Some(error);
+        }
+        if no_tunnel {
+            self.gateways.unreachable(cluster, Instant::now());
+        }
+        Err(last.map_or_else(|| DialError::NoGateway(cluster.clone()), DialError::Connect))
+    }
+
+    async fn try_via(
+        &self,
+        remote: &Remote,
+        via: Via,
+        alpn: InnerAlpn,
+    ) -> Result<Connected, ConnectError> {
+        let target = Target {
+            endpoint: Some(remote.id.clone()),
+            port: self.port,
+            service: self.service.clone(),
+            cluster: remote.cluster.label(),
+        };
+        let upstream = Upstream {
+            via,
+            target,
+            identity: remote.identity.clone(),
+            alpn,
+        };
+        self.connector.connect(&upstream).await
+    }
+
+    /// When connections made now should be replaced.
+    fn retire_at(&self) -> Option<Instant> {
+        let expiry = self.material.current().svid().not_after();
+        let left = expiry
+            .duration_since(SystemTime::now())
+            .unwrap_or(Duration::ZERO);
+        Instant::now().checked_add(left.mul_f64(RETIRE_AFTER))
+    }
+}
+
+/// The gateway is gone, or has no way to the cluster.
+fn has_no_tunnel(error: &ConnectError) -> bool {
+    matches!(
+        error,
+        ConnectError::Connect { .. }
+            | ConnectError::Refused {
+                code: StreamCode::NoTunnel,
+                ..
+            }
+    )
+}
+
+impl Dial<Remote> for Dialler {
+    type Io = Connected;
+    type Error = DialError;
+
+    async fn dial(&self, remote: &Remote) -> Result<Dialled<Connected>, DialError> {
+        let generation = self.generation();
+        let connected = self.connect(remote, InnerAlpn::Http).await?;
+        if connected.alpn() != linkspan_dataplane::connect::mtls::Alpn::Http2 {
+            return Err(DialError::NotHttp2);
+        }
+        Ok(Dialled {
+            io: connected,
+            retire_at: self.retire_at(),
+            generation,
+        })
+    }
+
+    fn generation(&self) -> u64 {
+        self.material.current().generation()
+    }
+}

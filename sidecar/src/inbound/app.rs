@@ -1,0 +1,252 @@
+//! Requests to the application, over connections that are kept: HTTP/1.1 one request at a time,
+//! HTTP/2 (prior knowledge) many.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use linkspan_dataplane::{
+    connect::{
+        pool::{Dial, Dialled, LeaseError, Pool, PoolLimits},
+        tcp,
+    },
+    forward::http::{BodyError, SendError, Upload, send},
+};
+use tokio::net::TcpStream;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+/// How long the application may take to accept a connection; it is on the same machine.
+pub(super) const CONNECT: Duration = Duration::from_secs(1);
+/// Unused HTTP/1.1 connections that are kept for each port.
+const MAX_IDLE: usize = 64;
+/// For how long: shorter than what applications usually allow, so that they rarely close first.
+const IDLE: Duration = Duration::from_secs(4);
+/// Largest head of an answer, bytes.
+const MAX_HEAD: usize = 64 * 1024;
+
+pub(super) type Body = UnsyncBoxBody<Bytes, BodyError>;
+
+/// Why the application gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AppError {
+    /// It did not take the connection: the request was not processed.
+    #[error("the application does not accept connections")]
+    Connect(#[source] io::Error),
+    /// It refused the request unseen.
+    #[error("the application did not look at the request")]
+    Unprocessed(#[source] SendError),
+    /// HTTP/2 could not begin.
+    #[error("the application does not speak HTTP/2; declare its appProtocol")]
+    Handshake,
+    /// The connection broke while it had the request.
+    #[error("the application gave no answer")]
+    Lost(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The application's connections.
+#[derive(Debug)]
+pub(super) struct App {
+    http1: Arc<Idle>,
+    http2: Pool<SocketAddr, Plain>,
+    tasks: TaskTracker,
+}
+
+/// Connections of HTTP/1.1 that wait for a request, by address, newest last.
+#[derive(Debug, Default)]
+struct Idle(Mutex<HashMap<SocketAddr, Vec<(Instant, SendRequest<Upload>)>>>);
+
+/// Dials the application.
+#[derive(Debug)]
+struct Plain;
+
+impl Dial<SocketAddr> for Plain {
+    type Io = TcpStream;
+    type Error = io::Error;
+
+    async fn dial(&self, app: &SocketAddr) -> io::Result<Dialled<TcpStream>> {
+        let io = tcp::connect(*app, CONNECT).await?;
+        Ok(Dialled {
+            io,
+            retire_at: None,
+            generation: 0,
+        })
+    }
+}
+
+impl App {
+    pub(super) fn new() -> Self {
+        let limits = PoolLimits {
+            connections: 2,
+            grow_at: 256,
+            ..PoolLimits::default()
+        };
+        Self {
+            http1: Arc::default(),
+            http2: Pool::new(Plain, limits),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Sends a request over HTTP/1.1.
+    pub(super) async fn http1(
+        &self,
+        app: SocketAddr,
+        mut request: Request<Upload>,
+    ) -> Result<Response<Body>, AppError> {
+        while let Some(mut sender) = self.http1.take(app, Instant::now()) {
+            match sender.try_send_request(request).await {
+                Ok(answer) => return Ok(self.answered(app, sender, answer)),
+                // The application closed the connection just before: nothing was written.
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(AppError::Lost(error.into_error().into())),
+                },
+            }
+        }
+        let mut sender = self.connect(app).await?;
+        let answer = sender.send_request(request).await;
+        let answer = answer.map_err(|error| AppError::Lost(error.into()))?;
+        Ok(self.answered(app, sender, answer))
+    }
+
+    /// Sends a request over HTTP/2.
+    pub(super) async fn http2(
+        &self,
+        app: SocketAddr,
+        request: Request<Upload>,
+    ) -> Result<Response<Body>, AppError> {
+        let lease = self.http2.lease(&app).await.map_err(|error| match error {
+            LeaseError::Dial(error) => AppError::Connect(error.kind().into()),
+            LeaseError::Handshake(_) | LeaseError::Abandoned => AppError::Handshake,
+        })?;
+        match send(lease.requests(), request).await {
+            Ok(answer) => Ok(answer.map(|body| {
+                Holding {
+                    body,
+                    _lease: lease,
+                }
+                .boxed_unsync()
+            })),
+            Err(error) => {
+                if matches!(
+                    error,
+                    SendError::Unsent(_) | SendError::Closing(_) | SendError::Lost(_)
+                ) {
+                    lease.broken();
+                }
+                Err(if error.is_unprocessed() {
+                    AppError::Unprocessed(error)
+                } else {
+                    AppError::Lost(error.into())
+                })
+            }
+        }
+    }
+
+    async fn connect(&self, app: SocketAddr) -> Result<SendRequest<Upload>, AppError> {
+        let io = tcp::connect(app, CONNECT)
+            .await
+            .map_err(AppError::Connect)?;
+        let handshake = http1::Builder::new()
+            .max_buf_size(MAX_HEAD)
+            .handshake(TokioIo::new(io))
+            .await;
+        let (sender, connection) = handshake.map_err(|error| AppError::Lost(error.into()))?;
+        self.tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "connection to the application ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    /// Keeps the connection for the next request once this answer has passed.
+    fn answered(
+        &self,
+        app: SocketAddr,
+        mut sender: SendRequest<Upload>,
+        answer: Response<hyper::body::Incoming>,
+    ) -> Response<Body> {
+        let idle = Arc::clone(&self.http1);
+        if sender.is_ready() {
+            idle.put(app, sender, Instant::now());
+        } else {
+            // Ends with the answer's body, or with the connection.
+            self.tasks.spawn(async move {
+                if sender.ready().await.is_ok() {
+                    idle.put(app, sender, Instant::now());
+                }
+            });
+        }
+        answer.map(|body| body.map_err(BodyError::broken).boxed_unsync())
+    }
+}
+
+impl Idle {
+    /// The connection used last that is still good.
+    fn take(&self, app: SocketAddr, now: Instant) -> Option<SendRequest<Upload>> {
+        let mut idle = self.lock();
+        let kept = idle.get_mut(&app)?;
+        while let Some((since, sender)) = kept.pop() {
+            if now.saturating_duration_since(since) >= IDLE {
+                // Those below it are older still.
+                kept.clear();
+                return None;
+            }
+            if sender.is_ready() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    fn put(&self, app: SocketAddr, sender: SendRequest<Upload>, now: Instant) {
+        let mut idle = self.lock();
+        let kept = idle.entry(app).or_default();
+        kept.retain(|(since, _)| now.saturating_duration_since(*since) < IDLE);
+        if kept.len() < MAX_IDLE {
+            kept.push((now, sender));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<(Instant, SendRequest<Upload>)>>> {
+        // Each change leaves it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A body that keeps its connection counted as used.
+struct Holding<B> {
+    body: B,
+    _lease: linkspan_dataplane::connect::pool::Lease,
+}
+
+impl<B: http_body::Body + Unpin> http_body::Body for Holding<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<B::Data>, B::Error>>> {
+        std::pin::Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,174 @@
+//! May this caller go there? Pure.
+
+use linkspan_dataplane::{
+    discover::{InboundPort, InboundService},
+    target::TargetName,
+};
+use linkspan_routing::{ClusterLabel, EndpointId, ServiceKey, authorize};
+use linkspan_trust::{SpiffeId, TrustDomain};
+
+/// Who we are.
+#[derive(Clone, Debug)]
+pub(crate) struct Own {
+    /// As an endpoint.
+    pub(crate) endpoint: EndpointId,
+    /// Our cluster.
+    pub(crate) cluster: ClusterLabel,
+    /// Our trust domain.
+    pub(crate) trust_domain: TrustDomain,
+}
+
+/// A service port that a caller may reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Passage {
+    /// The service.
+    pub(super) service: ServiceKey,
+    /// Its port.
+    pub(super) port: InboundPort,
+}
+
+/// Why a caller may not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    /// The target is not a service.
+    #[error("the target is not a service")]
+    NoService,
+    /// The target is in another cluster.
+    #[error("the target is in another cluster")]
+    OtherCluster,
+    /// The target is another endpoint.
+    #[error("the target is another endpoint")]
+    OtherEndpoint,
+    /// The workload does not serve the service.
+    #[error("this workload does not serve the service")]
+    NotServed,
+    /// The service has no such port.
+    #[error("the service has no such port")]
+    NoPort,
+    /// The service is not exported to the caller.
+    #[error("the service is not exported to the caller's trust domain")]
+    NotExported,
+}
+
+impl Refusal {
+    /// Whether the caller's knowledge is merely behind or wrong, so that it may do better elsewhere.
+    pub(super) fn is_mistake(self) -> bool {
+        self != Self::NotExported
+    }
+}
+
+/// The service port that a caller asks for, if it may.
+pub(super) fn passage(
+    own: &Own,
+    served: &[InboundService],
+    caller: &SpiffeId,
+    target: &TargetName,
+) -> Result<Passage, Refusal> {
+    let TargetName::Service(target) = target else {
+        return Err(Refusal::NoService);
+    };
+    if target.cluster != own.cluster {
+        return Err(Refusal::OtherCluster);
+    }
+    // Without one, the ingress has chosen this endpoint.
+    if target
+        .endpoint
+        .as_ref()
+        .is_some_and(|endpoint| *endpoint != own.endpoint)
+    {
+        return Err(Refusal::OtherEndpoint);
+    }
+    let service = served.iter().find(|service| service.key == target.service);
+    let service = service.ok_or(Refusal::NotServed)?;
+    // Before the port, so that it tells strangers nothing about the service.
+    if !authorize(&own.trust_domain, &service.exported_to, caller).is_allowed() {
+        return Err(Refusal::NotExported);
+    }
+    let port = service.ports.iter().find(|port| port.port == target.port);
+    Ok(Passage {
+        service: service.key.clone(),
+        port: *port.ok_or(Refusal::NoPort)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use linkspan_routing::AppProtocol;
+    use linkspan_trust::testing::{trust_domain, workload};
+
+    use super::*;
+
+    fn own() -> Own {
+        Own {
+            endpoint: EndpointId::from_uid("checkout-1"),
+            cluster: "west".parse().unwrap(),
+            trust_domain: trust_domain("west.test"),
+        }
+    }
+
+    fn served() -> Vec<InboundService> {
+        let port = InboundPort {
+            port: 80,
+            target_port: 8080,
+            app_protocol: AppProtocol::Http,
+        };
+        vec![InboundService {
+            key: "shop/checkout".parse().unwrap(),
+            ports: vec![port],
+            exported_to: [trust_domain("east.test")].into(),
+        }]
+    }
+
+    fn ask(caller: &str, prefix: &str, rest: &str) -> Result<Passage, Refusal> {
+        let caller = workload(caller, "shop", "frontend");
+        let target = format!("{prefix}{rest}.linkspan.internal").parse().unwrap();
+        passage(&own(), &served(), &caller, &target)
+    }
+
+    #[test]
+    fn own_endpoint_service_and_port_for_those_it_is_exported_to() {
+        let own = format!("{}.", own().endpoint);
+        let other = format!("{}.", EndpointId::from_uid("checkout-2"));
+        let target = "80.checkout.shop.svc.west";
+        for caller in ["west.test", "east.test"] {
+            let passage = ask(caller, &own, target).unwrap();
+            assert_eq!(passage.port.target_port, 8080);
+        }
+        assert!(ask("east.test", "", target).is_ok());
+        for (caller, prefix, target, refusal) in [
+            ("north.test", &*own, target, Refusal::NotExported),
+            ("east.test", &other, target, Refusal::OtherEndpoint),
+            (
+                "east.test",
+                &own,
+                "8080.checkout.shop.svc.west",
+                Refusal::NoPort,
+            ),
+            (
+                "north.test",
+                &own,
+                "8080.checkout.shop.svc.west",
+                Refusal::NotExported,
+            ),
+            (
+                "east.test",
+                &own,
+                "80.cart.shop.svc.west",
+                Refusal::NotServed,
+            ),
+            (
+                "east.test",
+                &own,
+                "80.checkout.shop.svc.east",
+                Refusal::OtherCluster,
+            ),
+            ("east.test", "", "federation.west", Refusal::NoService),
+        ] {
+            assert_eq!(
+                ask(caller, prefix, target),
+                Err(refusal),
+                "{caller} {target}"
+            );
+        }
+    }
+}

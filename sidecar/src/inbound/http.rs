@@ -1,0 +1,216 @@
+//! HTTP calls to the workload.
+//!
+//! When the application does not take a request, the source is told so in a way that lets it send
+//! the request elsewhere whatever it is: its stream is reset with `REFUSED_STREAM`. When the
+//! application fails while it has the request, the stream is reset with `INTERNAL_ERROR`, and
+//! the source repeats the request only if that is safe.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, uri::Authority};
+use http_body_util::{BodyExt, Empty};
+use linkspan_dataplane::{
+    connect::mtls::Alpn,
+    forward::{
+        bytes::Duplex,
+        http::{
+            BodyError, Incoming, Observer, Upload, Watched, headers,
+            retry::is_grpc,
+            serve,
+            serve::{ServeLimits, lost, refused},
+        },
+    },
+    report::RequestReport,
+};
+use linkspan_routing::AppProtocol;
+use linkspan_runtime::{BoxError, process::chain, telemetry::RequestHandles};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tracing::debug;
+
+use super::{
+    Caller, Inbound,
+    app::{AppError, Body},
+    check::{self, Refusal},
+    labels,
+};
+
+/// Caller's requests over one connection.
+struct Session {
+    inbound: Inbound,
+    caller: Caller,
+    app: SocketAddr,
+    handles: RequestHandles,
+}
+
+impl Inbound {
+    /// Serves the requests of one caller's connection.
+    pub(super) async fn http<IO>(&self, io: IO, caller: Caller)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let cluster = self.cluster_of(&caller.id);
+        let cluster = cluster.as_ref().map_or("", |cluster| cluster.as_str());
+        let service = caller.passage.service.to_string();
+        let session = Arc::new(Session {
+            inbound: self.clone(),
+            app: self.inner.workload.app(caller.passage.port.target_port),
+            handles: self.inner.traffic.request(&labels(&service, cluster)),
+            caller,
+        });
+        let id = session.caller.id.clone();
+        let handler = move |request| {
+            let session = Arc::clone(&session);
+            async move { Box::pin(session.request(request)).await }
+        };
+        let served = serve(io, ServeLimits::default(), self.inner.stop.clone(), handler).await;
+        if let Err(error) = served {
+            debug!(caller = %id, error = %chain(&*error), "connection ended badly");
+        }
+    }
+
+    /// Tells a caller that may not pass: HTTP by an answer to each request, opaque bytes by a reset.
+    pub(super) async fn refuse<IO>(&self, mut io: IO, alpn: Alpn, refusal: Refusal)
+    where
+        IO: Duplex + 'static,
+    {
+        if alpn == Alpn::Tcp {
+            return io.reset();
+        }
+        let handler = move |_| {
+            let mistake = refusal.is_mistake();
+            async move {
+                if mistake {
+                    Err(refused())
+                } else {
+                    Ok(empty(StatusCode::FORBIDDEN))
+                }
+            }
+        };
+        let serving = serve(io, ServeLimits::default(), self.inner.stop.clone(), handler);
+        // How a refused connection ends is nobody's concern.
+        let _ = timeout(self.inner.idle, serving).await;
+    }
+}
+
+impl Session {
+    /// One request: may it still, ask the application, answer.
+    async fn request(&self, request: Request<Incoming>) -> Result<Response<Body>, BoxError> {
+        if request.method() == Method::CONNECT {
+            return Ok(empty(StatusCode::METHOD_NOT_ALLOWED));
+        }
+        self.still_admitted()?;
+        let mut report = self.report(&request);
+        let idle = self.inbound.inner.idle;
+        let answer = match timeout(idle, self.ask(request)).await {
+            Ok(answer) => answer,
+            Err(_) => return Ok(no_answer(report, idle)),
+        };
+        match answer {
+            Ok(mut answer) => {
+                report.status(answer.status().as_u16());
+                headers::strip_hop_by_hop(answer.headers_mut());
+                *answer.version_mut() = http::Version::default();
+                Ok(answer.map(|body| Watched::new(body, Passing(report), idle).boxed_unsync()))
+            }
+            Err(error) => {
+                report.fail(&error);
+                debug!(app = %self.app, error = %chain(&error), "no answer from the application");
+                Err(reset_for(&error))
+            }
+        }
+    }
+
+    /// What was exported when the connection began may no longer be.
+    fn still_admitted(&self) -> Result<(), BoxError> {
+        let inner = &self.inbound.inner;
+        let passage = &self.caller.passage;
+        let target = linkspan_dataplane::target::Target {
+            endpoint: None,
+            port: passage.port.port,
+            service: passage.service.clone(),
+            cluster: inner.own.cluster.clone(),
+        };
+        let rules = inner.rules.load();
+        let passage = check::passage(&inner.own, &rules.services, &self.caller.id, &target.into());
+        passage.map(drop).map_err(|_| refused())
+    }
+
+    /// Sends the request to the application, which is told who calls.
+    async fn ask(&self, request: Request<Incoming>) -> Result<Response<Body>, AppError> {
+        let request = Upload::from_request(request);
+        let (mut head, body) = request.into_parts();
+        headers::set_caller(&mut head.headers, &self.inbound.own_id(), &self.caller.id);
+        let app = &self.inbound.inner.app;
+        let http2 = match self.caller.passage.port.app_protocol {
+            AppProtocol::Http2 => true,
+            // Nothing is declared; gRPC speaks nothing else, and the rest speaks HTTP/1.1.
+            AppProtocol::Detect => is_grpc(&head.headers),
+            AppProtocol::Http | AppProtocol::Tcp => false,
+        };
+        if http2 {
+            let fallback = Authority::from_static("localhost");
+            // The source has checked the authority; one that is none is dropped with its header.
+            if headers::for_http2(&mut head, &fallback).is_err() {
+                head.headers.remove(http::header::HOST);
+                let _ = headers::for_http2(&mut head, &fallback);
+            }
+            app.http2(self.app, Request::from_parts(head, body)).await
+        } else {
+            headers::for_http1(&mut head);
+            app.http1(self.app, Request::from_parts(head, body)).await
+        }
+    }
+
+    fn report(&self, request: &Request<Incoming>) -> RequestReport {
+        let mut access = self.inbound.access(&self.caller);
+        let (method, path) = if access.log {
+            access.destination = Some(self.inbound.own_id());
+            (
+                request.method().to_string(),
+                request.uri().path().to_owned(),
+            )
+        } else {
+            (String::new(), String::new())
+        };
+        RequestReport::begin(access, self.handles.clone(), method, path)
+    }
+}
+
+fn no_answer(mut report: RequestReport, waited: Duration) -> Response<Body> {
+    report.fail(&BodyError::Idle(waited));
+    report.status(StatusCode::GATEWAY_TIMEOUT.as_u16());
+    empty(StatusCode::GATEWAY_TIMEOUT)
+}
+
+fn reset_for(error: &AppError) -> BoxError {
+    match error {
+        AppError::Connect(_) | AppError::Unprocessed(_) | AppError::Handshake => refused(),
+        AppError::Lost(_) => lost(),
+    }
+}
+
+fn empty(status: StatusCode) -> Response<Body> {
+    let body = Empty::<Bytes>::new()
+        .map_err(|error| match error {})
+        .boxed_unsync();
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    answer
+}
+
+/// Reports a request when its answer has passed.
+struct Passing(RequestReport);
+
+impl Observer for Passing {
+    fn bytes(&mut self, _: usize) {}
+
+    fn ended(mut self, end: Result<(), &BodyError>) {
+        if let Err(error) = end {
+            self.0.fail(error);
+        }
+    }
+}

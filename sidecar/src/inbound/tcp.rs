@@ -1,0 +1,35 @@
+//! Opaque calls to the workload.
+
+use linkspan_dataplane::{
+    connect::tcp,
+    forward::bytes::{Duplex, RelayLimits, relay},
+    report::{ConnectionReport, Outcome},
+};
+
+use super::{Caller, Inbound, app::CONNECT, labels};
+
+impl Inbound {
+    /// Relays one opaque connection; whatever goes wrong resets it.
+    pub(super) async fn tcp<IO: Duplex>(&self, mut io: IO, caller: Caller) {
+        let mut access = self.access(&caller);
+        access.destination = Some(self.own_id());
+        let cluster = self.cluster_of(&caller.id);
+        let cluster = cluster.as_ref().map_or("", |cluster| cluster.as_str());
+        let service = caller.passage.service.to_string();
+        let handles = self.inner.traffic.connection(&labels(&service, cluster));
+        let report = ConnectionReport::open(access, handles);
+        let app = self.inner.workload.app(caller.passage.port.target_port);
+        let mut app = match tcp::connect(app, CONNECT).await {
+            Ok(app) => app,
+            Err(error) => {
+                io.reset();
+                return report.fail(Outcome::Failed, &error);
+            }
+        };
+        let counters = report.counters();
+        match relay(&mut io, &mut app, RelayLimits::default(), &counters).await {
+            Ok(_) => report.end(Outcome::Ok),
+            Err(error) => report.fail(Outcome::Reset, &error),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! From the workload into the mesh: explicit listeners, each bound to one port of one service.
+//!
+//! A connection is judged once (HTTP or opaque bytes); endpoints are then chosen for each request
+//! ([`http`]), or once for the connection ([`tcp`]).
+
+mod attempts;
+mod http;
+mod tcp;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use linkspan_dataplane::{
+    accept::Accept,
+    detect::{
+        Prefixed,
+        http::{DETECT_TIMEOUT, Protocol, detect_http},
+    },
+    report::Access,
+};
+use linkspan_routing::{AppProtocol, ServiceKey};
+use linkspan_runtime::{process::chain, stop::Stop, telemetry::Direction};
+use linkspan_trust::SpiffeId;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+use tracing::debug;
+
+use crate::{
+    mesh::MeshCell,
+    services::{Destination, Known},
+};
+
+/// How long a call is held for a service of which nothing is known yet.
+const HOLD: Duration = Duration::from_secs(5);
+/// Calls held at a time; each may hold up to 64 KiB of its body. More are refused at once.
+const MAX_HELD: usize = 1024;
+
+/// Serves the calls to one port of one service.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbound {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    service: ServiceKey,
+    port: u16,
+    mesh: MeshCell,
+    held: Semaphore,
+    idle: Duration,
+    access_log: bool,
+    stop: Stop,
+}
+
+/// What a listener is made with.
+pub(crate) struct Listener {
+    pub(crate) service: ServiceKey,
+    pub(crate) port: u16,
+    pub(crate) mesh: MeshCell,
+    pub(crate) idle: Duration,
+    pub(crate) access_log: bool,
+    pub(crate) stop: Stop,
+}
+
+/// Why a call cannot be served now.
+#[derive(Debug, thiserror::Error)]
+enum Unavailable {
+    #[error("no certificate yet; is federation reachable?")]
+    NoCertificate,
+    #[error("service `{0}` is not known; export it in a linked cluster or check its name")]
+    Unknown(ServiceKey),
+    #[error("service `{0}` has no port {1}")]
+    NoPort(ServiceKey, u16),
+    #[error("too many calls wait for service `{0}`")]
+    TooMany(ServiceKey),
+}
+
+/// A destination and what is known of it, at the time of one decision.
+struct Resolved {
+    own: SpiffeId,
+    destination: Arc<Destination>,
+    known: Arc<Known>,
+    protocol: AppProtocol,
+}
+
+impl Outbound {
+    pub(crate) fn new(listener: Listener) -> Self {
+        let Listener {
+            service,
+            port,
+            mesh,
+            idle,
+            access_log,
+            stop,
+        } = listener;
+        let held = Semaphore::new(MAX_HELD);
+        Self {
+            inner: Arc::new(Inner {
+                service,
+                port,
+                mesh,
+                held,
+                idle,
+                access_log,
+                stop,
+            }),
+        }
+    }
+
+    /// Accepts connections until drained, and serves them to their ends.
+    pub(crate) async fn run(self, listener: TcpListener) {
+        let stop = self.inner.stop.clone();
+        let handler = |socket, caller| {
+            let outbound = self.clone();
+            async move { Box::pin(outbound.connection(socket, caller)).await }
+        };
+        Accept::default().run(listener, stop, handler).await;
+    }
+
+    /// One connection: what is it, and on with it.
+    async fn connection(self, socket: TcpStream, caller: SocketAddr) {
+        let protocol = match self.resolve().await {
+            Ok(resolved) => resolved.protocol,
+            // What speaks HTTP is told why by its requests.
+            Err(error) => {
+                debug!(service = %self.inner.service, error = %chain(&error), "call held in vain");
+                AppProtocol::Detect
+            }
+        };
+        match protocol {
+            AppProtocol::Http | AppProtocol::Http2 => self.http(socket, caller).await,
+            AppProtocol::Tcp => self.tcp(Prefixed::new("", socket), caller).await,
+            AppProtocol::Detect => self.detect(socket, caller).await,
+        }
+    }
+
+    async fn detect(self, socket: TcpStream, caller: SocketAddr) {
+        match detect_http(socket, DETECT_TIMEOUT).await {
+            Ok((Protocol::Http1 | Protocol::Http2, io)) => self.http(io, caller).await,
+            Ok((Protocol::Opaque, io)) => self.tcp(io, caller).await,
+            Err(error) => debug!(error = %chain(&error), "connection ended before its first bytes"),
+        }
+    }
+
+    /// The destination, once something is known of it; held until then, within bounds.
+    async fn resolve(&self) -> Result<Resolved, Unavailable> {
+        let inner = &*self.inner;
+        if let Some(resolved) = inner.known()? {
+            return Ok(resolved);
+        }
+        let _held = inner
+            .held
+            .try_acquire()
+            .map_err(|_| Unavailable::TooMany(inner.service.clone()))?;
+        inner.wait(Instant::now() + HOLD).await
+    }
+
+    fn access(&self, caller: SocketAddr) -> Access {
+        let mut access = Access::new(Direction::Outbound);
+        access.caller = Some(caller);
+        access.service = Some(self.inner.service.clone());
+        access.port = Some(self.inner.port);
+        access.log = self.inner.access_log;
+        access
+    }
+}
+
+impl Inner {
+    fn known(&self) -> Result<Option<Resolved>, Unavailable> {
+        let Some(mesh) = self.mesh.get() else {
+            return Ok(None);
+        };
+        let destination = mesh.destination(&self.service, self.port);
+        let known = destination
+            .as_ref()
+            .and_then(|destination| destination.known());
+        destination
+            .zip(known)
+            .map(|(destination, known)| self.resolved(mesh.own(), destination, known))
+            .transpose()
+    }
+
+    async fn wait(&self, deadline: Instant) -> Result<Resolved, Unavailable> {
+        let unknown = || Unavailable::Unknown(self.service.clone());
+        let mesh = timeout_at(deadline, self.mesh.wait()).await;
+        let mesh = mesh.map_err(|_| Unavailable::NoCertificate)?;
+        let destination = mesh
+            .destination(&self.service, self.port)
+            .ok_or_else(unknown)?;
+        let known = destination.known_by(deadline).await.ok_or_else(unknown)?;
+        self.resolved(mesh.own(), destination, known)
+    }
+
+    fn resolved(
+        &self,
+        own: SpiffeId,
+        destination: Arc<Destination>,
+        known: Arc<Known>,
+    ) -> Result<Resolved, Unavailable> {
+        let no_port = || Unavailable::NoPort(self.service.clone(), self.port);
+        let protocol = known.protocol.ok_or_else(no_port)?;
+        Ok(Resolved {
+            own,
+            destination,
+            known,
+            protocol,
+        })
+    }
+}

@@ -1,0 +1,100 @@
+//! Opaque calls: one endpoint for the connection.
+
+use std::{net::SocketAddr, time::Instant};
+
+use linkspan_dataplane::{
+    connect::mtls::{Connected, InnerAlpn},
+    forward::bytes::{Duplex, RelayError, RelayLimits, relay},
+    report::{ConnectionReport, Outcome},
+};
+use linkspan_routing::Pick;
+use linkspan_runtime::process::chain;
+use tracing::debug;
+
+use super::{
+    Outbound, Resolved, Unavailable,
+    attempts::{Attempts, CallError},
+};
+use crate::dial::Remote;
+
+/// Why an opaque call failed.
+#[derive(Debug, thiserror::Error)]
+enum TcpError {
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+}
+
+impl Outbound {
+    /// Serves one opaque connection: whom, connect, relay. Whatever goes wrong resets it.
+    pub(super) async fn tcp<IO: Duplex>(&self, mut io: IO, caller: SocketAddr) {
+        let resolved = match self.resolve().await {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                debug!(%caller, error = %chain(&error), "opaque call refused");
+                return io.reset();
+            }
+        };
+        let mut access = self.access(caller);
+        access.source = Some(resolved.own.clone());
+        let handles = resolved.destination.metrics.connection("");
+        let mut report = ConnectionReport::open(access, handles);
+        match carry(&mut io, &resolved, &mut report).await {
+            Ok(()) => report.end(Outcome::Ok),
+            Err(TcpError::Relay(error)) => report.fail(Outcome::Reset, &error),
+            Err(error) => {
+                io.reset();
+                report.fail(Outcome::Failed, &error);
+            }
+        }
+    }
+}
+
+async fn carry<IO: Duplex>(
+    io: &mut IO,
+    resolved: &Resolved,
+    report: &mut ConnectionReport,
+) -> Result<(), TcpError> {
+    let (mut upstream, pick) = connect(resolved).await?;
+    let endpoint = pick.endpoint();
+    report.measure(
+        resolved
+            .destination
+            .metrics
+            .connection(endpoint.cluster.as_str()),
+    );
+    report.access.cluster = Some(endpoint.cluster.clone());
+    report.access.locality = Some(endpoint.locality.clone());
+    report.access.endpoint = Some(endpoint.id.clone());
+    report.access.destination = Some(upstream.peer().clone());
+    let counters = report.counters();
+    // The pick counts the connection as load until its end.
+    relay(io, &mut upstream, RelayLimits::default(), &counters).await?;
+    Ok(())
+}
+
+/// Tries endpoints until one takes the connection; nothing has been sent to any before.
+async fn connect(resolved: &Resolved) -> Result<(Connected, Pick), CallError> {
+    let destination = &resolved.destination;
+    let mut attempts = Attempts::new(true);
+    loop {
+        let pick = attempts.pick(destination).await?;
+        let began = Instant::now();
+        let remote = Remote::from(&**pick.endpoint());
+        match destination
+            .pool
+            .dial()
+            .connect(&remote, InnerAlpn::Tcp)
+            .await
+        {
+            Ok(connected) => {
+                pick.succeeded(Instant::now(), began.elapsed());
+                return Ok((connected, pick));
+            }
+            Err(error) => attempts.failed(error.into(), &pick, destination)?,
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! The services that the workload calls: for each port one destination, with its balancer and its
+//! connections, kept in step with discovery by one task.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use linkspan_dataplane::{
+    connect::{
+        mtls::Connector,
+        pool::{Pool, PoolLimits},
+    },
+    discover::Snapshot,
+    forward::http::RetryBudget,
+};
+use linkspan_routing::{
+    AppProtocol, Balancer, ClusterId, EndpointId, Place, Service, ServiceKey, UsablePeers,
+};
+use linkspan_runtime::{
+    stop::Stop,
+    telemetry::{ConnectionHandles, Direction, RequestHandles, TrafficLabels, TrafficMetrics},
+};
+use linkspan_trust::MaterialReader;
+use tokio::{
+    sync::watch,
+    time::{sleep_until, timeout_at},
+};
+use tracing::info;
+
+use crate::{
+    dial::{Dialler, Remote},
+    gateways::Gateways,
+};
+
+/// How often unused connections are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// One port of one service, as the workload calls it.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    pub(crate) service: ServiceKey,
+    pub(crate) port: u16,
+    pub(crate) balancer: Balancer,
+    pub(crate) pool: Pool<Remote, Dialler>,
+    pub(crate) budget: RetryBudget,
+    pub(crate) metrics: Meter,
+    known: ArcSwapOption<Known>,
+    /// Counts what may have changed a choice.
+    changes: watch::Sender<u64>,
+}
+
+/// What discovery says of a destination now.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) service: Arc<Service>,
+    /// What is spoken there; none if the service has no such port.
+    pub(crate) protocol: Option<AppProtocol>,
+    requests: HashMap<ClusterId, RequestHandles>,
+}
+
+impl Known {
+    /// Endpoints in these clusters.
+    pub(crate) fn endpoints_in<'a>(
+        &'a self,
+        clusters: &'a [ClusterId],
+    ) -> impl Iterator<Item = &'a EndpointId> {
+        let endpoints = self.service.endpoints.iter();
+        endpoints
+            .filter(|endpoint| clusters.contains(&endpoint.cluster))
+            .map(|found| &found.id)
+    }
+
+    /// Where requests answered by that cluster are counted.
+    pub(crate) fn requests(&self, cluster: &ClusterId) -> Option<RequestHandles> {
+        self.requests.get(cluster).cloned()
+    }
+}
+
+/// Where a destination counts.
+#[derive(Clone, Debug)]
+pub(crate) struct Meter {
+    traffic: TrafficMetrics,
+    service: Arc<str>,
+    /// Of requests that reached no cluster.
+    pub(crate) unanswered: RequestHandles,
+}
+
+impl Meter {
+    fn new(traffic: TrafficMetrics, service: &ServiceKey) -> Self {
+        let service: Arc<str> = service.to_string().into();
+        let unanswered = traffic.request(&labels(&service, ""));
+        Self {
+            traffic,
+            service,
+            unanswered,
+        }
+    }
+
+    pub(crate) fn connection(&self, cluster: &str) -> ConnectionHandles {
+        self.traffic.connection(&labels(&self.service, cluster))
+    }
+
+    fn request(&self, cluster: &str) -> RequestHandles {
+        self.traffic.request(&labels(&self.service, cluster))
+    }
+
+    pub(crate) fn retry(&self, reason: &'static str) {
+        self.traffic.retries(&self.service, reason).inc();
+    }
+
+    pub(crate) fn connect_failure(&self, cluster: &ClusterId, reason: &'static str) {
+        self.traffic
+            .connect_failures(&self.service, cluster.as_str(), reason)
+            .inc();
+    }
+}
+
+fn labels<'a>(service: &'a str, cluster: &'a str) -> TrafficLabels<'a> {
+    TrafficLabels {
+        direction: Direction::Outbound,
+        service,
+        cluster,
+    }
+}
+
+impl Destination {
+    /// What is known; none before discovery has told, or after it has withdrawn the service.
+    pub(crate) fn known(&self) -> Option<Arc<Known>> {
+        self.known.load_full()
+    }
+
+    /// Waits until something is known, at most until then. Cancel-safe.
+    pub(crate) async fn known_by(&self, deadline: tokio::time::Instant) -> Option<Arc<Known>> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            if let Some(known) = self.known() {
+                return Some(known);
+            }
+            timeout_at(deadline, changes.changed()).await.ok()?.ok()?;
+        }
+    }
+
+    /// Follows changes that may make another choice possible.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn update(&self, now: Instant, service: &Arc<Service>, peers: &UsablePeers) {
+        self.balancer.update(now, service, peers);
+        let port = service.ports.iter().find(|port| port.port == self.port);
+        let clusters = service.clusters.keys();
+        let requests = clusters
+            .map(|cluster| (cluster.clone(), self.metrics.request(cluster.as_str())))
+            .collect();
+        self.known.store(Some(Arc::new(Known {
+            service: Arc::clone(service),
+            protocol: port.map(|port| port.app_protocol),
+            requests,
+        })));
+        let listed: HashSet<Remote> = service
+            .endpoints
+            .iter()
+            .map(|endpoint| Remote::from(&**endpoint))
+            .collect();
+        self.pool.retain(|remote| listed.contains(remote));
+        self.note_change();
+    }
+
+    fn forget(&self) {
+        if self.known.swap(None).is_some() {
+            info!(service = %self.service, "service is no longer known");
+            self.pool.retain(|_| false);
+            self.note_change();
+        }
+    }
+
+    fn note_change(&self) {
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// All destinations of a sidecar.
+#[derive(Debug)]
+pub(crate) struct Services {
+    by_port: BTreeMap<(ServiceKey, u16), Arc<Destination>>,
+    gateways: Arc<Gateways>,
+}
+
+/// What destinations are made with.
+pub(crate) struct Means {
+    pub(crate) material: MaterialReader,
+    pub(crate) connector: Arc<Connector>,
+    pub(crate) traffic: TrafficMetrics,
+    pub(crate) place: Place,
+    /// Tells this source from others, so that they prefer different endpoints.
+    pub(crate) seed: u64,
+    pub(crate) limits: PoolLimits,
+}
+
+impl Services {
+    /// One destination for each of `ports`; nothing is known of them yet.
+    pub(crate) fn new(ports: impl IntoIterator<Item = (ServiceKey, u16)>, means: &Means) -> Self {
+        let gateways = Arc::new(Gateways::default());
+        let destination = |(service, port): (ServiceKey, u16)| {
+            let made = Arc::new(destination(service.clone(), port, means, &gateways));
+            ((service, port), made)
+        };
+        let by_port = ports.into_iter().map(destination).collect();
+        Self { by_port, gateways }
+    }
+
+    /// The destination for a port of a service.
+    pub(crate) fn destination(&self, service: &ServiceKey, port: u16) -> Option<Arc<Destination>> {
+        self.by_port.get(&(service.clone(), port)).cloned()
+    }
+
+    /// What the debug face shows.
+    pub(crate) fn dump(&self) -> serde_json::Value {
+        let destination = |destination: &Arc<Destination>| {
+            let connections = destination
+                .pool
+                .usage()
+                .into_iter()
+                .map(|(remote, in_flight)| {
+                    serde_json::json!({
+                        "endpoint": remote.id,
+                        "cluster": remote.cluster,
+                        "inFlight": in_flight,
+                    })
+                });
+            serde_json::json!({
+                "service": destination.service,
+                "port": destination.port,
+                "known": destination.known().is_some(),
+                "shares": destination.balancer.explain(),
+                "connections": connections.collect::<Vec<_>>(),
+            })
+        };
+        self.by_port.values().map(destination).collect()
+    }
+}
+
+fn destination(
+    service: ServiceKey,
+    port: u16,
+    means: &Means,
+    gateways: &Arc<Gateways>,
+) -> Destination {
+    let dialler = Dialler {
+        connector: Arc::clone(&means.connector),
+        material: means.material.clone(),
+        gateways: Arc::clone(gateways),
+        service: service.clone(),
+        port,
+    };
+    Destination {
+        balancer: Balancer::new(means.place.clone(), port, means.seed),
+        pool: Pool::new(dialler, means.limits),
+        budget: RetryBudget::new(Instant::now()),
+        metrics: Meter::new(means.traffic.clone(), &service),
+        known: ArcSwapOption::empty(),
+        changes: watch::Sender::new(0),
+        service,
+        port,
+    }
+}
+
+/// Keeps destinations in step with discovery; sole caller of their updates.
+pub(crate) struct Driver {
+    services: Arc<Services>,
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    own: ClusterId,
+    applied: Option<Applied>,
+}
+
+/// What was applied last.
+struct Applied {
+    snapshot: Arc<Snapshot>,
+    peers: UsablePeers,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        services: Arc<Services>,
+        snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+        own: ClusterId,
+    ) -> Self {
+        Self {
+            services,
+            snapshots,
+            own,
+            applied: None,
+        }
+    }
+
+    /// Applies snapshots, and what time and connecting teach, until the stop aborts.
+    pub(crate) async fn run(mut self, stop: Stop) {
+        let mut sweep = Instant::now() + SWEEP;
+        loop {
+            let due = self.apply(Instant::now()).min(sweep);
+            tokio::select! {
+                () = stop.aborted() => return,
+                changed = self.snapshots.changed() => if changed.is_err() {
+                    // Discovery has ended with the process; what is known stays.
+                    return stop.aborted().await;
+                },
+                () = self.services.gateways.learnt_more() => {}
+                () = sleep_until(due.into()) => {}
+            }
+            if Instant::now() >= sweep {
+                self.sweep();
+                sweep = Instant::now() + SWEEP;
+            }
+        }
+    }
+
+    /// Brings all destinations up to this time; returns when to do so again.
+    fn apply(&mut self, now: Instant) -> Instant {
+        let snapshot = self.snapshots.borrow_and_update().clone();
+        if let Some(snapshot) = snapshot {
+            self.services.gateways.update(&snapshot.gateways, now);
+            let peers = self.peers(&snapshot, now);
+            let lost = self.lost(&peers);
+            for destination in self.services.by_port.values() {
+                self.apply_to(destination, now, &snapshot, &peers);
+                if !lost.is_empty() {
+                    destination
+                        .pool
+                        .abandon(|remote| lost.contains(&remote.cluster));
+                }
+            }
+            self.applied = Some(Applied { snapshot, peers });
+        }
+        self.next_change(now)
+    }
+
+    /// Which peers may be used: those that discovery has up, and to which a gateway leads.
+    fn peers(&self, snapshot: &Snapshot, now: Instant) -> UsablePeers {
+        let mut peers = snapshot.usable_peers();
+        for (cluster, usable) in &mut peers {
+            *usable &= self.services.gateways.reach(cluster, now);
+        }
+        peers
+    }
+
+    /// Peers that were usable and are no longer.
+    fn lost(&self, peers: &UsablePeers) -> BTreeSet<ClusterId> {
+        let Some(applied) = &self.applied else {
+            return BTreeSet::new();
+        };
+        let usable = |peers: &UsablePeers, cluster: &ClusterId| {
+            *cluster == self.own || peers.get(cluster).copied().unwrap_or(false)
+        };
+        let before = applied.peers.keys();
+        let lost: BTreeSet<_> = before
+            .filter(|cluster| usable(&applied.peers, cluster) && !usable(peers, cluster))
+            .cloned()
+            .collect();
+        for cluster in &lost {
+            info!(%cluster, "cluster is unusable; sending its requests elsewhere");
+        }
+        lost
+    }
+
+    fn apply_to(
+        &self,
+        destination: &Destination,
+        now: Instant,
+        snapshot: &Snapshot,
+        peers: &UsablePeers,
+    ) {
+        let Some(service) = snapshot.services.get(&destination.service) else {
+            return destination.forget();
+        };
+        let same = self.applied.as_ref().is_some_and(|applied| {
+            applied.peers == *peers
+                && applied
+                    .snapshot
+                    .services
+                    .get(&destination.service)
+                    .is_some_and(|before| Arc::ptr_eq(before, service))
+        });
+        if !same {
+            destination.update(now, service, peers);
+        }
+    }
+
+    fn next_change(&self, now: Instant) -> Instant {
+        let balancers = self.services.by_port.values();
+        let balancers = balancers.filter_map(|destination| destination.balancer.refresh(now));
+        // A little late rather than early, so that what is due has come.
+        let balancers = balancers.map(|wait| now + wait + Duration::from_millis(1));
+        let gateways = self.services.gateways.next_change(now);
+        balancers.chain(gateways).min().unwrap_or(now + SWEEP)
+    }
+
+    fn sweep(&self) {
+        for destination in self.services.by_port.values() {
+            destination.pool.sweep(Instant::now());
+        }
+    }
+}
