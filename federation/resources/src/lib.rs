@@ -8,7 +8,7 @@
 //! One file per kind: its types, and the *shape* that says what is allowed where.
 //! Shapes are checked on the document tree, before it becomes typed, so that one
 //! reading reports everything that is wrong and where it stands. Nothing of the
-//! YAML library is visible outside [`yaml`].
+//! YAML library is visible outside the module `yaml`.
 
 mod cluster_link;
 mod document;
