@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -253,7 +254,11 @@ impl Cluster {
     pub fn write_federation(&self) -> anyhow::Result<PathBuf> {
         for dir in ["state", "resources", "tokens"] {
             let dir = self.dir.join(dir);
-            fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .with_context(|| format!("cannot make {}", dir.display()))?;
         }
         for service in SERVICES {
             let resources = [service_yaml(service), export_yaml(service)];
