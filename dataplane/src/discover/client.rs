@@ -248,15 +248,13 @@ impl Told {
         self.registration.mark_unchanged();
         self.subscription.mark_unchanged();
         self.health.mark_unchanged();
-        let mut first = vec![
-            Request::Hello(hello.clone()),
-            self.registration(),
-            self.subscription(),
-        ];
-        if self.is_gateway() {
-            first.push(self.health());
-        }
-        first
+        // Each kind of proxy says only what is its to say; federation refuses the rest.
+        let role = if self.is_gateway() {
+            self.health()
+        } else {
+            self.subscription()
+        };
+        vec![Request::Hello(hello.clone()), self.registration(), role]
     }
 
     /// The next thing that changed. Cancel-safe.
@@ -264,7 +262,7 @@ impl Told {
         let gateway = self.is_gateway();
         tokio::select! {
             () = changed(&mut self.registration) => self.registration(),
-            () = changed(&mut self.subscription) => self.subscription(),
+            () = changed(&mut self.subscription), if !gateway => self.subscription(),
             () = changed(&mut self.health), if gateway => self.health(),
         }
     }
