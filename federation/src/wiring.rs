@@ -217,6 +217,7 @@ impl Site {
             failback: self.config.failback,
             peers,
             lease: timers.lease,
+            gateway_lease: timers.gateway_lease,
             restarted: self.epoch.restarted,
             registrations,
             context: sync::Context {

@@ -36,6 +36,7 @@ pub(crate) struct Foundation {
     pub(crate) failback: FailbackConfig,
     pub(crate) peers: PeerSettings,
     pub(crate) lease: Duration,
+    pub(crate) gateway_lease: Duration,
     /// Whether there was a life before this one, of which others still hold something.
     pub(crate) restarted: bool,
     pub(crate) registrations: Vec<Registration>,
@@ -78,7 +79,7 @@ impl State {
             restarted: f.restarted,
             declared: None,
             workloads: Workloads::restored(f.registrations, f.lease, now.instant),
-            gateways: Gateways::default(),
+            gateways: Gateways::new(f.gateway_lease),
             peers: Peers::new(f.peers),
             high_water: HighWater::new(),
             hold: None,

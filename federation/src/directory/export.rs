@@ -19,6 +19,12 @@ pub(crate) fn write(directory: &Path, key: &ServiceKey, now: SystemTime) -> io::
     Ok(path)
 }
 
+/// Where an export is declared, if that is in the place where [`write`] puts it.
+pub(crate) fn existing(directory: &Path, key: &ServiceKey) -> Option<PathBuf> {
+    let path = free_path(directory, key);
+    declares(&path, key).then_some(path)
+}
+
 fn declaration(key: &ServiceKey, now: SystemTime) -> Object {
     let mut export = ServiceExport::of(key.namespace.as_str(), key.name.as_str());
     export.metadata.creation_timestamp = Some(Timestamp::from(now));

@@ -5,6 +5,6 @@ mod scan;
 mod sink;
 mod source;
 
-pub(crate) use export::write as write_export;
+pub(crate) use export::{existing as existing_export, write as write_export};
 pub(crate) use sink::DirectorySink;
 pub(crate) use source::DirectorySource;

@@ -1,29 +1,28 @@
 //! Accepting: bounded in number and in time, so that silent callers cannot shut others out.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use linkspan_runtime::stop::Stop;
 use linkspan_trust::{SpiffeId, spiffe_id_of};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 
-use super::{Caller, Connection};
+use super::{Caller, Connection, Permits};
 
 /// Connections of one federation: every proxy of a large cluster has one, with room for renewals.
 const MAX_CONNECTIONS: usize = 16_384;
 /// Handshakes in progress: each costs CPU and a buffer, and nobody has proved anything yet.
 const MAX_HANDSHAKES: usize = 256;
+/// Connections without a certificate: they ask for their first, and leave.
+const MAX_ANONYMOUS: usize = 256;
+/// How long such a connection may stay; asking takes one round trip.
+const ANONYMOUS_LIFE: Duration = Duration::from_secs(30);
 /// A handshake is two round trips; five seconds also suit a lossy path.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Accepted connections waiting for the gRPC server to take them: it takes them at once.
@@ -48,6 +47,7 @@ pub(crate) fn accept(
         sender,
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+        anonymous: Arc::new(Semaphore::new(MAX_ANONYMOUS)),
         tasks: TaskTracker::new(),
     };
     (accepting.run(listener, stop), ReceiverStream::new(receiver))
@@ -58,6 +58,7 @@ struct Accepting {
     sender: mpsc::Sender<io::Result<Connection>>,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    anonymous: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
@@ -81,7 +82,7 @@ impl Accepting {
                 Ok((stream, remote)) => self.spawn(stream, remote, connection, handshake),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept connections");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -110,28 +111,47 @@ impl Accepting {
         let Some(config) = self.configs.borrow().clone() else {
             return;
         };
-        let sender = self.sender.clone();
+        let (sender, anonymous) = (self.sender.clone(), Arc::clone(&self.anonymous));
         self.tasks.spawn(async move {
-            let started = Instant::now();
             let result = shake_hands(stream, config).await;
             drop(handshake);
-            match result {
-                Ok((stream, identity)) => {
-                    let caller = Caller { identity, remote };
-                    let connection = Connection {
-                        stream,
-                        caller,
-                        _permit: permit,
-                    };
-                    // Without a receiver the server has stopped; the connection just closes.
-                    let _ = sender.send(Ok(connection)).await;
-                }
-                Err(error) => {
-                    tracing::debug!(%remote, %error, took = ?started.elapsed(), "handshake failed");
-                }
+            let connection = result.and_then(|(stream, identity)| {
+                admitted(stream, Caller { identity, remote }, permit, anonymous)
+            });
+            match connection {
+                // Without a receiver the server has stopped; the connection just closes.
+                Ok(connection) => drop(sender.send(Ok(connection)).await),
+                Err(error) => tracing::debug!(%remote, %error, "connection refused"),
             }
         });
     }
+}
+
+/// Those that proved nothing are few and short, whatever else there is room for.
+fn admitted(
+    stream: TlsStream<TcpStream>,
+    caller: Caller,
+    connection: OwnedSemaphorePermit,
+    anonymous: Arc<Semaphore>,
+) -> io::Result<Connection> {
+    let (end, anonymous) = match &caller.identity {
+        Some(_) => (None, None),
+        None => {
+            let full = |_| io::Error::other("too many connections without a certificate");
+            let permit = anonymous.try_acquire_owned().map_err(full)?;
+            (Some(Box::pin(sleep(ANONYMOUS_LIFE))), Some(permit))
+        }
+    };
+    let permits = Permits {
+        _connection: connection,
+        _anonymous: anonymous,
+    };
+    Ok(Connection {
+        stream,
+        caller,
+        end,
+        _permits: permits,
+    })
 }
 
 async fn shake_hands(

@@ -19,6 +19,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::OwnedSemaphorePermit,
+    time::Sleep,
 };
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Status, transport::server::Connected};
@@ -55,7 +56,15 @@ impl Caller {
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Caller,
-    _permit: OwnedSemaphorePermit,
+    /// When the connection ends whatever it is doing; for those that proved nothing.
+    end: Option<Pin<Box<Sleep>>>,
+    _permits: Permits,
+}
+
+/// What a connection counts against.
+struct Permits {
+    _connection: OwnedSemaphorePermit,
+    _anonymous: Option<OwnedSemaphorePermit>,
 }
 
 impl Connected for Connection {
@@ -72,7 +81,13 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+        let this = self.get_mut();
+        if let Some(end) = &mut this.end
+            && end.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut this.stream).poll_read(context, buffer)
     }
 }
 

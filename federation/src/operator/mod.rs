@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     controller::{Input, World},
-    directory::write_export,
+    directory::{existing_export, write_export},
     identity::{Issuer, may_be_issued, tokens},
 };
 
@@ -54,9 +54,10 @@ impl v1::operator_server::Operator for OperatorService {
         let declared = Arc::clone(&self.worlds.borrow().declared);
         exportable(&declared, &key, &self.resources)?;
         if declared.exports.contains_key(&key) {
+            let path = existing_export(&self.resources, &key);
             return Ok(Response::new(v1::ExportResponse {
                 created: false,
-                path: String::new(),
+                path: path.unwrap_or(self.resources.clone()).display().to_string(),
             }));
         }
         let path = self.declare(key).await?;

@@ -81,6 +81,17 @@ pub(crate) fn read_private(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     Ok(Some(bytes))
 }
 
+/// Takes an existing directory from all but its owner.
+pub(crate) fn make_private(path: &Path) -> Result<(), StateError> {
+    match fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE_DIR)) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError::Write {
+            path: path.into(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a directory for its owner only, or checks that an existing one is.
 pub(crate) fn private_directory(path: &Path) -> Result<(), StateError> {
     let failed = |source| StateError::Write {

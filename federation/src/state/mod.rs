@@ -85,6 +85,10 @@ pub(crate) struct StateDir {
 impl StateDir {
     /// Makes the directory if there is none, and locks it.
     pub(crate) fn open(root: &Path) -> Result<Self, StateError> {
+        if !root.join("ca").exists() {
+            // Made by somebody else, and nothing secret was ever in it.
+            files::make_private(root)?;
+        }
         files::private_directory(root)?;
         let lock = lock(&root.join("lock"), root)?;
         let state = Self {
@@ -146,6 +150,21 @@ fn lock(path: &Path, root: &Path) -> Result<File, StateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_directory_is_made_private_an_old_one_must_be() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let open = |mode| {
+            let permissions = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(directory.path(), permissions).unwrap();
+            StateDir::open(directory.path())
+        };
+        drop(open(0o755).unwrap());
+        let mode = directory.path().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        assert!(matches!(open(0o755), Err(StateError::Exposed { .. })));
+    }
 
     #[test]
     fn one_federation_per_directory() {

@@ -16,7 +16,7 @@ use crate::discovery::Removals;
 pub(crate) const WINDOW: u64 = 1_024;
 
 enum Change {
-    Upsert(v1::SyncRecord),
+    Upsert(Box<v1::SyncRecord>),
     Remove(String),
     Complete,
 }
@@ -56,7 +56,7 @@ impl Outbox {
             wanted.insert(record.key.as_str());
             if self.sent.get(&record.key) != Some(&record.hash) {
                 self.pending
-                    .push_back(Change::Upsert(self.without_known_body(record)));
+                    .push_back(Change::Upsert(Box::new(self.without_known_body(record))));
             }
         }
         if removals == Removals::Apply {
@@ -111,7 +111,7 @@ impl Outbox {
                 // From here on the subscriber holds this, not what it held before.
                 self.known.remove(&record.key);
                 self.sent.insert(record.key.clone(), record.hash.clone());
-                Message::Upsert(record)
+                Message::Upsert(*record)
             }
             Change::Remove(key) => {
                 self.sent.remove(&key);

@@ -303,6 +303,20 @@ fn start(cluster: &str, clusterset: &str, ahead_millis: i64) -> v1::SyncStart {
     }
 }
 
+/// What discovery says to a peer's federation once the handshake admits it.
+async fn not_discovery(at: &Federation, peer: &Material) -> tonic::Status {
+    loop {
+        if let Ok(channel) = at.channel(&peer.1).await {
+            let mut client = v1::discovery_client::DiscoveryClient::new(channel);
+            match client.discover(tokio_stream::empty()).await {
+                Err(status) if status.code() == Code::PermissionDenied => return status,
+                _ => {}
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn only_the_linked_federation_may_subscribe() {
     let east_side = Side::new("east");
@@ -329,21 +343,7 @@ async fn only_the_linked_federation_may_subscribe() {
         .unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     // The handshake's policy follows the links a moment later than the world.
-    let told = soon("the peer's admission", async {
-        loop {
-            match east.channel(&federation.1).await {
-                Ok(channel) => {
-                    let mut client = v1::discovery_client::DiscoveryClient::new(channel);
-                    match client.discover(tokio_stream::empty()).await {
-                        Err(status) if status.code() == Code::PermissionDenied => return status,
-                        _ => tokio::task::yield_now().await,
-                    }
-                }
-                Err(_) => tokio::task::yield_now().await,
-            }
-        }
-    })
-    .await;
+    let told = soon("the admission", Box::pin(not_discovery(&east, &federation))).await;
     assert!(told.message().contains("own cluster"), "{told}");
 
     let began = subscribe(&east, &federation, start("west", "demo", 0))
