@@ -45,8 +45,6 @@ pub struct Config {
 pub struct Timers {
     /// How long a proxy counts as before after its stream was lost; default 10 s.
     pub lease: Duration,
-    /// The same for a gateway; shorter, as with its last gateway a peer is lost; default 5 s.
-    pub gateway_lease: Duration,
     /// How long an endpoint waits for the gateways before peers hear of it; default 1 s.
     pub export_wait: Duration,
     /// How often each side of sync speaks; default 1 s.
@@ -65,7 +63,6 @@ impl Default for Timers {
     fn default() -> Self {
         Self {
             lease: Duration::from_secs(10),
-            gateway_lease: Duration::from_secs(5),
             export_wait: Duration::from_secs(1),
             heartbeat: Duration::from_secs(1),
             sync_silence: Duration::from_secs(3),

@@ -217,7 +217,6 @@ impl Site {
             failback: self.config.failback,
             peers,
             lease: timers.lease,
-            gateway_lease: timers.gateway_lease,
             restarted: self.epoch.restarted,
             registrations,
             context: sync::Context {

@@ -36,7 +36,6 @@ pub(crate) struct Foundation {
     pub(crate) failback: FailbackConfig,
     pub(crate) peers: PeerSettings,
     pub(crate) lease: Duration,
-    pub(crate) gateway_lease: Duration,
     /// Whether there was a life before this one, of which others still hold something.
     pub(crate) restarted: bool,
     pub(crate) registrations: Vec<Registration>,
@@ -79,7 +78,7 @@ impl State {
             restarted: f.restarted,
             declared: None,
             workloads: Workloads::restored(f.registrations, f.lease, now.instant),
-            gateways: Gateways::new(f.gateway_lease),
+            gateways: Gateways::new(),
             peers: Peers::new(f.peers),
             high_water: HighWater::new(),
             hold: None,
