@@ -106,7 +106,7 @@ pub struct Begin {
 pub struct Decision {
     /// Close the sync stream, if one is open, for this reason.
     pub hangup: Option<Hangup>,
-    /// Open a sync stream with [`Peer::subscription`] (the caller paces its tries).
+    /// Open a sync stream with [`Peer::subscription`](super::Peer::subscription) (the caller paces its tries).
     pub subscribe: bool,
     /// What is planned with has changed: records, usability or staleness.
     pub changed: bool,
