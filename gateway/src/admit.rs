@@ -136,13 +136,19 @@ fn for_service(
             "the service has no such port",
         ));
     }
-    choose(target, &exported.endpoints, reach)
+    let siblings = snapshot
+        .gateways
+        .iter()
+        .map(|gateway| gateway.egress)
+        .collect();
+    choose(target, &exported.endpoints, reach, &siblings)
 }
 
 fn choose<'a>(
     target: &Target,
     endpoints: impl IntoIterator<Item = &'a std::sync::Arc<Endpoint>>,
     reach: &Reach,
+    siblings: &BTreeSet<SocketAddr>,
 ) -> Result<Admitted, Refusal> {
     let named = |endpoint: &&std::sync::Arc<Endpoint>| {
         target.endpoint.as_ref().is_none_or(|id| endpoint.id == *id)
@@ -158,7 +164,7 @@ fn choose<'a>(
     }
     let (mut may, never): (Vec<_>, Vec<_>) = listed
         .into_iter()
-        .partition(|address| reach.allows(*address));
+        .partition(|address| reach.allows(*address) && !siblings.contains(address));
     if may.is_empty() {
         debug_assert!(!never.is_empty(), "a listed endpoint is in one of the two");
         let rule = "the endpoint's address is loopback, link-local or one of Linkspan's own parts; \

@@ -274,9 +274,10 @@ impl Running {
         // Both follow the stop to its end: during a drain federation must still hear of us.
         let inner = stop.child();
         let mut tasks = Tasks::new(inner.clone());
+        let control = self.metrics.control.clone();
+        let discovery = discovery.with_metrics(control.clone());
         tasks.background("discovery", discovery.run(inner.clone()));
         let fresh = (writer, material.clone(), client, snapshot.clone());
-        let control = self.metrics.control.clone();
         let keep = identity::keep_fresh_counted(
             fresh.0,
             fresh.1,

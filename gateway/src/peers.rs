@@ -136,13 +136,13 @@ impl Peer {
     /// What the dialler needs to know.
     #[must_use]
     pub fn held(&self) -> Held {
+        let fresh = |purpose| self.usable(purpose).filter(|held| !held.state().retiring);
         let told = self.connections.iter().filter(|held| !held.state().suspect);
         Held {
-            data: self
-                .usable(Purpose::Data)
+            data: fresh(Purpose::Data)
                 .map(|held| held.replica.clone())
                 .collect(),
-            sync: self.usable(Purpose::Sync).next().is_some(),
+            sync: fresh(Purpose::Sync).next().is_some(),
             ready: told.map(|held| held.state().ready).max().unwrap_or(0),
         }
     }

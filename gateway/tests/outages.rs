@@ -162,3 +162,30 @@ async fn rebind(pki: &linkspan_trust::testing::Pki, address: SocketAddr) -> Gate
     patiently("the port is free", free).await;
     west_at(pki, Some(address)).await
 }
+
+#[tokio::test]
+async fn a_connection_is_replaced_before_its_certificate_ends() {
+    let pki = pki();
+    let mut config = common::config("east", "east-1", &pki);
+    config.timers.surplus = std::time::Duration::from_millis(200);
+    let mut east = Gateway::with(&pki, config, &gateway_id("east")).await;
+    let west = Gateway::start(&pki, "west", "west-1").await;
+    let now = std::time::SystemTime::now();
+    let soon = std::time::Duration::from_secs(3);
+    let brief = pki.svid_between(&gateway_id("east"), now - soon, now + soon);
+    east.writer.set_svid(brief).unwrap();
+    west.tell(vec![link("east", &[])], Vec::new());
+    east.tell(vec![link("west", &[west.addresses.tunnel])], Vec::new());
+    east.until_up("west").await;
+    let first = east.peers.borrow().iter().next().unwrap().connections[0].id;
+    east.writer.set_svid(pki.svid(&gateway_id("east"))).unwrap();
+    // Never down meanwhile: the new one comes first.
+    let replaced = east.peers.wait_for(|peers| {
+        let peer = peers.iter().next().unwrap();
+        assert!(peer.is_up());
+        peer.connections.iter().all(|held| held.id != first)
+    });
+    patiently("another takes its place", replaced)
+        .await
+        .unwrap();
+}

@@ -109,12 +109,19 @@ impl Opener {
         Err(Failure::Refused(code))
     }
 
-    /// The least loaded usable connection that has not been tried; crowded ones only if no other is left.
+    /// The least loaded usable connection that has not been tried; crowded and retiring ones only
+    /// if no other is left.
     fn choose(&self, wanted: &Wanted, tried: &[u64]) -> Option<Arc<Connection>> {
         let peers = self.peers.borrow().clone();
         let usable = peers.by_label(&wanted.cluster)?.usable(wanted.purpose);
         let fresh = usable.filter(|connection| !tried.contains(&connection.id));
-        let load = |held: &&Arc<Connection>| (held.streams.is_crowded(), held.open_streams());
+        let load = |held: &&Arc<Connection>| {
+            (
+                held.state().retiring,
+                held.streams.is_crowded(),
+                held.open_streams(),
+            )
+        };
         fresh.min_by_key(load).cloned()
     }
 

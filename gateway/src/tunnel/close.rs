@@ -27,13 +27,11 @@ pub enum CloseCode {
     Drained = 8,
     /// More connections than one link may have.
     Limit = 9,
-    /// A newer connection, authenticated by newer certificates, does its work.
-    Outlived = 10,
 }
 
 impl CloseCode {
     /// Every code, for documents and look-ups.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::Gone,
         Self::Protocol,
         Self::NoCertificate,
@@ -44,7 +42,6 @@ impl CloseCode {
         Self::Surplus,
         Self::Drained,
         Self::Limit,
-        Self::Outlived,
     ];
 
     /// The code on the wire.
@@ -67,7 +64,6 @@ impl CloseCode {
             Self::Surplus => "surplus",
             Self::Drained => "drained",
             Self::Limit => "limit",
-            Self::Outlived => "outlived",
         }
     }
 

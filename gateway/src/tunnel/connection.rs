@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use linkspan_routing::ClusterId;
 use linkspan_runtime::telemetry::{Direction, LinkMetrics};
@@ -23,6 +23,9 @@ pub struct State {
     pub suspect: bool,
     /// One of the sides takes no new streams and lets the old ones end.
     pub draining: bool,
+    /// The certificates that authenticated it near their end: another connection should take its
+    /// place. Until there is one, it goes on.
+    pub retiring: bool,
     /// Ready replicas that the peer told of.
     pub ready: u32,
 }
@@ -54,6 +57,8 @@ pub struct Connection {
     pub(crate) inbound: StreamMetrics,
     /// Streams that we opened.
     pub(crate) outbound: StreamMetrics,
+    /// When its certificates have spent most of their life.
+    pub(super) retire_at: Instant,
     state: watch::Sender<State>,
     leave: watch::Sender<Option<CloseCode>>,
 }
@@ -72,12 +77,14 @@ impl Connection {
         quic: quinn::Connection,
         hello: Hello,
         dialled: bool,
+        retire_at: Instant,
         metrics: &LinkMetrics,
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let state = State {
             suspect: false,
             draining: false,
+            retiring: false,
             ready: hello.ready,
         };
         let streams = |way| StreamMetrics::new(metrics, hello.cluster.as_str(), way);
@@ -90,6 +97,7 @@ impl Connection {
             purpose: hello.purpose,
             dialled,
             quic,
+            retire_at,
             streams: Arc::new(Streams::new()),
             state: watch::Sender::new(state),
             leave: watch::Sender::new(None),

@@ -263,7 +263,7 @@ fn is_surplus(tunnel: &Tunnel, link: &LinkInfo, purpose: Purpose, replica: &str)
             .filter(|held| surplus::rivals(held, purpose, replica));
         rivals
             .into_iter()
-            .any(|held| held.dialled || link.cluster < *own)
+            .any(|held| !held.state().retiring && (held.dialled || link.cluster < *own))
     })
 }
 

@@ -21,6 +21,7 @@ pub mod hello;
 pub(crate) mod listener;
 pub mod open;
 pub mod plan;
+pub(crate) mod retire;
 pub(crate) mod session;
 pub(crate) mod streams;
 pub(crate) mod surplus;
@@ -83,7 +84,14 @@ impl Tunnel {
         endpoint: Option<quinn::Endpoint>,
     ) -> Arc<Connection> {
         let dialled = endpoint.is_some();
-        let connection = Arc::new(Connection::new(quic, hello, dialled, &self.metrics));
+        let retire_at = retire::at(&quic, self.material().svid());
+        let connection = Arc::new(Connection::new(
+            quic,
+            hello,
+            dialled,
+            retire_at,
+            &self.metrics,
+        ));
         let metrics = self.link_metrics(&connection.cluster);
         let session = Session::new(self.shared.clone(), connection.clone(), metrics);
         self.sessions.spawn(async move {

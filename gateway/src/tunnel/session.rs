@@ -136,6 +136,10 @@ impl Session {
             return broken;
         }
         self.relieve();
+        if now >= self.connection.retire_at && self.connection.change(|state| state.retiring = true)
+        {
+            self.shared.reporter.changed().await;
+        }
         self.left(now).await
     }
 

@@ -3,7 +3,7 @@
 //! Either side may dial, so that duplicates come about. They are harmless, and none is cut; but
 //! where one stays unneeded, it is asked to leave. Both sides must agree on which, or each might
 //! give up the other's: of two, the one stays that was dialled by the cluster whose id sorts
-//! first, and only the side that dialled a connection asks it to leave.
+//! first (a retiring one never stays for its own sake), and only the side that dialled a connection asks it to leave.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,7 +51,13 @@ impl Surplus {
 
 fn surplus(peer: &Peer, purpose: Purpose, ours_first: bool) -> Vec<Arc<Connection>> {
     let held: Vec<_> = peer.usable(purpose).collect();
-    let rank = |connection: &Connection| (connection.dialled != ours_first, connection.id);
+    let rank = |connection: &Connection| {
+        (
+            connection.state().retiring,
+            connection.dialled != ours_first,
+            connection.id,
+        )
+    };
     let outranked = |connection: &Arc<Connection>| {
         let mut others = held
             .iter()

@@ -153,7 +153,7 @@ pub(crate) struct Gateway {
     pub(crate) health: watch::Receiver<v1::LinkHealth>,
     pub(crate) material: MaterialReader,
     pub(crate) stop: Stop,
-    _writer: MaterialWriter,
+    pub(crate) writer: MaterialWriter,
     running: JoinHandle<Result<(), Exit>>,
     runtime: Option<Runtime>,
 }
@@ -200,7 +200,7 @@ impl Gateway {
             health: reported,
             material,
             stop: stop.clone(),
-            _writer: writer,
+            writer,
             running: home.spawn(bound.run_with(sources, stop)),
             runtime,
         }
