@@ -184,16 +184,14 @@ fn listen(key: &str, text: &str, problems: &mut Problems) -> SocketAddr {
 }
 
 fn loopback(key: &str, text: &str, problems: &mut Problems) -> SocketAddr {
-    let before = problems.is_empty();
-    let address = listen(key, text, problems);
-    if !address.ip().is_loopback()
-        && problems.is_empty() == before
-        && text.parse::<SocketAddr>().is_ok()
-    {
-        let fix = "give a loopback address: this face shows configuration and connections";
-        problems.add(key, address, fix);
+    match text.parse::<SocketAddr>() {
+        Ok(address) if !address.ip().is_loopback() => {
+            let fix = "give a loopback address: this face shows configuration and connections";
+            problems.add(key, address, fix);
+            address
+        }
+        _ => listen(key, text, problems),
     }
-    address
 }
 
 /// Sidecars must be told an address that they can dial.
@@ -209,4 +207,117 @@ fn advertised(listen: SocketAddr, given: Option<&str>, problems: &mut Problems) 
         );
     }
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use linkspan_runtime::config::parse_yaml;
+    use linkspan_trust::testing::Pki;
+
+    /// A complete file; `roots` must exist.
+    fn yaml(roots: &Path) -> String {
+        format!(
+            "cluster: east\nreplica: gateway-1\nfederation:\n  address: 127.0.0.1:15010\n  \
+             trustDomain: east.test\n  roots: {}\n  token: token\ntunnelListen: 127.0.0.1:15443\n\
+             tunnelAddresses: [{{host: east.example, port: 15443}}]\n\
+             egressListen: 127.0.0.1:15444\nadminListen: 127.0.0.1:15020\n\
+             debugListen: 127.0.0.1:15021\n",
+            roots.display()
+        )
+    }
+
+    fn check(change: impl FnOnce(String) -> String) -> Result<Config, ConfigError> {
+        let roots = tempfile::NamedTempFile::new().unwrap();
+        let pem = Pki::new(&["east.test"])
+            .authority("east.test")
+            .bundle()
+            .to_pem();
+        std::fs::write(roots.path(), pem).unwrap();
+        let file = Path::new("gateway.yaml");
+        let raw = parse_yaml(file, &change(yaml(roots.path())))?;
+        Config::check(raw, Problems::new(file))
+    }
+
+    fn problems(change: impl FnOnce(String) -> String) -> Vec<String> {
+        match check(change) {
+            Err(ConfigError::Invalid { problems, .. }) => {
+                problems.into_iter().map(|problem| problem.key).collect()
+            }
+            other => panic!("not refused for its values: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_complete_file_is_accepted_with_its_defaults() {
+        let config = check(|yaml| yaml).unwrap();
+        assert_eq!(config.drain_grace, DRAIN_GRACE);
+        assert!(!config.allow_loopback_endpoints);
+        assert_eq!(
+            config.tunnel_addresses,
+            [("east.example".to_owned(), 15443)]
+        );
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let keys = problems(|yaml| {
+            yaml.replace("cluster: east", "cluster: No Cluster")
+                .replace("replica: gateway-1", "replica: ''")
+                .replace("127.0.0.1:15020", "nowhere")
+                .replace("127.0.0.1:15021", "0.0.0.0:15021")
+        });
+        assert_eq!(keys, ["cluster", "replica", "adminListen", "debugListen"]);
+    }
+
+    #[test]
+    fn sidecars_must_be_told_an_address_that_they_can_dial() {
+        let any = |yaml: String| yaml.replace("127.0.0.1:15444", "0.0.0.0:15444");
+        assert_eq!(problems(any), ["egressAddress"]);
+        let given = check(|yaml| any(yaml) + "egressAddress: 192.0.2.7\n").unwrap();
+        assert_eq!(given.egress_address, Some([192, 0, 2, 7].into()));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let refused = check(|yaml| yaml + "tunelListen: 127.0.0.1:1\n");
+        assert!(
+            matches!(refused, Err(ConfigError::Parse { .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn the_dump_has_no_secrets() {
+        let dump = check(|yaml| yaml).unwrap().dump().to_string();
+        assert!(!dump.contains("token"), "{dump}");
+    }
+
+    /// The reference's example is a good file, and the table has every key.
+    #[test]
+    fn the_reference_is_true() {
+        let text = include_str!("../../docs/reference/gateway.md");
+        let example = text
+            .split("```yaml\n")
+            .nth(1)
+            .unwrap()
+            .split("```")
+            .next()
+            .unwrap();
+        let from_example = |yaml: String| {
+            let roots = yaml
+                .lines()
+                .find(|line| line.contains("roots:"))
+                .unwrap()
+                .to_owned();
+            example
+                .replace("  roots: /etc/linkspan/roots.pem", &roots)
+                .replace("east.demo.linkspan.internal", "east.test")
+        };
+        let config = check(from_example).unwrap();
+        assert_eq!(config.egress_address, Some([192, 0, 2, 7].into()));
+        for key in config.dump().as_object().unwrap().keys() {
+            assert!(text.contains(&format!("| `{key}")), "{key}");
+        }
+    }
 }

@@ -153,7 +153,7 @@ impl Ingress {
         let (hello, rest) = peek_client_hello(&mut *quic, MAX_CLIENT_HELLO, limit).await?;
         let (bytes, _) = rest.into_parts();
         if hello.offers_http() {
-            ticket.carries_http();
+            ticket.expendable();
         }
         let admitted = self.admit(from, &opening, &hello)?;
         let tcp = self.connect(admitted).await.map_err(Denied::Connect)?;
@@ -236,10 +236,12 @@ impl Ingress {
             return from.inbound.ended(ResetCode::BadOpen.label());
         };
         let label = open::label(code);
-        if matches!(denied, Denied::Connect(_) | Denied::Draining) {
-            debug!(rule, code = label, "stream refused");
+        let common = matches!(denied, Denied::Connect(_) | Denied::Draining);
+        if !common && from.is_news(code) {
+            let (peer, replica) = (&from.cluster, &from.replica);
+            warn!(%peer, %replica, rule, code = label, "stream refused; more like it go to debug");
         } else {
-            warn!(rule, code = label, "stream refused");
+            debug!(rule, code = label, "stream refused");
         }
         from.inbound.ended(label);
         // A peer that takes no answer needs none.

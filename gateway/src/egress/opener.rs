@@ -137,9 +137,7 @@ impl Opener {
             OpenError::Busy => Miss::Elsewhere(StreamCode::Busy),
             OpenError::Lost => Miss::Elsewhere(StreamCode::NoTunnel),
         })?;
-        if wanted.http {
-            ticket.carries_http();
-        }
+        ticket.expendable();
         let answered = tokio::select! {
             answered = ask(&mut quic, &wanted.opening, caller, sent, self.timers.result) => answered,
             code = ticket.cut() => {
@@ -147,6 +145,9 @@ impl Opener {
                 Err(Miss::Elsewhere(StreamCode::NoTunnel))
             }
         };
+        if !wanted.http {
+            ticket.keep();
+        }
         answered.map(|rest| (quic, ticket, rest))
     }
 }

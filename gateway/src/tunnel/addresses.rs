@@ -4,6 +4,7 @@
 //! turn from each declared address so that one name cannot crowd out the others. Addresses that
 //! could only lead back to this machine are refused unless the link allows them.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -60,21 +61,37 @@ pub struct Resolved {
     pub refused: Vec<SocketAddr>,
 }
 
-/// Resolves the declared hosts and ports of a link.
-pub async fn resolve(declared: &[TunnelAddress], allow_loopback: bool) -> Resolved {
-    let look_ups = declared
-        .iter()
-        .take(MOST)
-        .map(|of| look_up(&of.host, of.port));
-    let found = futures_util::future::join_all(look_ups).await;
-    choose(&found, allow_loopback)
+/// Resolves the declared hosts and ports of a link; remembers the last good answer for each, so
+/// that a failing name server does not take the addresses away.
+#[derive(Debug, Default)]
+pub struct Resolver {
+    known: BTreeMap<TunnelAddress, Vec<SocketAddr>>,
 }
 
-async fn look_up(host: &str, port: u16) -> Vec<SocketAddr> {
-    match tokio::time::timeout(RESOLVE, tokio::net::lookup_host((host, port))).await {
-        Ok(Ok(found)) => found.collect(),
-        Ok(Err(_)) | Err(_) => Vec::new(),
+impl Resolver {
+    /// Resolves anew, each name within two seconds.
+    pub async fn resolve(&mut self, declared: &[TunnelAddress], allow_loopback: bool) -> Resolved {
+        let declared = &declared[..declared.len().min(MOST)];
+        let found = futures_util::future::join_all(declared.iter().map(look_up)).await;
+        self.known.retain(|of, _| declared.contains(of));
+        for (of, found) in declared.iter().zip(found) {
+            if let Some(found) = found {
+                self.known.insert(of.clone(), found);
+            }
+        }
+        let found: Vec<_> = declared
+            .iter()
+            .filter_map(|of| self.known.get(of))
+            .cloned()
+            .collect();
+        choose(&found, allow_loopback)
     }
+}
+
+async fn look_up(of: &TunnelAddress) -> Option<Vec<SocketAddr>> {
+    let found = tokio::net::lookup_host((of.host.as_str(), of.port));
+    let found = tokio::time::timeout(RESOLVE, found).await.ok()?.ok()?;
+    Some(found.collect())
 }
 
 fn choose(found: &[Vec<SocketAddr>], allow_loopback: bool) -> Resolved {
@@ -148,7 +165,7 @@ mod tests {
             port: 15443,
         };
         let declared = [at("127.0.0.1"), at("192.0.2.7")];
-        let resolved = resolve(&declared, false).await;
+        let resolved = Resolver::default().resolve(&declared, false).await;
         assert_eq!(resolved.addresses, ["192.0.2.7:15443".parse().unwrap()]);
         assert_eq!(resolved.refused, ["127.0.0.1:15443".parse().unwrap()]);
     }

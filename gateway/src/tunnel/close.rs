@@ -148,4 +148,22 @@ mod tests {
         let wire: BTreeSet<_> = ResetCode::ALL.iter().map(|code| code.wire()).collect();
         assert_eq!(wire.len(), ResetCode::ALL.len());
     }
+
+    /// The reference lists every code with its number and word.
+    #[test]
+    fn the_reference_lists_every_code() {
+        let text = include_str!("../../../docs/reference/gateway.md");
+        let closes = CloseCode::ALL
+            .iter()
+            .map(|code| (code.wire(), code.label()));
+        let resets = ResetCode::ALL
+            .iter()
+            .map(|code| (code.wire(), code.label()));
+        for (number, word) in closes.chain(resets) {
+            assert!(
+                text.contains(&format!("| {number} | `{word}` |")),
+                "{number} {word}"
+            );
+        }
+    }
 }

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use linkspan_api::v1::StreamCode;
 use linkspan_routing::ClusterId;
 use linkspan_runtime::telemetry::{Direction, LinkMetrics};
 use tokio::sync::watch;
@@ -57,6 +58,7 @@ pub struct Connection {
     pub(crate) inbound: StreamMetrics,
     /// Streams that we opened.
     pub(crate) outbound: StreamMetrics,
+    refused: AtomicU32,
     /// When its certificates have spent most of their life.
     pub(super) retire_at: Instant,
     state: watch::Sender<State>,
@@ -97,6 +99,7 @@ impl Connection {
             purpose: hello.purpose,
             dialled,
             quic,
+            refused: AtomicU32::new(0),
             retire_at,
             streams: Arc::new(Streams::new()),
             state: watch::Sender::new(state),
@@ -126,6 +129,15 @@ impl Connection {
     #[must_use]
     pub fn open_streams(&self) -> usize {
         self.streams.open()
+    }
+
+    /// Whether a refusal with that code is the first on this connection: the operator is told of
+    /// each kind once, so that a peer cannot fill the log.
+    pub(crate) fn is_news(&self, code: StreamCode) -> bool {
+        let bit = 1_u32
+            .checked_shl(u32::try_from(code as i32).unwrap_or(0))
+            .unwrap_or(0);
+        self.refused.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
 
     /// For its session only: changes the state; whether anything changed.

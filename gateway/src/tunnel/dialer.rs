@@ -16,10 +16,11 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::Tunnel;
+use super::addresses::Resolver;
 use super::close::{self, CloseCode};
 use super::connection::Connection;
 use super::plan::{Held, Outcome, Plan, Purpose, Step};
-use super::{addresses, endpoint, handshake, surplus};
+use super::{endpoint, handshake, surplus};
 use crate::peers::{Peer, Peers};
 
 /// Names are resolved this many times more often while an address fails.
@@ -64,6 +65,7 @@ struct Dialler {
     plan: Plan,
     held: Held,
     declared: Option<Arc<LinkInfo>>,
+    resolver: Resolver,
     resolved: Option<Instant>,
     surplus: surplus::Surplus,
     /// Addresses whose failure has been logged, until they work again.
@@ -81,6 +83,7 @@ impl Dialler {
             plan: Plan::new(now()),
             held: Held::default(),
             declared: None,
+            resolver: Resolver::default(),
             resolved: None,
             surplus: surplus::Surplus::default(),
             failing: BTreeSet::new(),
@@ -140,7 +143,10 @@ impl Dialler {
         if same && age.is_some_and(|age| age < self.resolve_every()) {
             return;
         }
-        let found = addresses::resolve(&link.addresses, link.allow_loopback).await;
+        let found = self
+            .resolver
+            .resolve(&link.addresses, link.allow_loopback)
+            .await;
         if !same && !found.refused.is_empty() {
             let (peer, refused) = (&self.cluster, &found.refused);
             warn!(%peer, ?refused, "the link's addresses lead to this machine and are not dialled; \

@@ -31,7 +31,8 @@ pub(crate) fn transport(timers: &Timers, limits: &Limits) -> Arc<TransportConfig
         .stream_receive_window(window(limits.windows.stream))
         .receive_window(window(limits.windows.connection))
         .send_window(limits.send_window)
-        .max_concurrent_bidi_streams(limits.streams.into())
+        // One more than asked for: the dialler's control stream.
+        .max_concurrent_bidi_streams(limits.streams.saturating_add(1).into())
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use linkspan_runtime::process::chain;
 use linkspan_runtime::stop::Stop;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -90,8 +91,14 @@ async fn accept(tunnel: &Tunnel, incoming: quinn::Incoming) {
         Err(_) => return debug!(%remote, "tunnel handshake took too long"),
     };
     if let Err(refused) = greet(tunnel, &quic).await {
-        let (reason, code) = (&refused as &dyn std::error::Error, refused.code());
-        warn!(%remote, reason, code = code.label(), "tunnel caller refused");
+        let code = refused.code();
+        let reason = chain(&refused);
+        if code == CloseCode::NoCertificate {
+            // Anybody can do this, as often as they like.
+            debug!(%remote, reason, code = code.label(), "tunnel caller refused");
+        } else {
+            warn!(%remote, reason, code = code.label(), "a linked peer's gateway was refused");
+        }
         close::close(&quic, code);
     }
 }

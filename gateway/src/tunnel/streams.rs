@@ -27,7 +27,7 @@ pub(crate) struct Streams {
 struct Table {
     next: u64,
     cells: BTreeMap<u64, Arc<Cell>>,
-    /// Streams whose inner protocol is HTTP do not outlive a suspicion.
+    /// Expendable streams do not outlive a suspicion.
     suspect: bool,
     /// Set once everything is to end; streams that come later end at once.
     all: Option<ResetCode>,
@@ -35,7 +35,7 @@ struct Table {
 
 #[derive(Debug)]
 struct Cell {
-    http: AtomicBool,
+    expendable: AtomicBool,
     /// Milliseconds after `origin` at which the write now blocked began, plus one; 0 if none is.
     blocked: AtomicU64,
     cut: watch::Sender<Option<ResetCode>>,
@@ -65,7 +65,7 @@ impl Streams {
     pub(crate) fn ticket(self: &Arc<Self>) -> Ticket {
         let mut table = self.table();
         let cell = Arc::new(Cell {
-            http: AtomicBool::new(false),
+            expendable: AtomicBool::new(false),
             blocked: AtomicU64::new(0),
             cut: watch::Sender::new(table.all),
         });
@@ -85,11 +85,11 @@ impl Streams {
         let mut table = self.table();
         table.suspect = suspect;
         if suspect {
-            let http = table
+            let expendable = table
                 .cells
                 .values()
-                .filter(|cell| cell.http.load(Ordering::Relaxed));
-            http.for_each(|cell| cell.cut(ResetCode::Suspect));
+                .filter(|cell| cell.expendable.load(Ordering::Relaxed));
+            expendable.for_each(|cell| cell.cut(ResetCode::Suspect));
         }
     }
 
@@ -148,14 +148,20 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// The stream's inner ClientHello offers HTTP: what it carries can be tried again elsewhere.
-    pub(crate) fn carries_http(&self) {
+    /// What the stream carries can be tried again elsewhere: its inner ClientHello offers HTTP, or
+    /// it has not been answered yet.
+    pub(crate) fn expendable(&self) {
         // Under the lock, so that a suspicion comes either before (seen here) or after (cut there).
         let table = self.streams.table();
-        self.cell.http.store(true, Ordering::Relaxed);
+        self.cell.expendable.store(true, Ordering::Relaxed);
         if table.suspect {
             self.cell.cut(ResetCode::Suspect);
         }
+    }
+
+    /// The stream has been answered, and carries what only it can carry.
+    pub(crate) fn keep(&self) {
+        self.cell.expendable.store(false, Ordering::Relaxed);
     }
 
     /// Completes when the stream is to end. Cancel-safe.
@@ -237,10 +243,10 @@ mod tests {
     fn suspicion_cuts_http_and_keeps_raw_tcp() {
         let streams = Arc::new(Streams::new());
         let (http, raw, late) = (streams.ticket(), streams.ticket(), streams.ticket());
-        http.carries_http();
+        http.expendable();
         assert_eq!(cut_of(&http), None);
         streams.set_suspect(true);
-        late.carries_http();
+        late.expendable();
         assert_eq!(cut_of(&http), Some(ResetCode::Suspect));
         assert_eq!(cut_of(&late), Some(ResetCode::Suspect));
         assert_eq!(cut_of(&raw), None);

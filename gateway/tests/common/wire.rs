@@ -1,6 +1,7 @@
 //! A UDP wire in front of a gateway, whose bytes can be swallowed.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,14 +44,17 @@ async fn forward(socket: Arc<UdpSocket>, target: SocketAddr, cut: Arc<AtomicBool
         let Ok((count, from)) = socket.recv_from(&mut buffer).await else {
             continue;
         };
-        if !callers.contains_key(&from) {
-            let own = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-            own.connect(target).await.unwrap();
-            backs.spawn(back(own.clone(), socket.clone(), from, cut.clone()));
-            callers.insert(from, own);
-        }
+        let own = match callers.entry(from) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let own = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                own.connect(target).await.unwrap();
+                backs.spawn(back(own.clone(), socket.clone(), from, cut.clone()));
+                new.insert(own)
+            }
+        };
         if !cut.load(Ordering::SeqCst) {
-            let _ = callers[&from].send(&buffer[..count]).await;
+            let _ = own.send(&buffer[..count]).await;
         }
     }
 }
