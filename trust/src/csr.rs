@@ -11,7 +11,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
 use crate::key::Signer;
-use crate::{KeyError, PrivateKey};
+use crate::{KeyError, PrivateKey, der};
 
 /// The largest request accepted. One for RSA-8192, the largest key, has about 2.2 KiB.
 const MAX_CSR: usize = 8 * 1024;
@@ -54,6 +54,9 @@ impl Csr {
         if !rest.is_empty() {
             return Err(CsrError::Malformed);
         }
+        if encoded(&request) != der {
+            return Err(CsrError::Malformed);
+        }
         let info = &request.certification_request_info;
         let algorithm = algorithm_of(&request.signature_algorithm, &info.subject_pki)?;
         UnparsedPublicKey::new(algorithm, &info.subject_pki.subject_public_key.data)
@@ -63,6 +66,28 @@ impl Csr {
             .map_err(|_| CsrError::Key)?;
         Ok(Self { public_key })
     }
+}
+
+/// The only encoding of a request, around the part that is signed as it is. The parser is lenient
+/// about tags, and lenient readers disagree.
+fn encoded(request: &X509CertificationRequest<'_>) -> Vec<u8> {
+    const SEQUENCE: u8 = 0x30;
+    const OID: u8 = 0x06;
+    const BIT_STRING: u8 = 0x03;
+    const NULL: [u8; 2] = [5, 0];
+    let algorithm = &request.signature_algorithm;
+    let mut identifier = der::encode(OID, algorithm.algorithm.as_bytes());
+    // RFC 4055 section 5 wants a null for RSA; the other algorithms have no parameters.
+    if algorithm.parameters.is_some() {
+        identifier.extend(NULL);
+    }
+    let signature = [&[0], &*request.signature_value.data].concat();
+    let parts = [
+        request.certification_request_info.raw,
+        &der::encode(SEQUENCE, &identifier),
+        &der::encode(BIT_STRING, &signature),
+    ];
+    der::encode(SEQUENCE, &parts.concat())
 }
 
 /// The one algorithm that fits both the key and what the request says of its signature. The bounds

@@ -11,6 +11,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use rustls_pki_types::{CertificateDer, ServerName};
 
+use crate::der::encode;
 use crate::key::Signer;
 use crate::{Bundle, BundleSet, PrivateKey, testing};
 
@@ -141,28 +142,16 @@ pub(crate) fn dns(name: &str) -> SanType {
 
 /// A subject alternative name extension of one URI of any bytes, fewer than 65,000.
 pub(crate) fn raw_uri(uri: &[u8]) -> CustomExtension {
-    CustomExtension::from_oid_content(&[2, 5, 29, 17], der(0x30, &der(0x86, uri)))
+    CustomExtension::from_oid_content(&[2, 5, 29, 17], encode(0x30, &encode(0x86, uri)))
 }
 
 /// A critical name constraints extension that permits only URIs of `host`.
 pub(crate) fn uri_constraint(host: &str) -> CustomExtension {
-    let subtree = der(0x30, &der(0x86, host.as_bytes()));
-    let content = der(0x30, &der(0xa0, &subtree));
+    let subtree = encode(0x30, &encode(0x86, host.as_bytes()));
+    let content = encode(0x30, &encode(0xa0, &subtree));
     let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 30], content);
     extension.set_criticality(true);
     extension
-}
-
-/// A tag, a length and the content.
-fn der(tag: u8, content: &[u8]) -> Vec<u8> {
-    let mut encoded = vec![tag];
-    match content.len() {
-        length @ 0..128 => encoded.push(length as u8),
-        length @ 128..256 => encoded.extend([0x81, length as u8]),
-        length => encoded.extend([0x82, (length >> 8) as u8, length as u8]),
-    }
-    encoded.extend_from_slice(content);
-    encoded
 }
 
 /// How a handshake ended on each side.

@@ -22,6 +22,7 @@ mod bundle;
 mod ca;
 mod certificate;
 mod csr;
+mod der;
 #[cfg(test)]
 mod forge;
 mod id;

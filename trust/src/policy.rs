@@ -12,7 +12,7 @@ pub enum TrustPolicy {
     /// Each identity of these trust domains.
     Domains(BTreeSet<TrustDomain>),
     /// Whatever at least one of these accepts.
-    AnyOf(Vec<TrustPolicy>),
+    AnyOf(Vec<Self>),
 }
 
 impl TrustPolicy {

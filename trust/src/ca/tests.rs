@@ -63,6 +63,9 @@ fn no_certificate_outlives_its_issuer() {
     let ca = east();
     let long = ca.issue_svid(&grant(20 * YEAR), now()).unwrap();
     assert_eq!(long.not_after(), now() + 90 * DAY);
+    // The leaf by itself, not only together with its issuers.
+    let leaf = crate::certificate::Leaf::parse(&long.chain()[0]).unwrap();
+    assert_eq!(leaf.validity.not_after, now() + 90 * DAY);
     let forever = ca.issue_svid(&grant(Duration::MAX), now());
     assert_eq!(forever.unwrap_err(), IssueError::Time);
     // Nor is one valid before its issuer is.
@@ -320,7 +323,7 @@ fn certificates_that_cannot_sign_are_refused() {
     );
     let on_uris = under(|p| {
         p.custom_extensions
-            .push(crate::forge::uri_constraint("east.test"))
+            .push(crate::forge::uri_constraint("east.test"));
     });
     assert!(
         matches!(on_uris, Err(CaError::Untrusted { .. })),

@@ -141,27 +141,14 @@ fn a_key_that_the_sender_does_not_hold_is_refused() {
 }
 
 #[test]
-fn each_flipped_bit_is_noticed_or_changes_nothing() {
-    let (key, request) = generate_csr().unwrap();
-    let mut refused = 0;
+fn each_flipped_bit_is_noticed() {
+    let (_, request) = generate_csr().unwrap();
+    assert!(Csr::parse(&request).is_ok());
     for bit in 0..request.len() * 8 {
         let mut flipped = request.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        match Csr::parse(&flipped) {
-            Ok(csr) => {
-                assert_eq!(
-                    csr.public_key.subject_public_key_info(),
-                    key.public_key_info()
-                );
-            }
-            Err(_) => refused += 1,
-        }
+        assert!(Csr::parse(&flipped).is_err(), "bit {bit}");
     }
-    // Some bits, such as those that count a bit string's unused bits, carry no meaning here.
-    assert!(
-        refused >= request.len() * 8 - 16,
-        "only {refused} flips were noticed"
-    );
 }
 
 proptest! {

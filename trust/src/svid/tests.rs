@@ -38,6 +38,17 @@ fn what_does_not_belong_together_is_refused() {
         SvidError::Leaf(CertificateError::NoUri)
     );
 
+    let mut trailing = leaf();
+    trailing.chain[0] = [&trailing.chain[0][..], &[0]].concat().into();
+    assert_eq!(
+        crate::spiffe_id_of(&trailing.chain),
+        Err(CertificateError::Malformed)
+    );
+    assert_eq!(
+        made(trailing.chain, trailing.key),
+        SvidError::Leaf(CertificateError::Malformed)
+    );
+
     let mut behind = leaf();
     behind.chain.extend(leaf().chain);
     assert_eq!(

@@ -236,7 +236,7 @@ fn expired_and_early_issuers_are_refused() {
     let bundles = root.bundles(EAST);
     let day = time::Duration::days(1);
     let old = root.intermediate(EAST, |p| {
-        p.not_after = p.not_before + time::Duration::seconds(1)
+        p.not_after = p.not_before + time::Duration::seconds(1);
     });
     let old = old.leaf(MALLORY, |_| {});
     let early = root.intermediate(EAST, |p| {
@@ -267,7 +267,7 @@ fn expired_and_early_issuers_are_refused() {
 #[test]
 fn roots_out_of_their_time_prove_nothing() {
     let root = ForgedCa::root(EAST, |p| {
-        p.not_after = p.not_before + time::Duration::seconds(1)
+        p.not_after = p.not_before + time::Duration::seconds(1);
     });
     let bundles = root.bundles(EAST);
     let leaf = root.leaf(MALLORY, |_| {});
@@ -367,7 +367,7 @@ fn each_byte_of_a_leafs_uri_is_judged() {
 fn a_doubled_or_unreadable_name_is_malformed() {
     let (bundles, doubled) = faulty(|p| {
         p.custom_extensions
-            .push(raw_uri(b"spiffe://east.test/admin"))
+            .push(raw_uri(b"spiffe://east.test/admin"));
     });
     assert_error(&bundles, &doubled, TlsError::BadEncoding);
     let (bundles, invalid) = faulty(|p| {
@@ -499,7 +499,7 @@ fn an_intermediate_is_a_signing_certificate_of_the_same_domain() {
 fn path_lengths_hold() {
     let (root, _, bundles) = east();
     let limited = root.intermediate(EAST, |p| {
-        p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0))
+        p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     });
     assert_accepted(&bundles, &limited.leaf(MALLORY, |_| {}));
     let further = limited.intermediate(EAST, |_| {});
@@ -526,7 +526,7 @@ fn name_constraints_hold_and_those_on_uris_refuse_everything() {
         excluded_subtrees: vec![],
     };
     let limited = root.intermediate(EAST, |p| {
-        p.name_constraints = Some(constraints("east.example"))
+        p.name_constraints = Some(constraints("east.example"));
     });
     let with = |name: &str| limited.leaf(MALLORY, |p| p.subject_alt_names.push(dns(name)));
     assert_accepted(&bundles, &with("a.east.example"));
