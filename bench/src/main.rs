@@ -136,3 +136,43 @@ fn become_program(cpu: usize, program: &PathBuf, arguments: &[String]) -> Result
     let error = Command::new(program).args(arguments).exec();
     Err(error).with_context(|| format!("cannot start {}", program.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_is_consistent_and_every_example_parses() {
+        Cli::command().debug_assert();
+        let verbs = Cli::command();
+        let help = |command: &clap::Command| command.get_after_long_help().map(ToString::to_string);
+        let texts: Vec<_> = verbs.get_subcommands().filter_map(help).collect();
+        let lines = texts.iter().flat_map(|text| text.lines()).map(str::trim);
+        let examples: Vec<_> = lines.filter(|l| l.starts_with("linkspan-bench")).collect();
+        assert!(examples.len() >= 6, "{examples:?}");
+        for example in examples {
+            if let Err(error) = Cli::try_parse_from(example.split_whitespace()) {
+                panic!("`{example}`: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_programs_options_are_its_own() {
+        let line = ["linkspan-bench", "on", "--cpu", "1", "--", "linkspan"];
+        let line = line
+            .into_iter()
+            .chain(["--die-with", "7", "run", "-o", "x"]);
+        let Ok(Cli {
+            verb: Verb::On { arguments, .. },
+            die_with: None,
+            ..
+        }) = Cli::try_parse_from(line)
+        else {
+            panic!("parsed as something else");
+        };
+        assert_eq!(arguments, ["--die-with", "7", "run", "-o", "x"]);
+    }
+}

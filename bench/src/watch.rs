@@ -23,8 +23,7 @@ const SETTLING: Duration = Duration::from_secs(30);
 pub struct Watch {
     child: Child,
     reports: Lines<BufReader<ChildStdout>>,
-    outcomes: Vec<Outcome>,
-    settled_before: Moment,
+    seen: Seen,
 }
 
 impl Watch {
@@ -47,8 +46,7 @@ impl Watch {
         Ok(Self {
             child,
             reports: BufReader::new(output).lines(),
-            outcomes: Vec::new(),
-            settled_before: Moment::default(),
+            seen: Seen::default(),
         })
     }
 
@@ -65,26 +63,14 @@ impl Watch {
         patience: Duration,
     ) -> Result<()> {
         let deadline = Instant::now() + patience;
-        while !self.is_all_from(instance, after, lasting) {
+        while !self.seen.is_all_from(instance, after, lasting) {
             let read = timeout_at(deadline, self.read()).await;
             read.with_context(|| {
-                let last: Vec<_> = self.outcomes.iter().rev().take(3).collect();
+                let last: Vec<_> = self.seen.outcomes.iter().rev().take(3).collect();
                 format!("not all from {instance} within {patience:?}; last: {last:?}")
             })??;
         }
         Ok(())
-    }
-
-    fn is_all_from(&self, instance: &str, after: Moment, lasting: Duration) -> bool {
-        let since = self.settled_before.minus(lasting);
-        let good = |outcome: &Outcome| outcome.answer.as_deref() == Ok(instance);
-        let mut span = self
-            .outcomes
-            .iter()
-            .rev()
-            .filter(|outcome| since <= outcome.begun && outcome.begun < self.settled_before)
-            .peekable();
-        since >= after && span.peek().is_some() && span.all(good)
     }
 
     /// Takes in one report; whether it was the last.
@@ -92,9 +78,9 @@ impl Watch {
         let line = timeout(SILENCE, self.reports.next_line()).await;
         let line = line.context("the caller is silent")??;
         let batch: Batch = serde_json::from_str(&line.context("the caller has ended")?)?;
-        self.outcomes.extend(batch.outcomes);
-        self.settled_before = batch.settled_before;
-        Ok(batch.last)
+        let last = batch.last;
+        self.seen.add(batch);
+        Ok(last)
     }
 
     /// Stops it and waits until every request is settled.
@@ -112,6 +98,68 @@ impl Watch {
             .context("the caller does not end")??;
         let status = self.child.wait().await?;
         ensure!(status.success(), "the caller ended with {status}");
-        Ok(self.outcomes)
+        Ok(self.seen.outcomes)
+    }
+}
+
+/// What the caller has reported.
+#[derive(Debug, Default)]
+struct Seen {
+    outcomes: Vec<Outcome>,
+    settled_before: Moment,
+}
+
+impl Seen {
+    fn add(&mut self, batch: Batch) {
+        self.outcomes.extend(batch.outcomes);
+        self.settled_before = batch.settled_before;
+    }
+
+    fn is_all_from(&self, instance: &str, after: Moment, lasting: Duration) -> bool {
+        let since = self.settled_before.minus(lasting);
+        let good = |outcome: &Outcome| outcome.answer.as_deref() == Ok(instance);
+        let mut span = self
+            .outcomes
+            .iter()
+            .rev()
+            .filter(|outcome| since <= outcome.begun && outcome.begun < self.settled_before)
+            .peekable();
+        since >= after && span.peek().is_some() && span.all(good)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A report of requests that were due at these milliseconds.
+    fn report(answers: &[(u64, &str)], settled_before: u64) -> Batch {
+        let outcome = |(due, by): &(u64, &str)| Outcome {
+            begun: Moment(due * 1000),
+            took: 1,
+            answer: Ok((*by).to_owned()),
+        };
+        Batch {
+            outcomes: answers.iter().map(outcome).collect(),
+            settled_before: Moment(settled_before * 1000),
+            last: false,
+        }
+    }
+
+    #[test]
+    fn a_span_counts_only_when_it_is_settled_and_all_from_one() {
+        let is = |seen: &Seen, by| {
+            let after = Moment(100_000);
+            seen.is_all_from(by, after, Duration::from_millis(50))
+        };
+        let mut seen = Seen::default();
+        seen.add(report(&[(100, "a"), (120, "a"), (140, "a")], 149));
+        assert!(!is(&seen, "a"), "too short");
+        seen.add(report(&[(150, "a"), (160, "b")], 160));
+        assert!(is(&seen, "a"), "what is not settled does not count");
+        seen.add(report(&[], 170));
+        assert!(!is(&seen, "a"), "one from another");
+        seen.add(report(&[], 300));
+        assert!(!is(&seen, "a"), "no answer at all");
     }
 }
