@@ -73,7 +73,7 @@ pub(crate) fn prove(
         }
         .into());
     }
-    build_path(domain, leaf, intermediates, &anchors, role, now)?;
+    build_path(&id, leaf, intermediates, &anchors, role, now)?;
     Ok(id)
 }
 
@@ -89,7 +89,7 @@ fn valid_at(anchors: &[Anchor], now: UnixTime) -> Vec<TrustAnchor<'static>> {
 }
 
 fn build_path(
-    domain: &TrustDomain,
+    id: &SpiffeId,
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     anchors: &[TrustAnchor<'static>],
@@ -104,7 +104,7 @@ fn build_path(
     // the reason has to be carried past it.
     let refused = Cell::new(None);
     let may_issue = |path: &VerifiedPath<'_>| {
-        check_issuers(domain, path).map_err(|refusal| {
+        check_issuers(id.trust_domain(), path).map_err(|refusal| {
             refused.set(Some(refusal));
             webpki::Error::UnknownIssuer
         })
@@ -124,7 +124,10 @@ fn build_path(
     });
     path.map_err(|error| match refused.take() {
         Some(refusal) => refusal.into(),
-        None => Rejection::Path(error),
+        None => Rejection::Path {
+            claimed: id.clone(),
+            source: error,
+        },
     })
 }
 
@@ -205,8 +208,12 @@ pub enum Refusal {
 pub(crate) enum Rejection {
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error("no valid path from the peer's certificate to a root of its trust domain")]
-    Path(#[source] webpki::Error),
+    #[error("no valid path from `{claimed}` to a root of its trust domain")]
+    Path {
+        /// Who the leaf says it is, unproved.
+        claimed: SpiffeId,
+        source: webpki::Error,
+    },
 }
 
 impl From<Rejection> for rustls::Error {
@@ -217,7 +224,7 @@ impl From<Rejection> for rustls::Error {
                 TlsError::UnknownIssuer
             }
             Rejection::Refused(refusal) => TlsError::Other(OtherError(Arc::new(refusal))),
-            Rejection::Path(error) => path_error(error),
+            Rejection::Path { source, .. } => path_error(source),
         })
     }
 }

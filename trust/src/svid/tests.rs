@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::forge::ForgedCa;
 use crate::testing::{Pki, trust_domain, workload};
@@ -127,5 +129,25 @@ fn a_short_lived_svid_is_not_due_when_it_is_issued() {
             "{lifetime:?}"
         );
         assert!(svid.renew_at(1.0) < pki.now() + lifetime, "{lifetime:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_leaf_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        prop_assert!(crate::spiffe_id_of(&[bytes.into()]).is_err());
+    }
+
+    #[test]
+    fn mutated_leaves_are_a_leaf_or_refused(
+        at in any::<prop::sample::Index>(),
+        cut in 0..8usize,
+        insert in prop::collection::vec(any::<u8>(), 0..8),
+    ) {
+        let mut leaf = ForgedCa::root("east.test", |_| {}).leaf(ALICE, |_| {}).chain[0].to_vec();
+        let at = at.index(leaf.len());
+        let end = leaf.len().min(at + cut);
+        leaf.splice(at..end, insert);
+        let _ = crate::spiffe_id_of(&[leaf.into()]);
     }
 }

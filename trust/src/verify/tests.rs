@@ -256,11 +256,17 @@ fn expired_and_early_issuers_are_refused() {
     };
     assert!(matches!(
         reject(&old),
-        Err(Rejection::Path(webpki::Error::CertExpired { .. }))
+        Err(Rejection::Path {
+            source: webpki::Error::CertExpired { .. },
+            ..
+        })
     ));
     assert!(matches!(
         reject(&early),
-        Err(Rejection::Path(webpki::Error::CertNotValidYet { .. }))
+        Err(Rejection::Path {
+            source: webpki::Error::CertNotValidYet { .. },
+            ..
+        })
     ));
 }
 
