@@ -1,25 +1,23 @@
 //! The certificate authority of one trust domain: a long-lived root that only signs intermediates,
 //! and an intermediate that issues SVIDs.
 
+mod error;
+mod template;
+
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
-};
+use rcgen::{CertificateParams, Issuer, PublicKeyData};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+pub use self::error::{CaError, CaPart, IssueError};
+use self::template::{BACKDATE, leaf_params, signing_params, validity};
 use crate::certificate::{Signing, Validity, pem_of};
 use crate::key::Signer;
 use crate::verify::{Role, prove};
-use crate::{
-    Bundle, BundleError, BundleSet, CertificateError, Csr, KeyError, PrivateKey, SpiffeId, Svid,
-    SvidError, TrustDomain,
-};
+use crate::{Bundle, BundleSet, Csr, KeyError, PrivateKey, SpiffeId, Svid, TrustDomain};
 
 /// How long an SVID lives unless its grant says otherwise.
 pub const DEFAULT_SVID_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -27,11 +25,6 @@ pub const DEFAULT_SVID_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * DAY.as_secs());
 const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(90 * DAY.as_secs());
-/// Certificates are valid from a while ago, for verifiers whose clocks are behind; at most a
-/// quarter of their life, so that a short one is not over before the renewal that its half calls
-/// for.
-const BACKDATE: Duration = Duration::from_secs(10 * 60);
-
 /// What an authority is to put into a certificate. Deciding that is the caller's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
@@ -409,197 +402,6 @@ fn new_key() -> Result<(PrivateKey, rcgen::SubjectPublicKeyInfo), KeyError> {
     let key = PrivateKey::generate()?;
     let info = rcgen::SubjectPublicKeyInfo::from_der(&key.public_key_info());
     Ok((key, info.map_err(|_| KeyError::NotP256)?))
-}
-
-/// From a little before `now` until `lifetime` after it.
-fn validity(now: SystemTime, lifetime: Duration) -> Result<Validity, CaError> {
-    let not_before = now
-        .checked_sub(BACKDATE.min(lifetime / 4))
-        .ok_or(CaError::Time)?;
-    let not_after = now.checked_add(lifetime).ok_or(CaError::Time)?;
-    Ok(Validity {
-        not_before,
-        not_after,
-    })
-}
-
-/// What roots and intermediates have in common. They are SVIDs of the trust domain itself.
-fn signing_params(
-    trust_domain: &TrustDomain,
-    kind: &str,
-    path_length: u8,
-    validity: Validity,
-) -> Result<CertificateParams, CaError> {
-    let mut params = params(&trust_domain.id(), validity).ok_or(CaError::Time)?;
-    // Names tell issuers apart when a verifier looks for one, so that no two may share theirs.
-    let mut unique = [0; 8];
-    aws_lc_rs::rand::fill(&mut unique).map_err(|_| CaError::NoKey(KeyError::Random))?;
-    let name = format!("Linkspan {kind} {:016x}", u64::from_be_bytes(unique));
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params)
-}
-
-fn leaf_params(id: &SpiffeId, validity: Validity) -> Option<CertificateParams> {
-    let mut params = params(id, validity)?;
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
-    Some(params)
-}
-
-/// `None` if a time cannot be written into a certificate, or there is no randomness.
-fn params(id: &SpiffeId, validity: Validity) -> Option<CertificateParams> {
-    let mut serial = [0; 16];
-    aws_lc_rs::rand::fill(&mut serial).ok()?;
-    // Positive, and of the same length always.
-    serial[0] = serial[0] & 0x7f | 0x40;
-    let mut params = CertificateParams::default();
-    params.serial_number = Some(SerialNumber::from(serial.to_vec()));
-    params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().ok()?)];
-    params.not_before = certificate_time(validity.not_before)?;
-    params.not_after = certificate_time(validity.not_after)?;
-    params.use_authority_key_identifier_extension = true;
-    Some(params)
-}
-
-/// The years that X.509 can write, from 1970.
-fn certificate_time(time: SystemTime) -> Option<OffsetDateTime> {
-    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
-    OffsetDateTime::from_unix_timestamp(seconds.try_into().ok()?).ok()
-}
-
-/// Which of an authority's certificates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CaPart {
-    /// The root.
-    Root,
-    /// The issuing intermediate.
-    Intermediate,
-}
-
-impl fmt::Display for CaPart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Root => "root",
-            Self::Intermediate => "intermediate",
-        })
-    }
-}
-
-/// Why there is no authority.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CaError {
-    /// No key could be made.
-    #[error("no key for the authority")]
-    NoKey(#[from] KeyError),
-    /// A certificate could not be written or signed.
-    #[error("the authority's certificate could not be signed")]
-    Sign,
-    /// The time is one that certificates cannot hold.
-    #[error("certificates cannot be made for this time; is the clock right?")]
-    Time,
-    /// No certificate in the text.
-    #[error("no {part} certificate in PEM form found")]
-    NoCertificate {
-        /// Which one.
-        part: CaPart,
-    },
-    /// The certificate cannot sign others.
-    #[error("the {part} certificate is not usable")]
-    Certificate {
-        /// Which one.
-        part: CaPart,
-        /// What is wrong with it.
-        source: CertificateError,
-    },
-    /// The key is unreadable.
-    #[error("the {part}'s private key is not usable")]
-    Key {
-        /// Whose.
-        part: CaPart,
-        /// What is wrong with it.
-        source: KeyError,
-    },
-    /// The key is not that of the certificate.
-    #[error("the {part}'s private key does not belong to its certificate")]
-    OtherKey {
-        /// Whose.
-        part: CaPart,
-    },
-    /// The certificate belongs to another trust domain.
-    #[error("the {part} certificate is of trust domain `{found}`, not `{expected}`")]
-    OtherDomain {
-        /// Which one.
-        part: CaPart,
-        /// The domain in its SPIFFE ID.
-        found: TrustDomain,
-        /// The domain that was asked for.
-        expected: TrustDomain,
-    },
-    /// The certificate is over, or not valid yet.
-    #[error("the {part} certificate is not valid now, but from {not_before:?} to {not_after:?}")]
-    NotValid {
-        /// Which one.
-        part: CaPart,
-        /// When its time begins.
-        not_before: SystemTime,
-        /// When its time ends.
-        not_after: SystemTime,
-    },
-    /// The root is no usable bundle.
-    #[error("the root is not usable as a trust bundle")]
-    Bundle(#[source] BundleError),
-    /// What this authority issues is not accepted by a verifier that trusts its root.
-    #[error("what the intermediate issues is not trusted by the root: {reason}")]
-    Untrusted {
-        /// The verifier's reason.
-        reason: String,
-    },
-}
-
-/// Why a certificate is not issued.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum IssueError {
-    /// The identity is not this authority's to grant.
-    #[error("`{id}` is not in this authority's trust domain `{own}`")]
-    OtherDomain {
-        /// What was asked for.
-        id: SpiffeId,
-        /// What this authority may grant.
-        own: TrustDomain,
-    },
-    /// The identity of a trust domain itself is for signing certificates only.
-    #[error("a SPIFFE ID without a path is not issued to workloads")]
-    NoPath,
-    /// The grant is for less than a second.
-    #[error("the granted lifetime is less than one second")]
-    NoLifetime,
-    /// The intermediate or the root is over or not valid yet.
-    #[error("the authority's certificates are not valid now, but until {not_after:?}; rotate them")]
-    NotValid {
-        /// When the first of them ends.
-        not_after: SystemTime,
-    },
-    /// The time is one that certificates cannot hold.
-    #[error("certificates cannot be made for this time; is the clock right?")]
-    Time,
-    /// The certificate could not be written or signed.
-    #[error("the certificate could not be signed")]
-    Sign,
-    /// No key could be made.
-    #[error("no key for the certificate")]
-    Key(#[from] KeyError),
-    /// What was issued does not make an SVID.
-    #[error("the issued certificate is not usable")]
-    Svid(#[from] SvidError),
 }
 
 #[cfg(test)]

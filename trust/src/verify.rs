@@ -66,26 +66,61 @@ pub(crate) fn prove(
     let anchors = bundles.anchors(domain).ok_or_else(|| Refusal::NoBundle {
         trust_domain: domain.clone(),
     })?;
-    let anchors = valid_at(anchors, now);
-    if anchors.is_empty() {
-        return Err(Refusal::NoRoot {
-            trust_domain: domain.clone(),
-        }
-        .into());
+    let valid = valid_at(anchors, now);
+    if valid.is_empty() {
+        return Err(match out_of_time(anchors, now) {
+            Some(source) => Rejection::Path {
+                claimed: id,
+                source,
+            },
+            None => Refusal::NoRoot {
+                trust_domain: domain.clone(),
+            }
+            .into(),
+        });
     }
-    build_path(&id, leaf, intermediates, &anchors, role, now)?;
+    build_path(&id, leaf, intermediates, &valid, role, now)?;
     Ok(id)
 }
 
 /// The roots that are valid at the moment. webpki itself takes an anchor's word for ever.
 fn valid_at(anchors: &[Anchor], now: UnixTime) -> Vec<TrustAnchor<'static>> {
-    let Some(now) = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(now.as_secs())) else {
+    let now = Duration::from_secs(now.as_secs());
+    let Some(now) = SystemTime::UNIX_EPOCH.checked_add(now) else {
         return Vec::new();
     };
     let valid = anchors
         .iter()
         .filter(|anchor| anchor.validity.contains(now));
     valid.map(|anchor| anchor.anchor.clone()).collect()
+}
+
+/// What is wrong with the time, given that no root is valid now: the first thing that shows when a
+/// clock is wrong, so both times are named. `None` if there are no roots at all.
+fn out_of_time(anchors: &[Anchor], now: UnixTime) -> Option<webpki::Error> {
+    let unix = |at: SystemTime| {
+        UnixTime::since_unix_epoch(
+            at.duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default(),
+        )
+    };
+    let validities = || anchors.iter().map(|anchor| anchor.validity);
+    let first = validities()
+        .map(|validity| unix(validity.not_before))
+        .filter(|at| *at > now);
+    if let Some(not_before) = first.min() {
+        return Some(webpki::Error::CertNotValidYet {
+            time: now,
+            not_before,
+        });
+    }
+    let not_after = validities()
+        .map(|validity| unix(validity.not_after))
+        .max()?;
+    Some(webpki::Error::CertExpired {
+        time: now,
+        not_after,
+    })
 }
 
 fn build_path(
@@ -172,8 +207,8 @@ pub enum Refusal {
         /// The domain in the leaf's SPIFFE ID.
         trust_domain: TrustDomain,
     },
-    /// The bundle has no root that is valid now.
-    #[error("the trust bundle of `{trust_domain}` has no root that is valid now")]
+    /// The bundle is empty: nobody of this domain is trusted.
+    #[error("the trust bundle of the peer's trust domain `{trust_domain}` is empty")]
     NoRoot {
         /// The domain in the leaf's SPIFFE ID.
         trust_domain: TrustDomain,

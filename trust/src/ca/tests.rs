@@ -1,9 +1,10 @@
-use rustls_pki_types::PrivatePkcs8KeyDer;
+use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::FromDer;
 
 use super::*;
+use crate::CertificateError;
 use crate::forge::ForgedCa;
 use crate::testing::{clock_at, trust_domain, workload};
 use crate::{csr, generate_csr};
@@ -206,7 +207,6 @@ fn keys_in_sec1_form_are_read() {
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
     let ca = east();
     let mut pem = ca.to_pem();
-    let PrivatePkcs8KeyDer { .. } = &ca.intermediate.key.to_pkcs8();
     let der = ca.intermediate.key.to_pkcs8();
     let pair =
         EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der.secret_pkcs8_der()).unwrap();

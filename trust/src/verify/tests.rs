@@ -1,6 +1,8 @@
 //! Handshakes with peers that should not be believed, over real TLS in memory. Each forgery is
 //! shown once by a client and once by a server, and what is asserted is the honest side's reason.
 
+mod path;
+
 use std::error::Error as _;
 
 use rcgen::{
@@ -139,67 +141,6 @@ fn faultless_chains_are_accepted() {
 }
 
 #[test]
-fn a_domain_without_a_bundle_is_unknown() {
-    let south = ForgedCa::root("south.test", |_| {});
-    let leaf = south.leaf("spiffe://south.test/x", |_| {});
-    let (_, _, bundles) = east();
-    assert_error(&bundles, &leaf, TlsError::UnknownIssuer);
-    assert_error(&BundleSet::new(), &leaf, TlsError::UnknownIssuer);
-    let rejected = prove(&bundles, &leaf.chain[0], &[], Role::Client, UnixTime::now());
-    let no_bundle = Refusal::NoBundle {
-        trust_domain: trust_domain("south.test"),
-    };
-    assert_eq!(rejected, Err(no_bundle.into()));
-    assert_accepted(&south.bundles("south.test"), &leaf);
-}
-
-#[test]
-fn one_domain_cannot_mint_identities_of_another() {
-    let (_, _, mut bundles) = east();
-    // West is trusted, for west.
-    let west = ForgedCa::root("west.test", |p| p.subject_alt_names.clear());
-    let bundle = Bundle::new(1, None, vec![west.certificate.clone()]).unwrap();
-    bundles.insert(trust_domain("west.test"), bundle).unwrap();
-    assert_accepted(&bundles, &west.leaf("spiffe://west.test/x", |_| {}));
-    assert_error(
-        &bundles,
-        &west.leaf(MALLORY, |_| {}),
-        TlsError::UnknownIssuer,
-    );
-    let through = west.intermediate(EAST, |_| {});
-    assert_error(
-        &bundles,
-        &through.leaf(MALLORY, |_| {}),
-        TlsError::UnknownIssuer,
-    );
-}
-
-#[test]
-fn the_right_name_from_the_wrong_root_is_refused() {
-    let (root, _, bundles) = east();
-    let own_name = ForgedCa::root(EAST, |p| {
-        p.distinguished_name
-            .push(rcgen::DnType::CommonName, "another root");
-    });
-    assert_error(
-        &bundles,
-        &own_name.leaf(MALLORY, |_| {}),
-        TlsError::UnknownIssuer,
-    );
-    // A root with the very name of the trusted one, and a key of its own.
-    let twin = ForgedCa::root(EAST, |_| {});
-    assert_error(
-        &bundles,
-        &twin.leaf(MALLORY, |_| {}),
-        TlsError::BadSignature,
-    );
-    // Sending the real root along changes nothing.
-    let mut leaf = twin.leaf(MALLORY, |_| {});
-    leaf.chain.push(root.certificate.clone());
-    assert_error(&bundles, &leaf, TlsError::BadSignature);
-}
-
-#[test]
 fn certificates_out_of_their_time_are_refused_and_both_clocks_named() {
     let hour = Duration::from_secs(3600);
     let now = SystemTime::now();
@@ -228,66 +169,6 @@ fn certificates_out_of_their_time_are_refused_and_both_clocks_named() {
         assert!(time >= unix(now));
         assert_eq!(not_before, unix(now + hour));
     }
-}
-
-#[test]
-fn expired_and_early_issuers_are_refused() {
-    let root = ForgedCa::root(EAST, |_| {});
-    let bundles = root.bundles(EAST);
-    let day = time::Duration::days(1);
-    let old = root.intermediate(EAST, |p| {
-        p.not_after = p.not_before + time::Duration::seconds(1);
-    });
-    let old = old.leaf(MALLORY, |_| {});
-    let early = root.intermediate(EAST, |p| {
-        p.not_before += day;
-        p.not_after += day;
-    });
-    let early = early.leaf(MALLORY, |_| {});
-    let now = UnixTime::now();
-    let reject = |shown: &Forged| {
-        prove(
-            &bundles,
-            &shown.chain[0],
-            &shown.chain[1..],
-            Role::Server,
-            now,
-        )
-    };
-    assert!(matches!(
-        reject(&old),
-        Err(Rejection::Path {
-            source: webpki::Error::CertExpired { .. },
-            ..
-        })
-    ));
-    assert!(matches!(
-        reject(&early),
-        Err(Rejection::Path {
-            source: webpki::Error::CertNotValidYet { .. },
-            ..
-        })
-    ));
-}
-
-#[test]
-fn roots_out_of_their_time_prove_nothing() {
-    let root = ForgedCa::root(EAST, |p| {
-        p.not_after = p.not_before + time::Duration::seconds(1);
-    });
-    let bundles = root.bundles(EAST);
-    let leaf = root.leaf(MALLORY, |_| {});
-    assert_error(&bundles, &leaf, TlsError::UnknownIssuer);
-    let no_root = Refusal::NoRoot {
-        trust_domain: trust_domain(EAST),
-    };
-    let rejected = prove(&bundles, &leaf.chain[0], &[], Role::Client, UnixTime::now());
-    assert_eq!(rejected, Err(no_root.clone().into()));
-    let never = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
-    assert_eq!(
-        prove(&bundles, &leaf.chain[0], &[], Role::Client, never),
-        Err(no_root.into())
-    );
 }
 
 #[test]
@@ -452,102 +333,6 @@ fn a_ca_certificate_is_no_leaf() {
 }
 
 #[test]
-fn a_leaf_cannot_issue() {
-    let (_, intermediate, bundles) = east();
-    let leaf = intermediate.leaf(MALLORY, |_| {});
-    let fake = intermediate.intermediate(EAST, |p| {
-        p.is_ca = IsCa::ExplicitNoCa;
-        p.subject_alt_names = vec![uri(MALLORY)];
-    });
-    let minted = fake.leaf("spiffe://east.test/ns/shop/sa/admin", |_| {});
-    assert_accepted(&bundles, &leaf);
-    assert_no_path(&bundles, &minted, webpki::Error::EndEntityUsedAsCa);
-}
-
-#[test]
-fn an_intermediate_is_a_signing_certificate_of_the_same_domain() {
-    let (root, _, bundles) = east();
-    let minted =
-        |change: fn(&mut CertificateParams)| root.intermediate(EAST, change).leaf(MALLORY, |_| {});
-    let no_usage = minted(|p| p.key_usages.clear());
-    assert_refused(
-        &bundles,
-        &no_usage,
-        Refusal::Issuer(CertificateError::NoKeyUsage),
-    );
-    let other_usage = minted(|p| p.key_usages = vec![KeyUsagePurpose::DigitalSignature]);
-    assert_refused(
-        &bundles,
-        &other_usage,
-        Refusal::Issuer(CertificateError::NoKeyCertSign),
-    );
-    let with_path = minted(|p| p.subject_alt_names = vec![uri("spiffe://east.test/ca")]);
-    assert_refused(
-        &bundles,
-        &with_path,
-        Refusal::Issuer(CertificateError::SigningPath),
-    );
-    let foreign = minted(|p| p.subject_alt_names = vec![uri("spiffe://west.test")]);
-    let (leaf, issuer) = (trust_domain(EAST), trust_domain("west.test"));
-    assert_refused(&bundles, &foreign, Refusal::IssuerDomain { leaf, issuer });
-    let two = minted(|p| p.subject_alt_names.push(uri("https://ca.example/")));
-    let several = CertificateError::SeveralUris { count: 2 };
-    assert_refused(&bundles, &two, Refusal::Issuer(several));
-    let upper = minted(|p| p.subject_alt_names = vec![uri("SPIFFE://west.test")]);
-    assert_refused(
-        &bundles,
-        &upper,
-        Refusal::Issuer(CertificateError::Id(IdError::Scheme)),
-    );
-}
-
-#[test]
-fn path_lengths_hold() {
-    let (root, _, bundles) = east();
-    let limited = root.intermediate(EAST, |p| {
-        p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    });
-    assert_accepted(&bundles, &limited.leaf(MALLORY, |_| {}));
-    let further = limited.intermediate(EAST, |_| {});
-    let leaf = further.leaf(MALLORY, |_| {});
-    assert_no_path(&bundles, &leaf, webpki::Error::PathLenConstraintViolated);
-}
-
-#[test]
-fn long_chains_are_refused_before_they_cost_anything() {
-    let (_, intermediate, bundles) = east();
-    let mut leaf = intermediate.leaf(MALLORY, |_| {});
-    let again = leaf.chain[1].clone();
-    leaf.chain.extend(vec![again.clone(); 5]);
-    assert_accepted(&bundles, &leaf);
-    leaf.chain.push(again);
-    assert_refused(&bundles, &leaf, Refusal::LongChain { intermediates: 7 });
-}
-
-#[test]
-fn name_constraints_hold_and_those_on_uris_refuse_everything() {
-    let (root, _, bundles) = east();
-    let constraints = |name: &str| NameConstraints {
-        permitted_subtrees: vec![GeneralSubtree::DnsName(name.into())],
-        excluded_subtrees: vec![],
-    };
-    let limited = root.intermediate(EAST, |p| {
-        p.name_constraints = Some(constraints("east.example"));
-    });
-    let with = |name: &str| limited.leaf(MALLORY, |p| p.subject_alt_names.push(dns(name)));
-    assert_accepted(&bundles, &with("a.east.example"));
-    assert_no_path(
-        &bundles,
-        &with("west.example"),
-        webpki::Error::NameConstraintViolation,
-    );
-    // Even a URI within the constraint: webpki evaluates none, and errs on the safe side.
-    let on_uris = root.intermediate(EAST, |p| p.custom_extensions.push(uri_constraint(EAST)));
-    let leaf = on_uris.leaf(MALLORY, |_| {});
-    assert_no_path(&bundles, &leaf, webpki::Error::NameConstraintViolation);
-}
-
-#[test]
 fn unknown_critical_extensions_are_refused() {
     let (bundles, leaf) = faulty(|p| {
         let mut extension = CustomExtension::from_oid_content(&[1, 3, 9999, 1], vec![5, 0]);
@@ -562,41 +347,6 @@ fn a_certificate_without_its_key_is_worth_nothing() {
     let (bundles, mut stolen) = faulty(|_| {});
     stolen.key = crate::PrivateKey::generate().unwrap();
     assert_error(&bundles, &stolen, TlsError::BadSignature);
-}
-
-#[test]
-fn each_flipped_bit_in_a_chain_is_noticed() {
-    let (_, intermediate, bundles) = east();
-    let shown = intermediate.leaf(MALLORY, |_| {});
-    let judge = |chain: &[CertificateDer<'static>]| {
-        prove(
-            &bundles,
-            &chain[0],
-            &chain[1..],
-            Role::Client,
-            UnixTime::now(),
-        )
-    };
-    assert!(judge(&shown.chain).is_ok());
-    for certificate in 0..shown.chain.len() {
-        for bit in 0..shown.chain[certificate].len() * 8 {
-            let mut chain = shown.chain.clone();
-            let mut der = chain[certificate].to_vec();
-            der[bit / 8] ^= 1 << (bit % 8);
-            chain[certificate] = der.into();
-            assert!(
-                judge(&chain).is_err(),
-                "bit {bit} of certificate {certificate}"
-            );
-        }
-        let mut chain = shown.chain.clone();
-        let cut = chain[certificate].len() - 1;
-        chain[certificate] = chain[certificate][..cut].to_vec().into();
-        assert!(judge(&chain).is_err());
-        let mut chain = shown.chain.clone();
-        chain[certificate] = [&chain[certificate][..], &[0]].concat().into();
-        assert!(judge(&chain).is_err());
-    }
 }
 
 #[test]
@@ -662,10 +412,14 @@ fn handshakes_happen_at_the_time_of_the_configurations_clock() {
     assert_eq!(verdict(pki.now()), None);
     assert_eq!(verdict(pki.now() - Duration::from_secs(9 * 60)), None);
     let early = verdict(pki.now() - Duration::from_secs(11 * 60));
-    // Root, intermediate and leaf begin together, and without a root there is no path to look at.
-    assert_eq!(
-        early,
-        Some(Error::InvalidCertificate(TlsError::UnknownIssuer))
+    assert!(
+        matches!(
+            early,
+            Some(Error::InvalidCertificate(
+                TlsError::NotValidYetContext { .. }
+            ))
+        ),
+        "{early:?}"
     );
     let late = verdict(pki.now() + day + Duration::from_secs(1));
     assert!(
