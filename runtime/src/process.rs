@@ -110,6 +110,9 @@ impl Tasks {
     async fn until_drain(&mut self) -> Option<Exit> {
         loop {
             tokio::select! {
+                // First, or a task that has ended because of the drain would be taken for one
+                // that ended unasked.
+                biased;
                 () = self.stop.draining() => return None,
                 Some((name, end)) = self.essential.next() => {
                     let exit = exit_of(name, end).unwrap_or(Exit::Ended { name });
