@@ -82,3 +82,49 @@ async fn write(
         Err(_) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn registration(uid: &str) -> Registration {
+        linkspan_core::testing::registration(uid, "shop", "checkout")
+    }
+
+    #[tokio::test]
+    async fn what_was_registered_is_there_after_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("registrations.json");
+        assert!(load(&path).unwrap().is_empty());
+        let (sender, receiver) = watch::channel(Arc::default());
+        let stop = Stop::new();
+        let keeping = tokio::spawn(keep(path.clone(), receiver, stop.clone()));
+        sender.send_replace(Arc::new(vec![registration("one"), registration("two")]));
+        stop.drain();
+        keeping.await.unwrap();
+        let loaded = load(&path).unwrap();
+        assert_eq!(loaded, [registration("one"), registration("two")]);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("missing/registrations.json");
+        let newest = Arc::new(vec![registration("one")]);
+        assert!(!write(&path, &newest, false).await);
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        assert!(write(&path, &newest, true).await);
+        assert_eq!(load(&path).unwrap(), *newest);
+    }
+
+    #[test]
+    fn a_damaged_file_says_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("registrations.json");
+        files::write_atomic(&path, b"[{", files::PRIVATE_FILE).unwrap();
+        let error = load(&path).unwrap_err().to_string();
+        assert!(error.contains("remove it to start anew"), "{error}");
+    }
+}

@@ -97,25 +97,24 @@ async fn gateways_learn_links_and_exports() {
     proxy.say(Said::Gateway(gateway("gateway-1"))).await;
     proxy
         .until(|proxy| {
+            let keys = [
+                "link/west",
+                "bundle/west.demo.linkspan.internal",
+                "gateway/gateway-1",
+            ];
+            let exported = match proxy.records.get("exported/shop/checkout") {
+                Some(Body::Exported(of)) => of.ports == [80] && of.peers == ["west"],
+                _ => false,
+            };
+            let reached = proxy
+                .endpoints()
+                .any(|endpoint| !endpoint.address.is_empty());
             proxy.complete
-                && proxy
-                    .endpoints()
-                    .any(|endpoint| !endpoint.address.is_empty())
-                && proxy.records.contains_key("link/west")
-                && proxy
-                    .records
-                    .contains_key("bundle/west.demo.linkspan.internal")
-                && proxy.records.contains_key("exported/shop/checkout")
-                && proxy.records.contains_key("gateway/gateway-1")
+                && exported
+                && reached
+                && keys.iter().all(|key| proxy.records.contains_key(*key))
         })
         .await;
-    let Some(Body::Exported(exported)) = proxy.records.get("exported/shop/checkout") else {
-        panic!("no export");
-    };
-    assert_eq!(
-        (exported.ports.as_slice(), exported.peers.len()),
-        (&[80][..], 1)
-    );
     federation.stop().await;
 }
 

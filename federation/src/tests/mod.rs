@@ -4,5 +4,6 @@ mod directory;
 mod discovery;
 mod identity;
 mod operator;
+mod path;
 mod proxy;
 mod sync;
