@@ -25,6 +25,7 @@ pub const DEFAULT_SVID_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * DAY.as_secs());
 const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(90 * DAY.as_secs());
+
 /// What an authority is to put into a certificate. Deciding that is the caller's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
