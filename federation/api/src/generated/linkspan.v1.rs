@@ -1513,6 +1513,7 @@ pub struct TunnelControl {
 pub mod tunnel_control {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Message {
+        /// Reserved for transports without datagrams; see TunnelHeartbeat.
         #[prost(message, tag = "1")]
         Heartbeat(super::TunnelHeartbeat),
         #[prost(message, tag = "2")]
@@ -1522,6 +1523,8 @@ pub mod tunnel_control {
         ReadyReplicas(u32),
     }
 }
+/// Over QUIC in a datagram without a length: the byte 0 (flow id), then this message. So it waits
+/// neither for retransmission nor for flow-control credit.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TunnelHeartbeat {
     #[prost(uint64, tag = "1")]
