@@ -160,6 +160,11 @@ async fn send_frame(stream: &mut SendStream<Bytes>, frame: Frame<Bytes>, last: b
 
 /// Sends one piece within the other side's window; false if nothing is to follow.
 async fn send_data(stream: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> bool {
+    if data.is_empty() && last {
+        // Clients that do not know the length beforehand (gRPC ones) end with an empty frame.
+        let _ = stream.send_data(data, true);
+        return false;
+    }
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
         let Some(Ok(room)) = poll_fn(|cx| stream.poll_capacity(cx)).await else {
@@ -234,6 +239,69 @@ impl Body for ReceivedBody {
             SizeHint::with_exact(0)
         } else {
             SizeHint::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// Knows only with its last frame that it ends, as a request without a length does.
+    struct Frames(VecDeque<&'static str>);
+
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            let next = self.0.pop_front();
+            Poll::Ready(next.map(|data| Ok(Frame::data(Bytes::from(data)))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.is_empty()
+        }
+    }
+
+    /// Sends a body to a server that answers with it once it is complete.
+    async fn echo(frames: &[&'static str]) -> Bytes {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(async move {
+            let mut server = h2::server::handshake(theirs).await.unwrap();
+            while let Some(Ok((request, mut respond))) = server.accept().await {
+                tokio::spawn(async move {
+                    let mut body = request.into_body();
+                    let mut all = Vec::new();
+                    while let Some(data) = body.data().await {
+                        all.extend_from_slice(&data.unwrap());
+                    }
+                    let mut answer = respond.send_response(Response::new(()), false).unwrap();
+                    answer.send_data(all.into(), true).unwrap();
+                });
+            }
+        });
+        let (connection, driver) = h2::client::handshake(ours).await.unwrap();
+        tokio::spawn(driver);
+        let request = Request::post("http://a/")
+            .body(Frames(frames.iter().copied().collect()))
+            .unwrap();
+        let answer = send(connection, request).await.unwrap();
+        answer.into_body().collect().await.unwrap().to_bytes()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_ends_with_an_empty_frame_ends() {
+        let wait = std::time::Duration::from_secs(60);
+        let bodies: [&[&str]; 3] = [&["a", ""], &[""], &["", "a", "", "b"]];
+        for frames in bodies {
+            let answer = tokio::time::timeout(wait, echo(frames)).await;
+            assert_eq!(answer.expect("an answer"), frames.concat());
         }
     }
 }
