@@ -82,11 +82,16 @@ async fn supervise(options: &Options) -> Result<(), Failure> {
     };
     board.redraw(&view);
     let outcome = match outcome {
-        Ok(true) if options.keep => stay(&world, &board, &view, &mut ends, &mut interrupt).await,
-        Ok(true) => Ok(()),
-        Ok(false) => {
-            print_logs(&world);
-            Err(Failure::Reported)
+        Ok(held) => {
+            if !held {
+                print_logs(&world);
+            }
+            let stayed = if options.keep {
+                stay(&world, &board, &view, &mut ends, &mut interrupt).await
+            } else {
+                Ok(())
+            };
+            stayed.and(if held { Ok(()) } else { Err(Failure::Reported) })
         }
         Err(failure) => {
             if !matches!(failure, Failure::Interrupted) {

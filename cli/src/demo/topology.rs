@@ -356,6 +356,8 @@ impl Cluster {
             "tunnelListen": at(gateway.tunnel),
             "tunnelAddresses": [address(gateway.wire)],
             "egressListen": at(gateway.egress),
+            // Here all of a cluster is on one machine.
+            "allowLoopbackEndpoints": true,
             "adminListen": at(gateway.admin),
             "debugListen": at(gateway.debug),
             "drainGrace": "1s",

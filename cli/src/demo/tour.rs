@@ -36,9 +36,11 @@ const ADAPT: Duration = Duration::from_secs(10);
 const RETURN: Duration = Duration::from_secs(20);
 /// Limit for requests in flight at the end of a step.
 const SETTLE: Duration = Duration::from_secs(12);
-/// What a gateway must carry per second to count as one that traffic flows through: several
-/// times what keeping a connection alive takes.
+/// What a gateway must send per second to count as one that traffic flows through: several
+/// times what keeping its connections alive takes.
 const BUSY_DATAGRAMS: u64 = 60;
+/// What a gateway sends at least when it is back and has tunnels.
+const FIRST_DATAGRAMS: u64 = 10;
 /// About half, in percent.
 const HALF: std::ops::RangeInclusive<f64> = 35.0..=65.0;
 
@@ -266,9 +268,9 @@ impl<'a> Tour<'a> {
     async fn a_gateway_dies(&mut self, step: &mut Step) -> anyhow::Result<()> {
         self.board
             .doing("finding the gateway of west that carries most");
-        let (victim, carried) = self.busiest_gateway().await?;
+        let (victim, sent) = self.busiest_gateway().await?;
         step.see(format!(
-            "{} carried {carried} datagrams in a second",
+            "{} sent {sent} datagrams in a second",
             victim.replica
         ));
         self.board.doing(&format!("killing {}", victim.process));
@@ -280,7 +282,13 @@ impl<'a> Tour<'a> {
         let again = Moment::now();
         self.world.start_gateway(Side::West, &victim)?;
         let view = self.view.clone();
+        // Federation keeps what it was told for a lease; the wire tells old from new.
+        let wire = &self.world.wire;
+        let before = wire.sent(&victim.process).datagrams;
         until("the gateway back with its tunnels", RETURN, || {
+            if wire.sent(&victim.process).datagrams < before + FIRST_DATAGRAMS {
+                return None;
+            }
             let status = view.status(Side::West)?;
             let mut gateways = status.gateways.iter();
             let gateway = gateways.find(|gateway| gateway.replica == victim.replica)?;
@@ -292,15 +300,15 @@ impl<'a> Tour<'a> {
         self.half_from_west(step, fault).await
     }
 
-    /// The gateway of west that carried most in one second.
+    /// The gateway of west that sent most in one second.
     async fn busiest_gateway(&self) -> anyhow::Result<(Gateway, u64)> {
         let gateways = self.world.cluster(Side::West).gateways.clone();
-        let carried = |gateway: &Gateway| self.world.wire.carried(&gateway.process).datagrams;
+        let sent = |gateway: &Gateway| self.world.wire.sent(&gateway.process).datagrams;
         for _ in 0..ADAPT.as_secs() {
-            let before: Vec<_> = gateways.iter().map(carried).collect();
+            let before: Vec<_> = gateways.iter().map(sent).collect();
             sleep(Duration::from_secs(1)).await;
             let now = gateways.iter().zip(before);
-            let rates = now.map(|(gateway, before)| (gateway, carried(gateway) - before));
+            let rates = now.map(|(gateway, before)| (gateway, sent(gateway) - before));
             if let Some((gateway, rate)) = rates.max_by_key(|(_, rate)| *rate)
                 && rate >= BUSY_DATAGRAMS
             {
