@@ -347,8 +347,8 @@ impl Peer {
         let accepted = match &mut self.state {
             // What is held already keeps the time of its first receipt.
             State::Syncing(syncing) if self.records.holds(&key, record.hash) => {
-                syncing.staged.carry(&self.records, &key);
-                Ok(false)
+                let carried = syncing.staged.carry(&self.records, &key, quotas);
+                carried.map(|()| false)
             }
             State::Syncing(syncing) => {
                 let accepted = syncing.staged.accept(&self.link, quotas, record, now.wall);
@@ -362,11 +362,12 @@ impl Peer {
         })
     }
 
-    /// Counts a refusal. What was good under that key before stays.
+    /// Counts a refusal. What was good under that key before stays, within the quotas.
     fn refuse(&mut self, key: &str, refusal: &Refusal) {
         self.refusals.add(key, refusal);
         if let State::Syncing(syncing) = &mut self.state {
-            syncing.staged.carry(&self.records, key);
+            let quotas = &self.settings.quotas;
+            let _ = syncing.staged.carry(&self.records, key, quotas);
         }
     }
 
@@ -377,7 +378,10 @@ impl Peer {
         if !self.records.holds(key, hash) {
             return Err(Hangup::NotHeld(shown(key)));
         }
-        syncing.staged.carry(&self.records, key);
+        let quotas = &self.settings.quotas;
+        if let Err(refusal) = syncing.staged.carry(&self.records, key, quotas) {
+            self.refuse(key, &refusal);
+        }
         Ok(())
     }
 

@@ -172,6 +172,32 @@ enum Place {
     Gateways,
 }
 
+/// Which quota a record counts against.
+#[derive(Clone, Copy)]
+enum Kind {
+    Export,
+    Endpoint,
+    Single,
+}
+
+impl Kind {
+    fn of_body(body: &RecordBody) -> Self {
+        match body {
+            RecordBody::Export(_) => Self::Export,
+            RecordBody::Endpoint(_) => Self::Endpoint,
+            RecordBody::Bundle(_) | RecordBody::Gateways(_) => Self::Single,
+        }
+    }
+
+    fn of_place(place: &Place) -> Self {
+        match place {
+            Place::Export(_) => Self::Export,
+            Place::Endpoint(..) => Self::Endpoint,
+            Place::Bundle | Place::Gateways => Self::Single,
+        }
+    }
+}
+
 impl PeerRecords {
     /// Exported services.
     pub fn exports(&self) -> impl Iterator<Item = &Arc<Export>> {
@@ -242,7 +268,12 @@ impl PeerRecords {
         if record.key != record.body.key() {
             return Err(Refusal::Key);
         }
-        self.check_quotas(quotas, &record)?;
+        self.check_quotas(
+            quotas,
+            &record.key,
+            record.size,
+            Kind::of_body(&record.body),
+        )?;
         let place = match record.body {
             RecordBody::Export(export) => self.put_export(checked_export(link, export, received)?),
             RecordBody::Endpoint(endpoint) => self.put_endpoint(checked_endpoint(link, endpoint)?),
@@ -278,14 +309,23 @@ impl PeerRecords {
     }
 
     /// Copies a record of `other`, if it is held there and not here.
-    pub(crate) fn carry(&mut self, other: &Self, key: &str) {
+    ///
+    /// # Errors
+    /// The quota that it would exceed: else a peer could add a full quota with each resync.
+    pub(crate) fn carry(
+        &mut self,
+        other: &Self,
+        key: &str,
+        quotas: &Quotas,
+    ) -> Result<(), Refusal> {
         let Some(held) = other
             .index
             .get(key)
             .filter(|_| !self.index.contains_key(key))
         else {
-            return;
+            return Ok(());
         };
+        self.check_quotas(quotas, key, held.size, Kind::of_place(&held.place))?;
         match &held.place {
             Place::Export(service) => {
                 if let Some(export) = other.exports.get(service) {
@@ -301,6 +341,7 @@ impl PeerRecords {
             Place::Gateways => self.addresses.clone_from(&other.addresses),
         }
         self.note(key.to_owned(), held.clone());
+        Ok(())
     }
 
     /// Takes out what a changed link no longer allows.
@@ -321,18 +362,24 @@ impl PeerRecords {
         }
     }
 
-    fn check_quotas(&self, quotas: &Quotas, record: &ReceivedRecord) -> Result<(), Refusal> {
-        let held = self.index.get(&record.key);
+    fn check_quotas(
+        &self,
+        quotas: &Quotas,
+        key: &str,
+        size: usize,
+        kind: Kind,
+    ) -> Result<(), Refusal> {
+        let held = self.index.get(key);
         let bytes = self.bytes - held.map_or(0, |held| held.size);
-        if bytes.saturating_add(record.size) > quotas.bytes {
+        if bytes.saturating_add(size) > quotas.bytes {
             return Err(Refusal::Bytes(quotas.bytes));
         }
-        match &record.body {
+        match kind {
             _ if held.is_some() => Ok(()),
-            RecordBody::Export(_) if self.exports.len() >= quotas.services => {
+            Kind::Export if self.exports.len() >= quotas.services => {
                 Err(Refusal::Services(quotas.services))
             }
-            RecordBody::Endpoint(_) if self.endpoint_count >= quotas.endpoints => {
+            Kind::Endpoint if self.endpoint_count >= quotas.endpoints => {
                 Err(Refusal::Endpoints(quotas.endpoints))
             }
             _ => Ok(()),

@@ -548,6 +548,43 @@ fn quotas_bound_what_a_peer_can_contribute() {
 }
 
 #[test]
+fn quotas_hold_over_resyncs_too() {
+    let quotas = Quotas {
+        endpoints: 2,
+        ..Quotas::default()
+    };
+    let mut hand = Hand::with(PeerSettings {
+        quotas,
+        ..PeerSettings::new("demo")
+    });
+    hand.go_live();
+    let _ = hand.endpoint("shop/checkout", "w2");
+    let held = ["w1", "w2"]
+        .map(|uid| received(RecordBody::Endpoint(endpoint("west", "shop/checkout", uid))));
+    let _ = hand.begin(7);
+    let _ = hand.export("shop/checkout");
+    let _ = hand.endpoint("shop/checkout", "w3");
+    let _ = hand.endpoint("shop/checkout", "w4");
+    let [refused, unchanged] = held;
+    let _ = hand.does(Event::Undecodable {
+        key: refused.key,
+        problem: "on purpose".into(),
+    });
+    let _ = hand.does(Event::Unchanged {
+        key: unchanged.key,
+        hash: unchanged.hash,
+    });
+    let _ = hand.does(Event::Complete);
+    assert_eq!(hand.peer.state(), PeerState::Live);
+    assert_eq!(hand.endpoints("shop/checkout"), 2);
+    let problems = hand.view().problems;
+    assert!(
+        problems.iter().any(|p| p.contains("2 endpoints")),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn creation_times_in_the_future_are_receipt() {
     let mut hand = Hand::live();
     let mut early = export("shop/mail", vec![port(80)], 0);
