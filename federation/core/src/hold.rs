@@ -13,7 +13,6 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::delta::ChangeSet;
 use crate::model::ClusterId;
 use crate::peer::PeerView;
 use crate::peers::PeersView;
@@ -88,14 +87,5 @@ impl RemovalHold {
             State::Held { grace_ends, .. } => Some(*grace_ends),
             State::Released => None,
         }
-    }
-
-    /// The changes that may be sent now. What is held back stays in the set that was sent,
-    /// and so comes out of the next comparison again.
-    pub fn restrain<K, V>(&self, mut changes: ChangeSet<K, V>) -> ChangeSet<K, V> {
-        if self.holds() {
-            changes.removals.clear();
-        }
-        changes
     }
 }

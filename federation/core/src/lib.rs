@@ -4,7 +4,7 @@
 //! Source ─► Declared ───┐
 //! sidecars ► Workloads ─┼─► plan ─► Desired ─► Sink (imports, conditions)
 //! gateways ► Gateways ──┤              ├─────► discovery (services, inbound, links, peers)
-//! peers ───► Peers ─────┘              └─────► sync (RecordSet per peer)
+//! peers ───► Peers ─────┘              └─────► sync (what each peer is told)
 //! ```
 //!
 //! Time is an argument everywhere: [`std::time::Instant`] for what must not jump

@@ -1,9 +1,6 @@
 //! Nothing is taken away before everybody has had a chance to speak.
 
-use std::sync::Arc;
-
 use super::*;
-use crate::delta::{RecordSet, diff};
 use crate::peer::{Begin, Event, PeerSettings};
 use crate::peers::Peers;
 use crate::testing::{Clock, link};
@@ -72,20 +69,4 @@ fn a_link_that_was_removed_is_not_waited_for() {
     let clock = Clock::default();
     let mut hold = RemovalHold::new([west()], LINK_GRACE, clock.now().instant);
     assert!(hold.observe(true, &PeersView::new(), clock.now().instant));
-}
-
-#[test]
-fn what_was_held_back_comes_out_afterwards() {
-    let mut old = RecordSet::new();
-    old.insert("gone", Arc::new(()), b"a");
-    old.insert("kept", Arc::new(()), b"b");
-    let mut new = RecordSet::new();
-    new.insert("kept", Arc::new(()), b"b");
-    new.insert("added", Arc::new(()), b"c");
-    let hold = RemovalHold::new([west()], LINK_GRACE, Clock::default().now().instant);
-    let changes = hold.restrain(diff(&old, &new));
-    assert_eq!((changes.upserts.len(), changes.removals.len()), (1, 0));
-    old.apply(changes);
-    let changes = RemovalHold::released().restrain(diff(&old, &new));
-    assert_eq!((changes.upserts.len(), changes.removals), (0, vec!["gone"]));
 }
