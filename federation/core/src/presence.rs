@@ -58,7 +58,7 @@ pub(crate) struct Registry<T> {
 pub(crate) struct Terms {
     /// After they were last heard on a stream that is still open, and after a restart.
     pub(crate) lease: Duration,
-    /// After their stream ended.
+    /// After their stream ended, at most; the lease goes on meanwhile.
     pub(crate) parted: Duration,
     /// How long they are still shown after that.
     pub(crate) keep_lapsed: Duration,
@@ -144,7 +144,8 @@ impl<T: PartialEq> Registry<T> {
         if changed { Heard::Changed } else { Heard::Same }
     }
 
-    /// The stream ended: the client keeps its lease.
+    /// The stream ended: the client keeps what is left of its lease, and `parted` at most. One
+    /// whose stream was given up for its silence has been waited for already.
     pub(crate) fn disconnect(&mut self, name: &str, session: Session, now: Instant) -> bool {
         let parted = self.terms.parted;
         let Some(member) = self.members.get_mut(name) else {
@@ -152,10 +153,11 @@ impl<T: PartialEq> Registry<T> {
         };
         match member.presence {
             Presence::Connected {
-                session: newest, ..
+                session: newest,
+                until,
             } if newest == session => {
                 member.presence = Presence::Lease {
-                    until: now + parted,
+                    until: until.min(now + parted),
                 };
                 true
             }

@@ -242,7 +242,7 @@ impl Workloads {
         }
     }
 
-    /// The stream ended; the workload keeps its lease. An older stream's end means nothing.
+    /// The stream ended; the workload keeps what is left of its lease. An older stream's end means nothing.
     pub fn disconnect(&mut self, uid: &str, session: Session, now: Instant) {
         self.registry.disconnect(uid, session, now);
     }
