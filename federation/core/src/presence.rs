@@ -186,6 +186,11 @@ impl<T: PartialEq> Registry<T> {
         changed || self.members.len() != before
     }
 
+    /// Forgets those that do not count, to make room for one that does.
+    pub(crate) fn forget_lapsed(&mut self) {
+        self.members.retain(|_, member| member.presence.counts());
+    }
+
     /// When the next lease lapses, unless its client is heard before.
     pub(crate) fn next_lapse(&self) -> Option<Instant> {
         let until = |member: &Member<T>| match member.presence {

@@ -23,6 +23,11 @@ const KEEP_LAPSED: Duration = Duration::from_secs(600);
 /// Most workloads kept, lapsed ones included: bounds memory where something registers
 /// under ever new UIDs. Twice what one cluster is meant to have.
 const MAX_WORKLOADS: usize = 20_000;
+/// Most workloads of one identity that count at a time: more replicas than anybody runs of one
+/// thing, and few enough that nobody's join token locks all others out.
+const MAX_PER_IDENTITY: usize = 2_000;
+/// Most bytes of all labels of one workload: bounds memory, and the file that keeps them.
+const MAX_LABELS: usize = 2_048;
 /// Greatest weight of an endpoint.
 const MAX_WEIGHT: u32 = 128;
 
@@ -79,6 +84,15 @@ pub enum RegistrationError {
         /// The UID.
         uid: String,
     },
+    /// Too many workloads have this identity.
+    #[error(
+        "{MAX_PER_IDENTITY} workloads of {identity} are registered already; \
+         run the others under another service account"
+    )]
+    TooMany {
+        /// The identity.
+        identity: SpiffeId,
+    },
     /// There are too many workloads.
     #[error(
         "this cluster has {MAX_WORKLOADS} workloads already; remove some, or wait until lapsed ones are forgotten"
@@ -124,23 +138,36 @@ impl Registration {
             || self
                 .labels
                 .iter()
-                .any(|(k, v)| k.len() > 317 || v.len() > 63)
+                .any(|(k, v)| !is_plain(k, 317) || !is_plain(v, 63))
+            || self
+                .labels
+                .iter()
+                .map(|(k, v)| k.len() + v.len())
+                .sum::<usize>()
+                > MAX_LABELS
         {
             return field(
                 "labels",
                 "",
-                "use at most 64 labels with values of at most 63 characters",
+                "use at most 64 labels of at most 2048 bytes together, with printable values of \
+                 at most 63 characters",
             );
         }
-        if self.locality.region.len() > 63 || self.locality.zone.len() > 63 {
+        for text in [&self.locality.region, &self.locality.zone] {
+            if !is_plain(text, 63) {
+                return field(
+                    "locality",
+                    text,
+                    "use at most 63 printable characters for region and zone",
+                );
+            }
+        }
+        if !is_plain(&self.hostname, 253) {
             return field(
-                "locality",
-                &self.locality.region,
-                "use at most 63 characters for region and zone",
+                "hostname",
+                &self.hostname,
+                "use at most 253 printable characters",
             );
-        }
-        if self.hostname.len() > 253 {
-            return field("hostname", &self.hostname, "use at most 253 characters");
         }
         if self.address.port() == 0 || self.address.ip().is_unspecified() {
             return field(
@@ -163,6 +190,11 @@ impl Registration {
     pub fn endpoint_id(&self) -> EndpointId {
         EndpointId::from_uid(&self.uid)
     }
+}
+
+/// Short, and nothing that would grow in a file or play tricks on a terminal.
+fn is_plain(text: &str, most: usize) -> bool {
+    text.len() <= most && !text.chars().any(char::is_control)
 }
 
 /// A workload and whether it counts.
@@ -228,18 +260,38 @@ impl Workloads {
         registration.check()?;
         let uid = registration.uid.clone();
         match self.registry.get(&uid) {
-            Some(held) if held.presence.counts() && held.said.identity != registration.identity => {
+            Some(held) if held.presence.counts() && held.said.identity == registration.identity => {
+            }
+            Some(held) if held.presence.counts() => {
                 let holder = held.said.identity.clone();
                 return Err(RegistrationError::Taken { uid, holder });
             }
-            None if self.registry.len() >= MAX_WORKLOADS => return Err(RegistrationError::Full),
-            _ => {}
+            held => {
+                let is_new = held.is_none();
+                self.admit(&registration.identity, is_new)?;
+            }
         }
         match self.registry.hear(&uid, registration, session, now) {
             Heard::Changed => Ok(true),
             Heard::Same => Ok(false),
             Heard::Superseded => Err(RegistrationError::Superseded { uid }),
         }
+    }
+
+    /// Whether one more of this identity may count, and be kept if it is new here.
+    fn admit(&mut self, identity: &SpiffeId, is_new: bool) -> Result<(), RegistrationError> {
+        let of_it = self.counting().filter(|held| held.identity == *identity);
+        if of_it.count() >= MAX_PER_IDENTITY {
+            let identity = identity.clone();
+            return Err(RegistrationError::TooMany { identity });
+        }
+        if is_new && self.registry.len() >= MAX_WORKLOADS {
+            self.registry.forget_lapsed();
+            if self.registry.len() >= MAX_WORKLOADS {
+                return Err(RegistrationError::Full);
+            }
+        }
+        Ok(())
     }
 
     /// The stream ended; the workload keeps what is left of its lease. An older stream's end means nothing.

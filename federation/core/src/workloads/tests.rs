@@ -105,6 +105,39 @@ fn only_the_newest_stream_speaks() {
 }
 
 #[test]
+fn one_identity_cannot_lock_the_others_out() {
+    let (mut clock, mut workloads) = (Clock::default(), Workloads::default());
+    for number in 0..MAX_PER_IDENTITY {
+        let greedy = registration(&format!("g{number}"), "shop", "greedy");
+        workloads
+            .register(greedy, Session(1), clock.now().instant)
+            .expect("within the limit");
+    }
+    let one_more = registration("g", "shop", "greedy");
+    let refused = workloads.register(one_more.clone(), Session(1), clock.now().instant);
+    assert!(
+        matches!(refused, Err(RegistrationError::TooMany { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(register(&mut workloads, "w1", 1, &clock), Ok(true));
+    workloads.tick(clock.pass(LEASE).instant);
+    let later = workloads.register(one_more, Session(1), clock.now().instant);
+    assert_eq!(later, Ok(true), "the others do not count any more");
+}
+
+#[test]
+fn those_that_lapsed_make_room() {
+    let mut clock = Clock::default();
+    let many = (0..MAX_WORKLOADS).map(|n| registration(&format!("w{n}"), "shop", "checkout"));
+    let mut workloads = Workloads::restored(many, LEASE, clock.now().instant);
+    let refused = register(&mut workloads, "new", 1, &clock);
+    assert!(refused.is_err(), "all count: {refused:?}");
+    workloads.tick(clock.pass(LEASE).instant);
+    assert_eq!(register(&mut workloads, "new", 1, &clock), Ok(true));
+    assert_eq!(workloads.iter().count(), 1);
+}
+
+#[test]
 fn a_uid_cannot_be_taken_from_a_live_workload() {
     let (mut clock, mut workloads) = (Clock::default(), Workloads::default());
     register(&mut workloads, "w1", 1, &clock).expect("good");
