@@ -16,6 +16,9 @@ mod tests;
 /// How long a mark takes to fall to nothing.
 pub const DECAY: Duration = Duration::from_secs(600);
 
+/// Most localities of one service: a workload names its own, and peers refuse more.
+pub(crate) const MAX_LOCALITIES: usize = 100;
+
 /// Endpoints listed now, by service and locality.
 pub type Listed = BTreeMap<ServiceKey, BTreeMap<Locality, u32>>;
 
@@ -59,6 +62,9 @@ impl HighWater {
         for (service, localities) in listed {
             let marks = self.marks.entry(service.clone()).or_default();
             for (locality, count) in localities.iter().filter(|(_, count)| **count > 0) {
+                if marks.len() >= MAX_LOCALITIES && !marks.contains_key(locality) {
+                    continue;
+                }
                 let mark = marks
                     .entry(locality.clone())
                     .or_insert(Mark { peak: 0, at: now });
@@ -72,7 +78,8 @@ impl HighWater {
         }
     }
 
-    /// What is expected of each locality of `service`: the greater of what is listed and the mark.
+    /// What is expected of each locality of `service`: the greater of what is listed and the
+    /// mark. Of too many localities those with most are told.
     pub fn expected(
         &self,
         service: &ServiceKey,
@@ -84,9 +91,13 @@ impl HighWater {
             let count = expected.entry(locality.clone()).or_default();
             *count = (*count).max(mark.worth(now));
         }
+        expected.retain(|_, count| *count > 0);
+        let mut expected: Vec<_> = expected.into_iter().collect();
+        if expected.len() > MAX_LOCALITIES {
+            expected.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+            expected.truncate(MAX_LOCALITIES);
+            expected.sort();
+        }
         expected
-            .into_iter()
-            .filter(|(_, count)| *count > 0)
-            .collect()
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::capacity::MAX_LOCALITIES;
 use crate::delta::{Known, RecordHash};
 use crate::model::{
     Address, Bundle, EndpointId, Export, ExportedEndpoint, ImportType, Link, Locality,
@@ -20,8 +21,6 @@ pub const GATEWAYS_KEY: &str = "gateways";
 
 /// Most ports of an exported service.
 const MAX_PORTS: usize = 100;
-/// Most localities of an exported service.
-const MAX_LOCALITIES: usize = 100;
 /// Most addresses of a peer's gateways that are kept (as many as a dialler tries).
 const MAX_ADDRESSES: usize = 8;
 /// Greatest weight of an endpoint.
@@ -435,10 +434,7 @@ impl PeerRecords {
     }
 
     fn put_addresses(&mut self, mut addresses: Vec<Address>) -> Result<Place, Refusal> {
-        if addresses
-            .iter()
-            .any(|a| a.host.is_empty() || a.host.len() > MAX_HOSTNAME || a.port == 0)
-        {
+        if !addresses.iter().all(can_be_dialled) {
             return Err(Refusal::Value("it has an address without a host or port"));
         }
         addresses.truncate(MAX_ADDRESSES);
@@ -452,6 +448,15 @@ impl PeerRecords {
             self.bytes -= former.size;
         }
     }
+}
+
+/// A host is an IP address or a DNS name; which of them, the dialler finds out. It is also
+/// shown and logged, so nothing else may be in it.
+fn can_be_dialled(address: &Address) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
+    (1..=MAX_HOSTNAME).contains(&address.host.len())
+        && address.host.bytes().all(allowed)
+        && address.port > 0
 }
 
 fn checked_export(
@@ -523,9 +528,9 @@ fn checked_endpoint(
         _ => return Err(Refusal::NotAWorkload),
     }
     check_locality(&of.locality)?;
-    if endpoint.hostname.len() > MAX_HOSTNAME {
+    if endpoint.hostname.len() > MAX_HOSTNAME || endpoint.hostname.chars().any(char::is_control) {
         return Err(Refusal::Value(
-            "its host name is longer than 253 characters",
+            "its host name is longer than 253 characters or not printable",
         ));
     }
     of.weight = of.weight.clamp(1, MAX_WEIGHT);
@@ -535,10 +540,12 @@ fn checked_endpoint(
 }
 
 fn check_locality(locality: &Locality) -> Result<(), Refusal> {
-    if locality.region.len() > MAX_LOCALITY_TEXT || locality.zone.len() > MAX_LOCALITY_TEXT {
-        return Err(Refusal::Value(
-            "its region or zone is longer than 63 characters",
-        ));
+    let is_plain =
+        |text: &str| text.len() <= MAX_LOCALITY_TEXT && !text.chars().any(char::is_control);
+    if is_plain(&locality.region) && is_plain(&locality.zone) {
+        return Ok(());
     }
-    Ok(())
+    Err(Refusal::Value(
+        "its region or zone is longer than 63 characters or not printable",
+    ))
 }

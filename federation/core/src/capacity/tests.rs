@@ -88,6 +88,20 @@ fn a_service_that_is_no_longer_declared_is_forgotten() {
     assert_eq!(hand.observe(&[]), []);
 }
 
+#[test]
+fn ever_new_localities_are_bounded() {
+    let mut hand = Hand::new();
+    let steady = ("z", 3);
+    let mut told = hand.observe(&[steady]);
+    for round in 0..MAX_LOCALITIES + 50 {
+        let name = format!("zone-{round}");
+        hand.clock.pass(Duration::from_secs(1));
+        told = hand.observe(&[steady, (&name, 1)]);
+        assert!(told.len() <= MAX_LOCALITIES, "{}", told.len());
+    }
+    assert!(told.contains(&(zone("z"), 3)), "{told:?}");
+}
+
 proptest! {
     #[test]
     fn never_less_than_listed_nor_more_than_ever_seen(steps in prop::collection::vec((0u64..400, 0u32..9), 1..30)) {

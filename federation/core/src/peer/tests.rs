@@ -404,6 +404,16 @@ fn what_breaks_a_rule_of_the_link_is_refused_and_told() {
     );
     refused(
         &mut hand,
+        altered(|e| e.locality.zone = "\u{1b}[2J".into()),
+        "not printable",
+    );
+    let odd = crate::model::Address {
+        host: "west\n.test".into(),
+        port: 1,
+    };
+    refused(&mut hand, RecordBody::Gateways(vec![odd]), "address");
+    refused(
+        &mut hand,
         RecordBody::Export(export("kube-system/dns", vec![port(53)], 1)),
         "spec.imports",
     );
