@@ -4,7 +4,7 @@
 mod black_hole;
 mod dead_endpoint;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use linkspan::apps::report::{Moment, Outcome};
@@ -126,6 +126,8 @@ struct Trial {
     requests: usize,
     /// Those of the whole trial that got no good answer.
     failed: usize,
+    /// Why, and how often.
+    reasons: BTreeMap<String, usize>,
     /// The slowest of them.
     slowest_millis: f64,
 }
@@ -162,6 +164,9 @@ async fn trials(args: &Args, mut scene: impl Scene) -> Result<Vec<Trial>> {
             "trial {number} of {}: slowest answer {:.0} ms; {} requests, {} failed",
             args.trials, trial.slowest_millis, trial.requests, trial.failed
         ));
+        for (why, count) in &trial.reasons {
+            progress(&format!("  {count} failed: {}", why.trim()));
+        }
         trials.push(trial);
     }
     Ok(trials)
@@ -192,13 +197,17 @@ impl Trial {
         let since = struck.minus(BEFORE);
         let counted = || outcomes.iter().filter(|outcome| outcome.begun >= since);
         let slowest = counted().map(|outcome| outcome.took).max();
-        let failed = outcomes
+        let mut reasons = BTreeMap::<_, usize>::new();
+        for why in outcomes
             .iter()
-            .filter_map(|outcome| outcome.answer.as_ref().err());
-        let failed = failed.inspect(|why| progress(&format!("failed: {why}")));
+            .filter_map(|outcome| outcome.answer.as_ref().err())
+        {
+            *reasons.entry(why.clone()).or_default() += 1;
+        }
         Self {
             requests: counted().count(),
-            failed: failed.count(),
+            failed: reasons.values().sum(),
+            reasons,
             slowest_millis: millis(Duration::from_micros(slowest.unwrap_or_default())),
         }
     }

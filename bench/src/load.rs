@@ -195,7 +195,7 @@ fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     let rank = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
     sorted
         .get(rank)
-        .map_or(0.0, |time| time.as_secs_f64() * 1e6)
+        .map_or(0.0, |time| (time.as_secs_f64() * 1e7).round() / 10.0)
 }
 
 type Sender = SendRequest<Empty<Bytes>>;

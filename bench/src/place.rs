@@ -19,6 +19,9 @@ use crate::{own, pin::Cores};
 /// work of a proxy that is saturated, and fill the disk.
 const LOG: &str = "info,linkspan::access=off";
 
+/// The environment's name for it.
+const LOG_FILTER: &str = "LINKSPAN_LOG";
+
 /// How peers reach the gateways of a cluster.
 #[derive(Debug, Clone)]
 enum Tunnels {
@@ -100,8 +103,9 @@ impl Machine for Place {
         let cpu = |cores: Cores| if end { cores.ends } else { cores.path };
         let command = own::on(self.cores.map(cpu), program);
         let mut command = command.unwrap_or_else(|_| Command::new(program));
-        if !self.access_log {
-            command.env("LINKSPAN_LOG", LOG);
+        // Who sets it knows what they want to see.
+        if !self.access_log && std::env::var_os(LOG_FILTER).is_none() {
+            command.env(LOG_FILTER, LOG);
         }
         command
     }
