@@ -15,18 +15,15 @@ use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use linkspan_dataplane::{
-    connect::{
-        pool::{Dial, Dialled, LeaseError, Pool, PoolLimits},
-        tcp,
-    },
+    connect::pool::{Dial, Dialled, LeaseError, Pool, PoolLimits},
     forward::http::{BodyError, SendError, Upload, send},
 };
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-/// How long the application may take to accept a connection; it is on the same machine.
-pub(super) const CONNECT: Duration = Duration::from_secs(1);
+use super::dial;
+
 /// Unused HTTP/1.1 connections that are kept for each port.
 const MAX_IDLE: usize = 64;
 /// For how long: shorter than what applications usually allow, so that they rarely close first.
@@ -74,7 +71,7 @@ impl Dial<SocketAddr> for Plain {
     type Error = io::Error;
 
     async fn dial(&self, app: &SocketAddr) -> io::Result<Dialled<TcpStream>> {
-        let io = tcp::connect(*app, CONNECT).await?;
+        let io = dial::connect(*app).await?;
         Ok(Dialled {
             io,
             retire_at: None,
@@ -154,9 +151,7 @@ impl App {
     }
 
     async fn connect(&self, app: SocketAddr) -> Result<SendRequest<Upload>, AppError> {
-        let io = tcp::connect(app, CONNECT)
-            .await
-            .map_err(AppError::Connect)?;
+        let io = dial::connect(app).await.map_err(AppError::Connect)?;
         let handshake = http1::Builder::new()
             .max_buf_size(MAX_HEAD)
             .handshake(TokioIo::new(io))

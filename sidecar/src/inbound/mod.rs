@@ -5,6 +5,7 @@
 
 mod app;
 mod check;
+mod dial;
 mod http;
 mod tcp;
 

@@ -1,12 +1,11 @@
 //! Opaque calls to the workload.
 
 use linkspan_dataplane::{
-    connect::tcp,
     forward::bytes::{Duplex, RelayLimits, relay},
     report::{ConnectionReport, Outcome},
 };
 
-use super::{Caller, Inbound, app::CONNECT, labels};
+use super::{Caller, Inbound, dial, labels};
 
 impl Inbound {
     /// Relays one opaque connection; whatever goes wrong resets it.
@@ -19,7 +18,7 @@ impl Inbound {
         let handles = self.inner.traffic.connection(&labels(&service, cluster));
         let report = ConnectionReport::open(access, handles);
         let app = self.inner.workload.app(caller.passage.port.target_port);
-        let mut app = match tcp::connect(app, CONNECT).await {
+        let mut app = match dial::connect(app).await {
             Ok(app) => app,
             Err(error) => {
                 io.reset();
