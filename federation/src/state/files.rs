@@ -17,8 +17,9 @@ pub(crate) const PRIVATE_FILE: u32 = 0o600;
 pub(crate) const PRIVATE_DIR: u32 = 0o700;
 /// Mode of files that other users may read, such as exported declarations.
 pub(crate) const SHARED_FILE: u32 = 0o644;
-/// No state file is larger; a greater one is not read into memory.
-const MAX_FILE: u64 = 64 * 1024 * 1024;
+/// No state file is larger, not even the registrations of as many workloads as are kept, each
+/// as large as it may be; a greater one is not read into memory.
+const MAX_FILE: u64 = 128 * 1024 * 1024;
 
 /// Writes `bytes` so that a reader sees the old file or the new one, also after a power cut:
 /// a temporary file in the same directory, synced, renamed over the old, the directory synced.
@@ -77,8 +78,21 @@ pub(crate) fn read_private(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
         });
     }
     let mut bytes = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(read)?;
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(read)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(StateError::Damaged {
+            path: path.into(),
+            reason: format!("larger than {MAX_FILE} bytes"),
+        });
+    }
     Ok(Some(bytes))
+}
+
+/// Whether this is a directory with nothing in it.
+pub(crate) fn is_empty(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// Takes an existing directory from all but its owner.
@@ -165,6 +179,18 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+    }
+
+    #[test]
+    fn a_file_too_large_is_refused_not_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("registrations.json");
+        write_atomic(&path, b"[]", PRIVATE_FILE).unwrap();
+        // Sparse: it takes no room on the disk.
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(MAX_FILE + 1).unwrap();
+        let error = read_private(&path).unwrap_err();
+        assert!(matches!(error, StateError::Damaged { .. }), "{error}");
     }
 
     #[test]

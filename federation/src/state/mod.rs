@@ -85,8 +85,9 @@ pub(crate) struct StateDir {
 impl StateDir {
     /// Makes the directory if there is none, and locks it.
     pub(crate) fn open(root: &Path) -> Result<Self, StateError> {
-        if !root.join("ca").exists() {
-            // Made by somebody else, and nothing secret was ever in it.
+        if files::is_empty(root) {
+            // Made by somebody else, and nothing secret was ever in it. One that holds anything
+            // may be everybody's (`/tmp`): it is left alone, and refused unless it is private.
             files::make_private(root)?;
         }
         files::private_directory(root)?;
@@ -164,6 +165,19 @@ mod tests {
         let mode = directory.path().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         assert!(matches!(open(0o755), Err(StateError::Exposed { .. })));
+    }
+
+    #[test]
+    fn a_directory_of_somebody_elses_is_left_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("theirs"), "x").unwrap();
+        let shared = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), shared).unwrap();
+        let opened = StateDir::open(directory.path());
+        assert!(matches!(opened, Err(StateError::Exposed { .. })));
+        let mode = directory.path().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
     }
 
     #[test]
