@@ -243,9 +243,9 @@ impl Site {
     ) {
         let (configs, newest) = watch::channel(None);
         let domain = self.own.trust_domain.clone();
-        let following = follow_links(domain, self.material.clone(), federations, configs);
+        let following = follow_links(domain.clone(), self.material.clone(), federations, configs);
         self.background(tasks, "tls", following);
-        let (accepting, incoming) = accept(port, newest, self.stop.clone());
+        let (accepting, incoming) = accept(port, domain, newest, self.stop.clone());
         self.background(tasks, "accept", accepting);
         let discovery = DiscoveryService::new(self.discovery(applied), self.streams.clone());
         let sync = SyncService::new(self.sync(cleared), self.streams.clone());

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use linkspan_runtime::stop::Stop;
-use linkspan_trust::{SpiffeId, spiffe_id_of};
+use linkspan_trust::{SpiffeId, TrustDomain, spiffe_id_of};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -13,7 +13,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 
-use super::{Caller, Connection, Permits};
+use super::{Caller, Connection, Permits, shares::Shares};
 
 /// Connections of one federation: every proxy of a large cluster has one, with room for renewals.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -35,9 +35,10 @@ pub(crate) type Incoming = ReceiverStream<io::Result<Connection>>;
 /// The TLS configuration for the next handshake.
 pub(crate) type Configs = watch::Receiver<Option<Arc<rustls::ServerConfig>>>;
 
-/// Accepts until `stop` drains. The future owns all handshakes and ends after them.
+/// Accepts until `stop` drains, for the federation of `own`. The future owns all handshakes and ends after them.
 pub(crate) fn accept(
     listener: TcpListener,
+    own: TrustDomain,
     configs: Configs,
     stop: Stop,
 ) -> (impl Future<Output = ()> + Send, Incoming) {
@@ -48,6 +49,7 @@ pub(crate) fn accept(
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
         anonymous: Arc::new(Semaphore::new(MAX_ANONYMOUS)),
+        shares: Shares::new(own),
         tasks: TaskTracker::new(),
     };
     (accepting.run(listener, stop), ReceiverStream::new(receiver))
@@ -59,6 +61,7 @@ struct Accepting {
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     anonymous: Arc<Semaphore>,
+    shares: Shares,
     tasks: TaskTracker,
 }
 
@@ -76,12 +79,19 @@ impl Accepting {
     }
 
     async fn accept_all(&self, listener: &TcpListener) {
+        // The first failure is logged and not each: there may be twenty a second.
+        let mut failing = false;
         loop {
             let (connection, handshake) = self.permits().await;
             match listener.accept().await {
-                Ok((stream, remote)) => self.spawn(stream, remote, connection, handshake),
+                Ok((stream, remote)) => {
+                    failing = false;
+                    self.spawn(stream, remote, connection, handshake);
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections");
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "cannot accept connections; trying again");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -112,11 +122,13 @@ impl Accepting {
             return;
         };
         let (sender, anonymous) = (self.sender.clone(), Arc::clone(&self.anonymous));
+        let shares = self.shares.clone();
         self.tasks.spawn(async move {
             let result = shake_hands(stream, config).await;
             drop(handshake);
             let connection = result.and_then(|(stream, identity)| {
-                admitted(stream, Caller { identity, remote }, permit, anonymous)
+                let caller = Caller { identity, remote };
+                admitted(stream, caller, permit, anonymous, &shares)
             });
             match connection {
                 // Without a receiver the server has stopped; the connection just closes.
@@ -127,24 +139,29 @@ impl Accepting {
     }
 }
 
-/// Those that proved nothing are few and short, whatever else there is room for.
+/// Those that proved nothing are few and short, and nobody has all, whatever there is room for.
 fn admitted(
     stream: TlsStream<TcpStream>,
     caller: Caller,
     connection: OwnedSemaphorePermit,
     anonymous: Arc<Semaphore>,
+    shares: &Shares,
 ) -> io::Result<Connection> {
-    let (end, anonymous) = match &caller.identity {
-        Some(_) => (None, None),
+    let (end, anonymous, share) = match &caller.identity {
+        Some(id) => {
+            let full = || io::Error::other(format!("`{id}` has too many connections"));
+            (None, None, Some(shares.take(id).ok_or_else(full)?))
+        }
         None => {
             let full = |_| io::Error::other("too many connections without a certificate");
             let permit = anonymous.try_acquire_owned().map_err(full)?;
-            (Some(Box::pin(sleep(ANONYMOUS_LIFE))), Some(permit))
+            (Some(Box::pin(sleep(ANONYMOUS_LIFE))), Some(permit), None)
         }
     };
     let permits = Permits {
         _connection: connection,
         _anonymous: anonymous,
+        _share: share,
     };
     Ok(Connection {
         stream,

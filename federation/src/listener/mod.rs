@@ -5,6 +5,7 @@
 //! peer. What a caller may *do* is each service's own check, against [`Caller`].
 
 mod accept;
+mod shares;
 mod tls;
 
 use std::{
@@ -23,6 +24,8 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Status, transport::server::Connected};
+
+use self::shares::Share;
 
 pub(crate) use accept::accept;
 pub(crate) use tls::follow_links;
@@ -65,6 +68,7 @@ pub(crate) struct Connection {
 struct Permits {
     _connection: OwnedSemaphorePermit,
     _anonymous: Option<OwnedSemaphorePermit>,
+    _share: Option<Share>,
 }
 
 impl Connected for Connection {
