@@ -21,7 +21,7 @@ use linkspan_runtime::backoff::Backoff;
 use linkspan_trust::MaterialReader;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
@@ -35,6 +35,11 @@ use crate::{controller::Input, version::VERSION};
 
 /// First and longest pause between tries; each is cut short at random.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long a stream must have been live to count as a success: one that a peer ends again and
+/// again right after its snapshot is not tried ever faster.
+const LASTING: Duration = Duration::from_secs(10);
+/// Most characters of a reason that are shown; the peer wrote some of them.
+const SHOWN_REASON: usize = 500;
 /// Opening the subscription, once connected.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages applied in one step, so that a large snapshot does not plan per record.
@@ -113,6 +118,7 @@ pub(crate) async fn keep_subscribed(
         peer,
         orders,
         backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+        live_since: None,
         failed: false,
     }
     .run()
@@ -124,6 +130,8 @@ struct Subscriber {
     peer: ClusterId,
     orders: watch::Receiver<Order>,
     backoff: Backoff,
+    /// When the stream's snapshot was complete.
+    live_since: Option<Instant>,
     /// Whether the last try failed, so that only the first failure and the recovery are logged.
     failed: bool,
 }
@@ -140,6 +148,10 @@ impl Subscriber {
                 Err(end) => end,
                 Ok(never) => match never {},
             };
+            let live = self.live_since.take().map(|since| since.elapsed());
+            if live.is_some_and(|live| live >= LASTING) {
+                self.backoff.reset();
+            }
             if matches!(end, StreamEnd::Renewal) {
                 continue;
             }
@@ -154,14 +166,15 @@ impl Subscriber {
     }
 
     async fn report(&mut self, order: &Order, end: &StreamEnd) {
+        let reason = shown(&end.to_string());
         if !matches!(end, StreamEnd::Unwanted) {
             if !std::mem::replace(&mut self.failed, true) {
-                tracing::warn!(peer = %self.peer, reason = %end, "sync stream lost; trying again");
+                tracing::warn!(peer = %self.peer, reason, "sync stream lost; trying again");
             } else {
-                tracing::debug!(peer = %self.peer, reason = %end, "sync stream lost again");
+                tracing::debug!(peer = %self.peer, reason, "sync stream lost again");
             }
         }
-        let input = Input::SyncLost(self.peer.clone(), order.stream, end.to_string());
+        let input = Input::SyncLost(self.peer.clone(), order.stream, reason);
         // The controller ends with the process only.
         let _ = self.context.inputs.send(input).await;
     }
@@ -241,7 +254,7 @@ impl Subscriber {
             .map_err(|_| StreamEnd::Unwanted)?
             .map_err(StreamEnd::Hangup)?;
         if completes {
-            self.backoff.reset();
+            self.live_since = Some(Instant::now());
             if std::mem::take(&mut self.failed) {
                 tracing::info!(peer = %self.peer, "sync stream is back");
             }
@@ -257,6 +270,12 @@ impl Subscriber {
             .unwrap_or(Duration::ZERO)
             .mul_f64(0.8)
     }
+}
+
+/// A reason for logs and terminals: short, and without what could steer them.
+fn shown(reason: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    reason.chars().map(plain).take(SHOWN_REASON).collect()
 }
 
 /// The next message and all others that are there already.
@@ -335,4 +354,17 @@ async fn channel(io: Box<dyn super::dial::Io>) -> Result<Channel, StreamEnd> {
         .connect_with_connector(connector)
         .await
         .map_err(|error| StreamEnd::Dial(io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_cannot_steer_the_terminal_on_which_its_reason_is_read() {
+        let status = Status::failed_precondition(format!("\u{1b}[2Jgone\r\n{}", "x".repeat(9_000)));
+        let text = shown(&StreamEnd::from(status).to_string());
+        assert!(!text.chars().any(char::is_control), "{text}");
+        assert!(text.contains("gone") && text.chars().count() == SHOWN_REASON);
+    }
 }
