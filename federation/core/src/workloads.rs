@@ -134,6 +134,11 @@ impl Registration {
         if self.uid.is_empty() || self.uid.len() > 253 || self.uid.chars().any(char::is_control) {
             return field("uid", &self.uid, "use 1 to 253 printable characters");
         }
+        let lower = self.uid.to_ascii_lowercase();
+        if lower != self.uid && EndpointId::from_uid(&lower) == self.endpoint_id() {
+            // Else two workloads could be one endpoint under different names.
+            return field("uid", &self.uid, "write a UUID in lower case");
+        }
         if self.labels.len() > 64
             || self
                 .labels

@@ -237,6 +237,22 @@ fn each_field_has_its_rule() {
             },
         ),
         (
+            "uid",
+            Registration {
+                uid: "123E4567-e89b-12d3-a456-426614174000".into(),
+                ..good()
+            },
+        ),
+        (
+            "labels",
+            Registration {
+                labels: (0..20)
+                    .map(|n| (n.to_string().repeat(60), "v".repeat(63)))
+                    .collect(),
+                ..good()
+            },
+        ),
+        (
             "labels",
             Registration {
                 labels: (0..65).map(|n| (n.to_string(), String::new())).collect(),
