@@ -628,6 +628,7 @@ impl FederationMetrics {
             // Absent already is as good as removed.
             let _ = gauges.remove_label_values(&[labels.peer]);
         }
+        let _ = self.refused.remove_label_values(&[labels.peer]);
     }
 }
 

@@ -147,6 +147,7 @@ impl Peer {
             epoch: self.epoch,
             records: Arc::clone(&self.records),
             refused: self.refusals.count,
+            refused_total: self.refusals.total,
             problems: trouble.chain(problems).collect(),
         }
     }
@@ -303,7 +304,7 @@ impl Peer {
     fn begin(&mut self, epoch: u64, now: Now) -> Decision {
         let changed = matches!(self.state, State::Live { .. });
         self.epoch = epoch;
-        self.refusals = Refusals::default();
+        self.refusals.begin();
         self.state = State::Syncing(Box::new(Syncing {
             heard: now.instant,
             confirmed: self.confirmed(),

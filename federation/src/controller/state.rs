@@ -302,6 +302,10 @@ impl State {
             });
             handles.live.set(i64::from(peer.state == PeerState::Live));
             handles.usable.set(i64::from(peer.usable));
+            let counted = handles.refused.get();
+            handles
+                .refused
+                .inc_by(peer.refused_total.saturating_sub(counted));
             handles
                 .records
                 .set(i64::try_from(peer.records.len()).unwrap_or(i64::MAX));

@@ -515,6 +515,10 @@ fn reasons_are_bounded_and_start_anew_with_each_snapshot() {
     );
     let _ = hand.begin(7);
     assert_eq!(hand.view().refused, 0);
+    assert!(
+        hand.view().refused_total > 0,
+        "for a counter, which never falls"
+    );
 }
 
 #[test]

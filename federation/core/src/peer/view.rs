@@ -52,6 +52,8 @@ pub struct PeerView {
     pub records: Arc<PeerRecords>,
     /// Records refused since the last snapshot began.
     pub refused: u64,
+    /// Records refused since the link was declared, or federation started.
+    pub refused_total: u64,
     /// What is wrong with the peer, newest last; bounded.
     pub problems: Vec<String>,
 }
@@ -70,6 +72,7 @@ impl PeerView {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Refusals {
     pub(super) count: u64,
+    pub(super) total: u64,
     pub(super) newest: VecDeque<String>,
 }
 
@@ -79,8 +82,17 @@ pub(super) const SHOWN_REFUSALS: usize = 16;
 const SHOWN_TEXT: usize = 120;
 
 impl Refusals {
+    /// A snapshot begins: what was refused before may be good now.
+    pub(super) fn begin(&mut self) {
+        *self = Self {
+            total: self.total,
+            ..Self::default()
+        };
+    }
+
     pub(super) fn add(&mut self, key: &str, reason: &Refusal) {
         self.count += 1;
+        self.total += 1;
         if self.newest.len() == SHOWN_REFUSALS {
             self.newest.pop_front();
         }
