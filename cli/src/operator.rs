@@ -17,6 +17,10 @@ pub const SOCKET_NAME: &str = "operator.sock";
 /// How long one question may take. Everything is answered from memory.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Largest answer: the status of a cluster with as many workloads and services as one can have,
+/// which is more than the 4 MiB that gRPC takes unasked.
+const MAX_ANSWER: usize = 128 << 20;
+
 /// Which federation to ask.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct OperatorArgs {
@@ -67,9 +71,8 @@ impl Operator {
             .connect_with_connector(dial)
             .await
             .map_err(|error| Failure::Unreachable(innermost(error).context(hint)))?;
-        Ok(Self {
-            client: OperatorClient::new(channel),
-        })
+        let client = OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+        Ok(Self { client })
     }
 
     /// Everything that federation knows.
