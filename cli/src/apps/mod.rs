@@ -34,6 +34,8 @@ enum App {
     TcpEcho(echo::Args),
     /// Removes what a demo leaves when it ends, however it ends
     Reaper,
+    /// A supervisor to be killed in tests
+    Nursery(crate::demo::nursery::Args),
 }
 
 /// Runs one application until it is killed.
@@ -54,6 +56,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
             App::Checkout(args) => checkout::run(args).await,
             App::GrpcEcho(args) => grpc::run(args).await,
             App::TcpEcho(args) => echo::run(args).await,
+            App::Nursery(args) => crate::demo::nursery::run(&args).await,
             App::Reaper => Ok(()),
         }
     })?;

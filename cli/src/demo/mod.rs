@@ -11,6 +11,7 @@
 //! [`samples`] counts, [`board`] shows, [`report`] is what is found.
 
 pub mod board;
+pub mod nursery;
 pub mod ports;
 pub mod reaper;
 pub mod report;

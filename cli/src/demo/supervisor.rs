@@ -240,6 +240,17 @@ impl Supervisor {
         running.is_some_and(|running| running.ended.borrow().is_none())
     }
 
+    /// Ids of all processes that run, the reaper's included.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        let running = self.running.values();
+        let running = running.filter(|running| running.ended.borrow().is_none());
+        running
+            .map(|running| running.pid.as_raw_pid().unsigned_abs())
+            .chain(self.reaper.child.id())
+            .collect()
+    }
+
     /// Names of all processes that were ever started.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.running.keys().map(String::as_str)
