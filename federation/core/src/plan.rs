@@ -155,21 +155,17 @@ fn own_service(known: &Known<'_>, local: &Local<'_>) -> Service {
 
 fn shared_service(known: &Known<'_>, local: Option<&Local<'_>>, import: &Import) -> Service {
     let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
-    // An endpoint id counts once, own ones first: a peer cannot shadow another's endpoint.
-    let mut ids = BTreeSet::new();
-    let own = local
-        .into_iter()
-        .flat_map(|local| &local.endpoints)
-        .map(|(endpoint, _)| endpoint);
+    let own = local.into_iter().flat_map(|local| &local.endpoints);
+    endpoints.extend(own.map(|(endpoint, _)| Arc::clone(endpoint)));
+    // Ids are their cluster's own: a peer that uses ours is not believed, and one that uses
+    // another peer's takes nothing from it.
+    let ids: BTreeSet<_> = endpoints.iter().map(|own| own.id.clone()).collect();
     let peers = known
         .peers
         .values()
-        .flat_map(|peer| peer.records.endpoints(&import.service));
-    for endpoint in own.chain(peers.map(|of| &of.endpoint)) {
-        if ids.insert(endpoint.id.clone()) {
-            endpoints.push(Arc::clone(endpoint));
-        }
-    }
+        .flat_map(|peer| peer.records.endpoints(&import.service))
+        .filter(|of| !ids.contains(&of.endpoint.id));
+    endpoints.extend(peers.map(|of| Arc::clone(&of.endpoint)));
     let clusters = import
         .clusters
         .iter()

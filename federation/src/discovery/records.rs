@@ -175,7 +175,9 @@ fn endpoint(key: &ServiceKey, of: &Endpoint) -> v1::DiscoverRecord {
             .map(|address| address.to_string())
             .unwrap_or_default(),
     };
-    record(format!("endpoint/{key}/{}", of.id), Body::Endpoint(body))
+    // Ids are unique within their cluster only.
+    let key = format!("endpoint/{key}/{}/{}", of.cluster, of.id);
+    record(key, Body::Endpoint(body))
 }
 
 fn exported(of: &ExportedService) -> v1::DiscoverRecord {

@@ -234,6 +234,22 @@ fn a_peer_cannot_shadow_an_endpoint() {
 }
 
 #[test]
+fn a_peer_cannot_shadow_another_peers_endpoint() {
+    let mut world = World::new();
+    for peer in ["mallory", "west"] {
+        let records = vec![
+            remote_export("shop/checkout", vec![port(80)], 50),
+            remote_endpoint(peer, "shop/checkout", "same"),
+        ];
+        world.link(peer, records);
+    }
+    assert_eq!(
+        endpoints(&world.plan(), "shop/checkout"),
+        [("mallory".into(), false), ("west".into(), false)]
+    );
+}
+
+#[test]
 fn lost_endpoints_are_still_expected() {
     let mut world = World::new();
     world.declare("shop/checkout", "checkout", 80);
