@@ -135,6 +135,8 @@ impl Lab {
             "dev",
             "eth0",
         ])?;
+        // A batch of segments would cross the router as one packet; on a wire each is its own.
+        ip(&["-n", &machine, "link", "set", "eth0", "gso_max_segs", "1"])?;
         ip(&["-n", &machine, "link", "set", "eth0", "up"])?;
         ip(&[
             "-n",

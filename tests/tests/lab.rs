@@ -99,6 +99,10 @@ impl World {
         })
     }
 
+    fn logs(&self) -> String {
+        format!("{}\n{}", self.east.logs(), self.west.logs())
+    }
+
     /// From now on about a third of the load is answered by west.
     async fn lose_one_endpoint(&mut self) -> Result<()> {
         self.east.kill("checkout-2-app")?;
@@ -240,15 +244,24 @@ async fn no_request_fails_while_the_link_is_cut_lossy_lopsided_or_narrow() -> Re
             .wait_for_link(true)
             .await
             .with_context(|| format!("after {fault:?}"))?;
-        outcomes.extend(load.wait_for_answers("checkout-3", 50)?);
+        outcomes.extend(
+            load.wait_for_answers("checkout-3", 50)
+                .with_context(|| format!("after {fault:?}\n{}", world.logs()))?,
+        );
     }
 
     world.lab.inject(Fault::Loss(2))?;
-    outcomes.extend(load.wait_for_answers("checkout-3", 300)?);
+    outcomes.extend(
+        load.wait_for_answers("checkout-3", 300)
+            .with_context(|| format!("2 % loss\n{}", world.logs()))?,
+    );
     ensure!(world.lab.swallowed()? > 0, "nothing was lost");
 
     world.lab.limit_packets(1280)?;
-    outcomes.extend(load.wait_for_answers("checkout-3", 300)?);
+    outcomes.extend(
+        load.wait_for_answers("checkout-3", 300)
+            .with_context(|| format!("a 1,280-byte path\n{}", world.logs()))?,
+    );
     ensure!(
         world.lab.swallowed()? > 0,
         "nothing was too large: path MTU discovery did not probe"
