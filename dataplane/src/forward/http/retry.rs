@@ -22,6 +22,9 @@ const MIN_RETRIES_PER_SECOND: i64 = 10;
 /// Most retries saved up: what ten seconds of a quiet service give, or 500 recent requests.
 const MOST_SAVED: i64 = 100;
 
+/// How long the steady part takes to give a fifth of a retry: 20 ms.
+const MILLIS_PER_FIFTH: u64 = 1000 / (MIN_RETRIES_PER_SECOND * REQUESTS_PER_RETRY).unsigned_abs();
+
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Whether processing a request twice has the effect of processing it once: its method says so
@@ -91,9 +94,11 @@ impl RetryBudget {
     fn fill(&self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.began);
         let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        // Whole steps only, so that nothing is lost however often this is called.
+        let elapsed = elapsed - elapsed % MILLIS_PER_FIFTH;
         let before = self.filled.fetch_max(elapsed, Relaxed);
         let millis = i64::try_from(elapsed.saturating_sub(before)).unwrap_or(i64::MAX);
-        let gain = millis.saturating_mul(MIN_RETRIES_PER_SECOND * REQUESTS_PER_RETRY) / 1000;
+        let gain = millis / MILLIS_PER_FIFTH.cast_signed();
         let most = MOST_SAVED * REQUESTS_PER_RETRY;
         let add = |saved: i64| Some(saved.saturating_add(gain).min(most.max(saved)));
         // The closure never refuses.
@@ -154,6 +159,15 @@ mod tests {
         let much_later = now + Duration::from_secs(3600);
         let all = (0..1000).take_while(|_| budget.take(much_later)).count();
         assert_eq!(all, usize::try_from(MOST_SAVED).unwrap());
+    }
+
+    #[test]
+    fn the_steady_part_comes_however_often_it_is_asked_for() {
+        let now = Instant::now();
+        let budget = RetryBudget::new(now);
+        while budget.take(now) {}
+        let second = (1..=125).map(|step| now + Duration::from_millis(step * 8));
+        assert_eq!(second.filter(|at| budget.take(*at)).count(), 10);
     }
 
     #[test]
