@@ -9,7 +9,9 @@ use tokio::{
     time::sleep,
 };
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{debug, info, warn};
+
+use crate::connect::tcp;
 
 /// Wait after a failed `accept` (out of descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -54,6 +56,7 @@ impl Accept {
     {
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         let connections = TaskTracker::new();
+        let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 () = stop.draining() => break,
@@ -61,6 +64,9 @@ impl Accept {
             };
             match accepted {
                 Ok((socket, peer, permit)) => {
+                    if std::mem::take(&mut failing) {
+                        info!("accepting connections again");
+                    }
                     let handling = handler(socket, peer);
                     let stop = stop.clone();
                     connections.spawn(async move {
@@ -72,7 +78,11 @@ impl Accept {
                     });
                 }
                 Err(error) => {
-                    warn!(%error, "cannot accept connections");
+                    if std::mem::replace(&mut failing, true) {
+                        debug!(%error, "still cannot accept connections");
+                    } else {
+                        warn!(%error, "cannot accept connections; trying on");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -94,8 +104,8 @@ async fn next(
         .await
         .map_err(io::Error::other)?;
     let (socket, peer) = listener.accept().await?;
-    // Small writes matter more to a proxy than fewer packets; a failure costs latency only.
-    let _ = socket.set_nodelay(true);
+    // Keep-alive frees the place of a caller that vanished without a word.
+    tcp::prepare(&socket);
     Ok((socket, peer, permit))
 }
 
@@ -134,6 +144,16 @@ mod tests {
         stop.abort();
         running.await.unwrap();
         assert_eq!(client.read(&mut byte).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn callers_that_vanish_are_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let permits = Arc::new(Semaphore::new(1));
+        let (_client, accepted) = tokio::join!(client, next(&listener, &permits));
+        let (socket, ..) = accepted.unwrap();
+        assert!(socket2::SockRef::from(&socket).keepalive().unwrap());
     }
 
     #[tokio::test]
