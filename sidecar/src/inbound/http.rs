@@ -8,7 +8,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, uri::Authority};
+use http::{Method, Request, Response, StatusCode, request::Parts, uri::Authority};
 use http_body_util::{BodyExt, Empty};
 use linkspan_dataplane::{
     connect::mtls::Alpn,
@@ -25,6 +25,7 @@ use linkspan_dataplane::{
 };
 use linkspan_routing::AppProtocol;
 use linkspan_runtime::{BoxError, process::chain, telemetry::RequestHandles};
+use linkspan_trust::SpiffeId;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
@@ -143,7 +144,6 @@ impl Session {
     async fn ask(&self, request: Request<Incoming>) -> Result<Response<Body>, AppError> {
         let request = Upload::from_request(request);
         let (mut head, body) = request.into_parts();
-        headers::set_caller(&mut head.headers, &self.inbound.own_id(), &self.caller.id);
         let app = &self.inbound.inner.app;
         let http2 = match self.caller.passage.port.app_protocol {
             AppProtocol::Http2 => true,
@@ -151,17 +151,12 @@ impl Session {
             AppProtocol::Detect => is_grpc(&head.headers),
             AppProtocol::Http | AppProtocol::Tcp => false,
         };
+        for_app(&mut head, http2, &self.inbound.own_id(), &self.caller.id);
+        let request = Request::from_parts(head, body);
         if http2 {
-            let fallback = Authority::from_static("localhost");
-            // The source has checked the authority; one that is none is dropped with its header.
-            if headers::for_http2(&mut head, &fallback).is_err() {
-                head.headers.remove(http::header::HOST);
-                let _ = headers::for_http2(&mut head, &fallback);
-            }
-            app.http2(self.app, Request::from_parts(head, body)).await
+            app.http2(self.app, request).await
         } else {
-            headers::for_http1(&mut head);
-            app.http1(self.app, Request::from_parts(head, body)).await
+            app.http1(self.app, request).await
         }
     }
 
@@ -178,6 +173,22 @@ impl Session {
         };
         RequestReport::begin(access, self.handles.clone(), method, path)
     }
+}
+
+/// Makes a request's head what the application gets. Who calls is said last: the caller decides
+/// which fields `connection` names, and those are removed.
+fn for_app(head: &mut Parts, http2: bool, own: &SpiffeId, caller: &SpiffeId) {
+    if http2 {
+        let fallback = Authority::from_static("localhost");
+        // The source has checked the authority; one that is none is dropped with its header.
+        if headers::for_http2(head, &fallback).is_err() {
+            head.headers.remove(http::header::HOST);
+            let _ = headers::for_http2(head, &fallback);
+        }
+    } else {
+        headers::for_http1(head);
+    }
+    headers::set_caller(&mut head.headers, own, caller);
 }
 
 fn no_answer(mut report: RequestReport, waited: Duration) -> Response<Body> {
@@ -211,6 +222,29 @@ impl Observer for Passing {
     fn ended(mut self, end: Result<(), &BodyError>) {
         if let Err(error) = end {
             self.0.fail(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use linkspan_dataplane::forward::http::headers::FORWARDED_CLIENT_CERT;
+
+    use super::*;
+
+    #[test]
+    fn a_caller_cannot_have_its_name_removed() {
+        let own = "spiffe://west.test/ns/shop/sa/checkout".parse().unwrap();
+        let caller = "spiffe://east.test/ns/shop/sa/frontend".parse().unwrap();
+        for http2 in [false, true] {
+            let request = Request::get("/")
+                .header("host", "checkout")
+                .header("connection", "close, X-Forwarded-Client-Cert")
+                .header("x-forwarded-client-cert", "URI=forged");
+            let mut head = request.body(()).unwrap().into_parts().0;
+            for_app(&mut head, http2, &own, &caller);
+            let said: Vec<_> = head.headers.get_all(FORWARDED_CLIENT_CERT).iter().collect();
+            assert_eq!(said, [&*format!("By={own};URI={caller}")], "{http2}");
         }
     }
 }

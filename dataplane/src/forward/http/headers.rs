@@ -134,13 +134,29 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Tells the application who calls, in the form that Envoy uses: `By=<own id>;URI=<caller's id>`.
-/// Replaces whatever the client claimed.
+/// Replaces whatever the client claimed, also under spellings with `_` for `-`, which CGI and its
+/// heirs give to the application under the same name.
+///
+/// To be called last: what strips hop-by-hop fields removes whatever `connection` names, and the
+/// client decides what that is.
 pub fn set_caller(headers: &mut HeaderMap, own: &SpiffeId, caller: &SpiffeId) {
-    headers.remove(FORWARDED_CLIENT_CERT);
+    for name in claims(headers) {
+        headers.remove(name);
+    }
     // SPIFFE IDs hold none of the characters that the form or a header would need quoted.
     if let Ok(value) = HeaderValue::from_str(&format!("By={own};URI={caller}")) {
         headers.insert(FORWARDED_CLIENT_CERT, value);
     }
+}
+
+/// All names under which an application might take a field for the caller's.
+fn claims(headers: &HeaderMap) -> Vec<HeaderName> {
+    let same = |name: &&HeaderName| {
+        let name = name.as_str().bytes();
+        let plain = name.map(|byte| if byte == b'_' { b'-' } else { byte });
+        plain.eq(FORWARDED_CLIENT_CERT.as_str().bytes())
+    };
+    headers.keys().filter(same).cloned().collect()
 }
 
 #[cfg(test)]
@@ -224,6 +240,10 @@ mod tests {
             .header(
                 "x-forwarded-client-cert",
                 "URI=spiffe://east.test/ns/shop/sa/root",
+            )
+            .header(
+                "x-forwarded_client-cert",
+                "URI=spiffe://east.test/ns/shop/sa/root",
             );
         let mut head = head(request);
         set_caller(
@@ -231,6 +251,7 @@ mod tests {
             &id("spiffe://west.test/ns/shop/sa/checkout"),
             &id("spiffe://east.test/ns/shop/sa/frontend"),
         );
+        assert_eq!(names(&head.headers), ["x-forwarded-client-cert"]);
         let values: Vec<_> = head.headers.get_all(FORWARDED_CLIENT_CERT).iter().collect();
         assert_eq!(
             values,
