@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -100,6 +100,7 @@ impl App {
         app: SocketAddr,
         mut request: Request<Upload>,
     ) -> Result<Response<Body>, AppError> {
+        frame(&mut request);
         while let Some(mut sender) = self.http1.take(app, Instant::now()) {
             match sender.try_send_request(request).await {
                 Ok(answer) => return Ok(self.answered(app, sender, answer)),
@@ -187,6 +188,19 @@ impl App {
     }
 }
 
+/// Says how a body of unknown length is sent. Without a word, hyper takes it that methods which
+/// rarely have one have none, and drops it.
+fn frame<B: http_body::Body>(request: &mut Request<B>) {
+    let rarely = matches!(*request.method(), Method::GET | Method::HEAD);
+    let known = request.headers().contains_key(header::CONTENT_LENGTH);
+    if rarely && !known && !request.body().is_end_stream() {
+        let chunked = HeaderValue::from_static("chunked");
+        request
+            .headers_mut()
+            .insert(header::TRANSFER_ENCODING, chunked);
+    }
+}
+
 impl Idle {
     /// The connection used last that is still good.
     fn take(&self, app: SocketAddr, now: Instant) -> Option<SendRequest<Upload>> {
@@ -243,5 +257,80 @@ impl<B: http_body::Body + Unpin> http_body::Body for Holding<B> {
 
     fn size_hint(&self) -> http_body::SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use http_body::Frame;
+    use http_body_util::Empty;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// A body that does not know its length.
+    struct Streamed(Option<Bytes>);
+
+    impl http_body::Body for Streamed {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+        }
+    }
+
+    /// What an application reads of a request whose body's length nobody has said.
+    async fn read(method: Method, body: Option<&'static str>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let app = listener.local_addr().unwrap();
+        let reading = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut read = Vec::new();
+            let end: &[u8] = if body.is_some() {
+                b"0\r\n\r\n"
+            } else {
+                b"\r\n\r\n"
+            };
+            while !read.ends_with(end) {
+                assert_ne!(socket.read_buf(&mut read).await.unwrap(), 0, "{read:?}");
+            }
+            let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+            socket.write_all(answer).await.unwrap();
+            String::from_utf8(read).unwrap()
+        });
+        let io = TokioIo::new(TcpStream::connect(app).await.unwrap());
+        let (mut sender, connection) = http1::handshake(io).await.unwrap();
+        let _driver = tokio::spawn(connection);
+        let mut request = Request::new(match body {
+            Some(body) => Streamed(Some(Bytes::from(body))).boxed(),
+            None => Empty::new().boxed(),
+        });
+        *request.method_mut() = method;
+        frame(&mut request);
+        sender.send_request(request).await.unwrap();
+        reading.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn no_body_is_dropped_because_its_method_rarely_has_one() {
+        for method in [Method::GET, Method::POST] {
+            let read = read(method, Some("query")).await;
+            assert!(read.contains("query"), "{read}");
+        }
+        let read = read(Method::GET, None).await;
+        assert!(!read.contains("chunked"), "{read}");
     }
 }
