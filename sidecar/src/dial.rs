@@ -54,6 +54,9 @@ pub(crate) enum DialError {
     /// It is in another cluster, and nothing leads there.
     #[error("no gateway leads to cluster {0}; see `linkspan status`")]
     NoGateway(ClusterId),
+    /// Two gateways in a row let us through, and both connections were cut in the handshake.
+    #[error("the endpoint cuts connections")]
+    Cut(#[source] ConnectError),
     /// It speaks something else.
     #[error("the endpoint does not speak HTTP/2 inside of the mesh")]
     NotHttp2,
@@ -66,7 +69,7 @@ impl DialError {
             Self::Connect(error) if error.is_path() => None,
             Self::Connect(error) => Some(error.failure()),
             Self::NoGateway(_) => None,
-            Self::NotHttp2 => Some(Failure::Connect),
+            Self::NotHttp2 | Self::Cut(_) => Some(Failure::Connect),
         }
     }
 
@@ -91,7 +94,7 @@ impl DialError {
             Self::NotHttp2 => "protocol",
             Self::Connect(ConnectError::Refused { .. }) => "refused",
             Self::Connect(ConnectError::Timeout { .. }) => "timeout",
-            Self::Connect(ConnectError::Handshake { .. }) => "handshake",
+            Self::Cut(_) | Self::Connect(ConnectError::Handshake { .. }) => "handshake",
             Self::Connect(_) => "connect",
         }
     }
@@ -140,6 +143,10 @@ impl Dialler {
             };
             if !error.is_path() {
                 return Err(error.into());
+            }
+            let cut = |error: &ConnectError| matches!(error, ConnectError::Handshake { .. });
+            if cut(&error) && last.as_ref().is_some_and(cut) {
+                return Err(DialError::Cut(error));
             }
             self.gateways.failed(gateway, cluster, Instant::now());
             no_tunnel &= has_no_tunnel(&error);

@@ -57,6 +57,21 @@ impl Via {
     }
 }
 
+impl Via {
+    fn is_gateway(&self) -> bool {
+        matches!(self, Self::Gateway(_))
+    }
+}
+
+/// Whether the connection was lost, rather than TLS refusing what came over it.
+fn is_cut(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+    )
+}
+
 impl std::fmt::Display for Via {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -212,7 +227,8 @@ impl ConnectError {
     }
 
     /// Whether the endpoint itself is not to blame, but the way to it: own material, the gateway,
-    /// or its tunnels. Another gateway may do.
+    /// or its tunnels. Another gateway may do. A connection through a gateway that was cut within
+    /// the handshake counts as such, as any of the hops may have cut it: going another way tells.
     #[must_use]
     pub fn is_path(&self) -> bool {
         use StreamCode::{BadRequest, Busy, Draining, NoTunnel, Unspecified};
@@ -221,7 +237,8 @@ impl ConnectError {
             Self::Refused { code, .. } => {
                 matches!(code, NoTunnel | Busy | Draining | BadRequest | Unspecified)
             }
-            Self::Connect { via, .. } => matches!(via, Via::Gateway(_)),
+            Self::Connect { via, .. } => via.is_gateway(),
+            Self::Handshake { via, source } => via.is_gateway() && is_cut(source),
             _ => false,
         }
     }

@@ -290,6 +290,27 @@ async fn a_gateways_refusal_has_its_code() {
     }
 }
 
+/// The gateway said yes and then was lost, or its tunnel was: whoever it was, another gateway tells.
+#[tokio::test]
+async fn a_cut_within_the_handshake_is_not_held_against_the_endpoint_behind_a_gateway() {
+    let world = world();
+    let (address, _gateway) = gateway(result(StreamCode::Ok, ""), None).await;
+    let (listener, direct) = listener().await;
+    let _endpoint = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        socket.read_exact(&mut [0; 5]).await.unwrap();
+        socket.shutdown().await.unwrap();
+        tokio::io::copy(&mut socket, &mut tokio::io::sink()).await
+    });
+    for (via, path) in [(Via::Gateway(address), true), (Via::Direct(direct), false)] {
+        let connector = world.connector(LIMITS);
+        let connecting = connector.connect(&world.to(via, InnerAlpn::Tcp)).await;
+        let error = connecting.unwrap_err();
+        assert!(matches!(error, ConnectError::Handshake { .. }), "{error:?}");
+        assert_eq!(error.is_path(), path);
+    }
+}
+
 #[tokio::test]
 async fn an_answer_that_is_none_is_an_error() {
     let world = world();
