@@ -2,7 +2,11 @@
 //!
 //! Secrets stay out of logs by their types: keys and tokens have a `Debug` that hides them.
 
-use std::io::{IsTerminal, stderr};
+use std::{
+    io::{IsTerminal, stderr},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
 
@@ -79,9 +83,61 @@ pub fn init(format: Format, filter: &str) -> Result<(), LoggingError> {
     done.map_err(|_| LoggingError::Twice)
 }
 
+/// Lets one of many go by now and then: for lines that somebody else can cause as often as they
+/// like, and who must not be able to fill the log with them.
+#[derive(Debug)]
+pub struct Sparing {
+    every: Duration,
+    state: Mutex<Spared>,
+}
+
+#[derive(Debug)]
+struct Spared {
+    quiet_until: Option<Instant>,
+    count: u64,
+}
+
+impl Sparing {
+    /// One in `every`.
+    #[must_use]
+    pub const fn new(every: Duration) -> Self {
+        let state = Spared {
+            quiet_until: None,
+            count: 0,
+        };
+        Self {
+            every,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Whether it is time for a line again; then how many have been spared since the last one.
+    #[must_use]
+    pub fn due(&self, now: Instant) -> Option<u64> {
+        // Each change leaves it whole.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.quiet_until.is_some_and(|until| now < until) {
+            state.count = state.count.saturating_add(1);
+            return None;
+        }
+        state.quiet_until = Some(now + self.every);
+        Some(std::mem::take(&mut state.count))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_spared_and_counted() {
+        let (sparing, now) = (Sparing::new(Duration::from_secs(10)), Instant::now());
+        let due = |second| sparing.due(now + Duration::from_secs(second));
+        assert_eq!(due(0), Some(0));
+        assert_eq!([due(1), due(9)], [None, None]);
+        assert_eq!(due(10), Some(2));
+        assert_eq!((due(19), due(40)), (None, Some(1)));
+    }
 
     #[test]
     fn a_bad_filter_is_refused() {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use linkspan_runtime::logging::Sparing;
 use linkspan_runtime::process::chain;
 use linkspan_runtime::stop::Stop;
 use tokio::time::timeout;
@@ -12,6 +14,9 @@ use tracing::{debug, warn};
 use super::Tunnel;
 use super::close::{self, CloseCode};
 use super::handshake::{self, Refused};
+
+/// Warnings of refused peers.
+static REFUSALS: Sparing = Sparing::new(Duration::from_secs(10));
 
 /// Accepts until the stop drains; sessions live on in the tunnel's tracker.
 pub(crate) async fn run(tunnel: Arc<Tunnel>, endpoint: quinn::Endpoint, stop: Stop) {
@@ -87,17 +92,23 @@ async fn accept(tunnel: &Tunnel, incoming: quinn::Incoming) {
     };
     let quic = match timeout(tunnel.timers().handshake, connecting).await {
         Ok(Ok(quic)) => quic,
-        Ok(Err(error)) => return debug!(%remote, %error, "tunnel handshake failed"),
+        Ok(Err(error)) => {
+            // As a string, so that the caller's words in it are escaped.
+            return debug!(%remote, error = error.to_string(), "tunnel handshake failed");
+        }
         Err(_) => return debug!(%remote, "tunnel handshake took too long"),
     };
     if let Err(refused) = greet(tunnel, &quic).await {
         let code = refused.code();
         let reason = chain(&refused);
-        if code == CloseCode::NoCertificate {
-            // Anybody can do this, as often as they like.
-            debug!(%remote, reason, code = code.label(), "tunnel caller refused");
-        } else {
-            warn!(%remote, reason, code = code.label(), "a linked peer's gateway was refused");
+        let code_word = code.label();
+        // Anybody can come without a certificate, and peers otherwise, as often as they like.
+        let due = (code != CloseCode::NoCertificate).then(|| REFUSALS.due(Instant::now()));
+        match due.flatten() {
+            Some(unsaid) => {
+                warn!(%remote, reason, code = code_word, unsaid, "a linked peer's gateway was refused");
+            }
+            None => debug!(%remote, reason, code = code_word, "tunnel caller refused"),
         }
         close::close(&quic, code);
     }

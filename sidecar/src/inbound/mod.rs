@@ -9,7 +9,13 @@ mod dial;
 mod http;
 mod tcp;
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt::Display,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use linkspan_dataplane::{
@@ -19,9 +25,11 @@ use linkspan_dataplane::{
     discover::{InboundService, PeerInfo, Snapshot},
     forward::bytes::Duplex,
     report::Access,
+    target::TargetName,
 };
 use linkspan_routing::{AppProtocol, ClusterId};
 use linkspan_runtime::{
+    logging::Sparing,
     process::chain,
     stop::Stop,
     telemetry::{Direction, TrafficLabels, TrafficMetrics},
@@ -37,6 +45,9 @@ use tracing::{debug, warn};
 use crate::config::Workload;
 use app::App;
 use check::{Own, Passage};
+
+/// Between two warnings of refused calls.
+const REFUSALS: Duration = Duration::from_secs(10);
 
 /// Serves the mesh's calls to the workload.
 #[derive(Clone, Debug)]
@@ -56,6 +67,7 @@ struct Inner {
     traffic: TrafficMetrics,
     idle: Duration,
     access_log: bool,
+    refusals: Sparing,
     stop: Stop,
 }
 
@@ -114,6 +126,7 @@ impl Inbound {
             traffic,
             idle,
             access_log,
+            refusals: Sparing::new(REFUSALS),
             stop,
         };
         Self {
@@ -178,7 +191,7 @@ impl Inbound {
         let passage = match check::passage(&self.inner.own, &rules.services, &peer, &target) {
             Ok(passage) => passage,
             Err(refusal) => {
-                warn!(caller = %peer, %target, %refusal, "call refused");
+                self.tell_refused(&peer, &target, &refusal);
                 return self.refuse(io, alpn, refusal).await;
             }
         };
@@ -194,9 +207,17 @@ impl Inbound {
             (Alpn::Tcp, AppProtocol::Detect) => self.detect(io, caller).await,
             // The application would see an HTTP request that names its caller itself.
             (Alpn::Tcp, AppProtocol::Http | AppProtocol::Http2) => {
-                warn!(caller = %caller.id, %target, "opaque bytes to an HTTP port refused");
+                self.tell_refused(&caller.id, &target, &"opaque bytes to an HTTP port");
                 io.reset();
             }
+        }
+    }
+
+    /// Callers can make this happen as often as they like.
+    fn tell_refused(&self, caller: &SpiffeId, target: &TargetName, why: &dyn Display) {
+        match self.inner.refusals.due(Instant::now()) {
+            Some(unsaid) => warn!(%caller, %target, %why, unsaid, "call refused"),
+            None => debug!(%caller, %target, %why, "call refused"),
         }
     }
 
