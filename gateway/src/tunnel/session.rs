@@ -53,6 +53,8 @@ pub(crate) struct Session {
     metrics: LinkHandles,
     detector: Detector,
     ticks: u64,
+    /// A change that is to be reported with the next tick.
+    unreported: bool,
     /// Since when nothing is carried, while leaving.
     quiet_since: Option<Instant>,
 }
@@ -74,6 +76,7 @@ impl Session {
             metrics,
             detector,
             ticks: 0,
+            unreported: false,
             quiet_since: None,
         }
     }
@@ -138,6 +141,9 @@ impl Session {
         self.relieve();
         if now >= self.connection.retire_at && self.connection.change(|state| state.retiring = true)
         {
+            self.unreported = true;
+        }
+        if std::mem::take(&mut self.unreported) {
             self.shared.reporter.changed().await;
         }
         self.left(now).await
@@ -184,9 +190,13 @@ impl Session {
     async fn on_control(&mut self, message: Result<Control, FrameError>) -> Option<End> {
         let changed = match message {
             Ok(Control::Goaway) => self.connection.change(|state| state.draining = true),
-            Ok(Control::Ready(told)) => self
-                .connection
-                .change(|state| state.ready = hello::ready(told)),
+            Ok(Control::Ready(told)) => {
+                // News of it can wait for the next tick: a peer may say this at any rate, and
+                // each report makes a table for everybody.
+                let ready = hello::ready(told);
+                self.unreported |= self.connection.change(|state| state.ready = ready);
+                false
+            }
             Ok(Control::Unknown) => false,
             Err(error) => return self.on_broken(&error),
         };
@@ -280,7 +290,9 @@ impl Session {
             }
             End::Lost(error) => {
                 let code = code_of(error).map(CloseCode::label);
-                info!(%peer, %replica, %error, code, "tunnel connection lost");
+                // As a string, so that the peer's words in it are escaped.
+                let error = error.to_string();
+                info!(%peer, %replica, error, code, "tunnel connection lost");
             }
         }
     }
