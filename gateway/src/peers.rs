@@ -17,6 +17,7 @@ use tracing::{debug, info};
 
 use crate::tunnel::close::CloseCode;
 use crate::tunnel::connection::Connection;
+use crate::tunnel::handshake;
 use crate::tunnel::plan::{Held, Purpose};
 
 /// Reports of sessions that wait for the table's task. It never waits for anybody, so that a
@@ -95,6 +96,11 @@ impl Peers {
             .by_id
             .get_mut(&connection.cluster)
             .ok_or(CloseCode::NotLinked)?;
+        // Since the handshake the cluster may have been linked anew, with other gateways.
+        let proven = handshake::identity(&connection.quic).ok();
+        if proven.as_ref() != Some(&peer.link.gateway) {
+            return Err(CloseCode::NotLinked);
+        }
         if peer.connections.len() >= limit {
             return Err(CloseCode::Limit);
         }
