@@ -126,7 +126,7 @@ impl Ingress {
         };
         match begun {
             Ok(begun) => self.relay(from, quic, begun, ticket).await,
-            Err(denied) => self.refuse(from, quic, &denied).await,
+            Err(denied) => self.refuse(from, quic, &denied, ticket).await,
         }
     }
 
@@ -213,8 +213,8 @@ impl Ingress {
 
     async fn relay(&self, from: &Connection, mut quic: QuicDuplex, begun: Begun, ticket: &Ticket) {
         let cause = quic.cause();
-        if quic.write_all(&open::answer(StreamCode::Ok)).await.is_err() {
-            return from.inbound.ended(ResetCode::Reset.label());
+        if let Err(code) = self.answer(&mut quic, StreamCode::Ok, ticket).await {
+            return from.inbound.ended(code.label());
         }
         let counters = from.inbound.counters();
         let tcp = Watched::new(begun.tcp, ticket.gauge());
@@ -228,7 +228,13 @@ impl Ingress {
     }
 
     /// The peer learns the code, our operator the rule.
-    async fn refuse(&self, from: &Connection, mut quic: QuicDuplex, denied: &Denied) {
+    async fn refuse(
+        &self,
+        from: &Connection,
+        mut quic: QuicDuplex,
+        denied: &Denied,
+        ticket: &Ticket,
+    ) {
         let rule = chain(denied as &dyn Error);
         let Some(code) = denied.code() else {
             quic.cause().set(ResetCode::BadOpen);
@@ -245,9 +251,27 @@ impl Ingress {
         }
         from.inbound.ended(label);
         // A peer that takes no answer needs none.
-        if quic.write_all(&open::answer(code)).await.is_ok() {
+        if self.answer(&mut quic, code, ticket).await.is_ok() {
             let _ = quic.shutdown().await;
         }
+    }
+
+    /// Answers. A peer that gives the stream no window must not keep it, and what it holds, for ever.
+    async fn answer(
+        &self,
+        quic: &mut QuicDuplex,
+        code: StreamCode,
+        ticket: &Ticket,
+    ) -> Result<(), ResetCode> {
+        let (cause, answer) = (quic.cause(), open::answer(code));
+        let told = tokio::select! {
+            told = timeout(self.timers.answer, quic.write_all(&answer)) => match told {
+                Ok(told) => told.map_err(|_| ResetCode::Reset),
+                Err(_) => Err(ResetCode::Idle),
+            },
+            code = ticket.cut() => Err(code),
+        };
+        told.inspect_err(|code| cause.set(*code))
     }
 }
 

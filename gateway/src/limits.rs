@@ -22,6 +22,8 @@ pub struct Timers {
     pub connect: Duration,
     /// The answer to a stream opening, 5 s; longer than the peer needs to connect and to say no.
     pub result: Duration,
+    /// For the peer to take the answer to its stream opening, 5 s: it fits into any window but none.
+    pub answer: Duration,
     /// For a place in the peer's stream limit, 1 s; then the answer is `BUSY`.
     pub busy: Duration,
     /// A relayed stream over which nothing passes in either direction is reset after 1 h.
@@ -45,6 +47,7 @@ impl Default for Timers {
             first_bytes: Duration::from_secs(5),
             connect: Duration::from_millis(1_500),
             result: Duration::from_secs(5),
+            answer: Duration::from_secs(5),
             busy: Duration::from_secs(1),
             stream_idle: Duration::from_secs(3_600),
             surplus: Duration::from_secs(60),

@@ -11,6 +11,7 @@ use linkspan_trust::testing::Pki;
 use linkspan_trust::{MaterialReader, MaterialWriter, first_contact_config};
 use quinn::{ReadError, RecvStream};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// A gateway of west that exports `shop/checkout` to east, but not to north; both are linked.
@@ -191,6 +192,30 @@ async fn malformed_openings_end_their_own_stream_only() {
     send.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
     assert_eq!(common::answer(&mut recv).await, StreamCode::BadRequest);
     west.still_serves(&peer).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_no_answer_does_not_keep_its_stream() {
+    let pki = pki();
+    let mut config = common::config("west", "west-1", &pki);
+    config.timers.answer = Duration::from_millis(50);
+    let mut gateway = Gateway::with(&pki, config, &gateway_id("west")).await;
+    gateway.tell(vec![link("east", &[])], Vec::new());
+    gateway.until("the link is known", "east", |_| true).await;
+    let (_writer, east) = pki.material(&gateway_id("east"));
+    // Room for the hello, but not for a hundred answers that nobody reads.
+    let mut narrow = quinn::TransportConfig::default();
+    narrow.receive_window(256_u32.into());
+    let to = gateway.addresses.tunnel;
+    let peer = RawPeer::greet_with(&east, ("east", "west"), to, narrow).await;
+    let name = "80.ledger.shop.svc.west.linkspan.internal";
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        streams.push(peer.open(opening(name), name).await);
+    }
+    let (_, last) = streams.last_mut().unwrap();
+    let idle = ResetCode::Idle.wire().into_inner();
+    assert_eq!(reset_code(last).await, idle);
 }
 
 async fn reset_code(recv: &mut RecvStream) -> u64 {

@@ -7,7 +7,7 @@ use linkspan_api::v1;
 use linkspan_dataplane::frame;
 use linkspan_trust::{MaterialReader, TrustPolicy};
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, TransportConfig};
 
 use super::{answer, client_hello, gateway_id, patiently};
 
@@ -21,12 +21,21 @@ pub(crate) struct RawPeer {
 
 /// A QUIC connection to a gateway of `cluster`, with any TLS.
 pub(crate) async fn connect(
+    tls: rustls::ClientConfig,
+    to: SocketAddr,
+) -> (Result<Connection, ConnectionError>, quinn::Endpoint) {
+    connect_with(tls, to, TransportConfig::default()).await
+}
+
+async fn connect_with(
     mut tls: rustls::ClientConfig,
     to: SocketAddr,
+    transport: TransportConfig,
 ) -> (Result<Connection, ConnectionError>, quinn::Endpoint) {
     tls.alpn_protocols = vec![b"linkspan-tunnel/1".to_vec()];
     let crypto = QuicClientConfig::try_from(tls).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(crypto));
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport));
     let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
     let connecting = endpoint
         .connect_with(config, to, "gateway.linkspan.internal")
@@ -60,7 +69,27 @@ impl RawPeer {
         to: SocketAddr,
         purpose: v1::TunnelPurpose,
     ) -> Self {
-        let (quic, endpoint) = connect(tls(material, cluster), to).await;
+        let connected = connect(tls(material, cluster), to).await;
+        Self::greet_over(material, own, connected, purpose).await
+    }
+
+    /// As [`RawPeer::greet`], for data, with other parameters of the transport.
+    pub(crate) async fn greet_with(
+        material: &MaterialReader,
+        (own, cluster): (&str, &str),
+        to: SocketAddr,
+        transport: TransportConfig,
+    ) -> Self {
+        let connected = connect_with(tls(material, cluster), to, transport).await;
+        Self::greet_over(material, own, connected, v1::TunnelPurpose::Data).await
+    }
+
+    async fn greet_over(
+        material: &MaterialReader,
+        own: &str,
+        (quic, endpoint): (Result<Connection, ConnectionError>, quinn::Endpoint),
+        purpose: v1::TunnelPurpose,
+    ) -> Self {
         let quic = quic.unwrap();
         let mut control = quic.open_bi().await.unwrap();
         frame::write_message(&mut control.0, &hello(own, purpose))
