@@ -1,14 +1,20 @@
 //! HTTP/1, HTTP/2 or neither, from the first bytes of a plaintext connection whose port declares nothing.
 
-use std::time::Duration;
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     time::timeout,
 };
 
 use super::{DetectError, Prefixed};
+use crate::forward::bytes::Duplex;
 
 /// How much is read before giving up on a request line, bytes.
 pub const MAX_REQUEST_LINE: usize = 8 * 1024;
@@ -91,6 +97,117 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
+/// A connection that was taken for opaque and is cut if its caller speaks HTTP after all: late, or in
+/// a spelling that [`classify`] does not take but an application might. Such a caller would
+/// otherwise get to say to the application who it is.
+///
+/// Speaking HTTP means to name its version in the first line, as all versions with fields do.
+#[derive(Debug)]
+pub struct NoHttp<IO> {
+    io: IO,
+    first_line: Option<FirstLine>,
+}
+
+/// What has been seen of the first line that is not empty.
+#[derive(Debug, Default)]
+struct FirstLine {
+    begun: bool,
+    /// How much of [`VERSION`] the last bytes are.
+    matched: usize,
+}
+
+const VERSION: &[u8] = b"HTTP/";
+
+/// What the bytes so far say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Undecided,
+    Http,
+    Opaque,
+}
+
+impl FirstLine {
+    fn look(&mut self, bytes: &[u8]) -> Verdict {
+        for byte in bytes {
+            if self.matched == VERSION.len() {
+                return Verdict::Http;
+            }
+            match byte {
+                // RFC 9112 §2.2: servers skip empty lines before a request.
+                b'\r' | b'\n' if !self.begun => continue,
+                b'\n' => return Verdict::Opaque,
+                _ => self.begun = true,
+            }
+            // No part of the word but its first letter begins it anew.
+            self.matched = if *byte == VERSION[self.matched] {
+                self.matched + 1
+            } else {
+                usize::from(*byte == VERSION[0])
+            };
+        }
+        if self.matched == VERSION.len() {
+            return Verdict::Http;
+        }
+        Verdict::Undecided
+    }
+}
+
+impl<IO> NoHttp<IO> {
+    /// `io`, of which nothing has been read (or all is read again).
+    pub fn new(io: IO) -> Self {
+        let first_line = Some(FirstLine::default());
+        Self { io, first_line }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for NoHttp<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let Some(first_line) = &mut self.first_line else {
+            return Poll::Ready(Ok(()));
+        };
+        match first_line.look(&buf.filled()[before..]) {
+            Verdict::Undecided => {}
+            Verdict::Opaque => self.first_line = None,
+            Verdict::Http => {
+                buf.set_filled(before);
+                let what = "HTTP on a connection that was opened for opaque bytes";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for NoHttp<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+impl<IO: Duplex> Duplex for NoHttp<IO> {
+    fn reset(&mut self) {
+        self.io.reset();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt;
@@ -133,6 +250,37 @@ mod tests {
         io.read_exact(&mut again).await.unwrap();
         assert_eq!(&again, b"GET / HTTP/1.1\r\n\r\n");
         writer.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn http_does_not_pass_as_opaque_however_it_is_cut() {
+        for (bytes, passes) in [
+            (&b"\r\n\r\nGET / HTTP/1.1\r\n"[..], false),
+            (b"GET / HTTP/1.9\r\n", false),
+            (b"GET / HHTTP/1.1 \r\n", false),
+            (b"PRI * HTTP/2.0\r\n", false),
+            (b"EHLO mail.example\r\nGET / HTTP/1.1\r\n", true),
+            (b"\x16\x03\x01\0\x05\0h2\x08http/1.1", true),
+        ] {
+            for step in 1..=bytes.len() {
+                let (mut client, server) = tokio::io::duplex(64);
+                let pieces = bytes.to_vec();
+                let writer = tokio::spawn(async move {
+                    for piece in pieces.chunks(step) {
+                        // Fails once the reader has cut the connection.
+                        if client.write_all(piece).await.is_err() {
+                            return;
+                        }
+                        tokio::task::yield_now().await;
+                    }
+                });
+                let mut read = Vec::new();
+                let end = NoHttp::new(server).read_to_end(&mut read).await;
+                assert_eq!(end.is_ok(), passes, "{step}");
+                assert_eq!(read == bytes, passes, "{step}");
+                writer.await.unwrap();
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 use linkspan_dataplane::{
     accept::Accept,
     connect::mtls::{Accepted, Acceptor, AcceptorLimits, Alpn},
-    detect::http::{DETECT_TIMEOUT, Protocol, detect_http},
+    detect::http::{DETECT_TIMEOUT, NoHttp, Protocol, detect_http},
     discover::{InboundService, PeerInfo, Snapshot},
     forward::bytes::Duplex,
     report::Access,
@@ -225,7 +225,7 @@ impl Inbound {
     /// get to name itself to the application.
     async fn detect(&self, io: TlsStream<TcpStream>, caller: Caller) {
         match detect_http(io, DETECT_TIMEOUT).await {
-            Ok((Protocol::Opaque, io)) => self.tcp(io, caller).await,
+            Ok((Protocol::Opaque, io)) => self.tcp(NoHttp::new(io), caller).await,
             Ok((Protocol::Http1 | Protocol::Http2, io)) => self.http(io, caller).await,
             Err(error) => debug!(error = %chain(&error), "connection ended before its first bytes"),
         }
