@@ -10,7 +10,7 @@ use std::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    report::StepReport,
+    report::{HEADER, StepReport},
     samples::{Side, millis},
     tour::STEPS,
     world::View,
@@ -112,7 +112,7 @@ impl Board {
     pub fn end(&self, report: &StepReport) {
         self.state().done.push(report.clone());
         let mark = if report.ok { "held" } else { "DID NOT HOLD" };
-        self.line(&format!("  {mark}: {}", report.line().trim_start()));
+        self.line(&format!("  {mark}: {}", report.line()));
         self.line(&format!("  {}", report.detail));
     }
 
@@ -221,6 +221,7 @@ fn table(state: &State, view: &View, elapsed: Duration, color: bool) -> Vec<Stri
             elapsed.as_secs_f64()
         ),
         String::new(),
+        paint.with("2", &format!("     {HEADER}")),
     ];
     for (index, name) in STEPS.iter().enumerate() {
         lines.push(step_line(state, index + 1, name, paint));
@@ -243,7 +244,7 @@ fn step_line(state: &State, number: usize, name: &str, paint: Paint) -> String {
             } else {
                 paint.with("31", "✗")
             };
-            format!(" {mark} {number} {}", report.line())
+            format!(" {mark} {number} {}", report.row())
         }
         None if state.step == number => format!(" {} {number} {name}", paint.with("36", "▸")),
         None => paint.with("2", &format!("   {number} {name}")),

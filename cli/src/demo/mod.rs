@@ -4,7 +4,7 @@
 //! supervisor ─┬─ reaper                    cleans up, whatever happens to the supervisor
 //!             ├─ wire (a thread)           carries, or swallows, the gateways' datagrams
 //!             ├─ federation, 2 gateways    for each of east and west
-//!             └─ apps and their sidecars   frontend (the load), 3 checkout, 2 echoes
+//!             └─ apps and their sidecars   frontend (in east: the load), 3 checkout, 2 echoes
 //! ```
 //!
 //! [`topology`] says who is where, [`world`] runs it, [`tour`] breaks and checks it,
@@ -37,7 +37,7 @@ use self::{
     supervisor::Ended,
     topology::Cluster,
     tour::Tour,
-    world::{LOAD, View, World},
+    world::{View, World},
 };
 use crate::{apps::report::Moment, exit::Failure, output::Format};
 
@@ -81,7 +81,6 @@ async fn supervise(options: &Options) -> Result<(), Failure> {
         () = interrupt.next() => Err(Failure::Interrupted),
         () = board.draw(&view) => pending().await,
     };
-    board.redraw(&view);
     let outcome = match outcome {
         Ok(held) => {
             if !held {
@@ -95,6 +94,7 @@ async fn supervise(options: &Options) -> Result<(), Failure> {
             stayed.and(if held { Ok(()) } else { Err(Failure::Reported) })
         }
         Err(failure) => {
+            board.redraw(&view);
             if !matches!(failure, Failure::Interrupted) {
                 print_logs(&world);
             }
@@ -115,9 +115,7 @@ async fn show(options: &Options, world: &mut World, board: &Board) -> Result<boo
     let view = world.view();
     if !options.keep {
         board.doing("waiting for the last answers");
-        world.supervisor.finish(LOAD, LAST_ANSWERS).await?;
-        let settled = || view.load_ended().then_some(());
-        world::until("the last report", LAST_ANSWERS, settled).await?;
+        world.finish_load(LAST_ANSWERS).await?;
     }
     let total = view.window(Moment(0), Moment(u64::MAX));
     let steps: Vec<_> = steps.iter().map(|step| step.report(&view)).collect();

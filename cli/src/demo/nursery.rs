@@ -35,7 +35,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let mut ports = Ports::new(rand::random());
     std::fs::write(supervisor.dir().join("a-file"), "left behind?").context("writing")?;
     for name in ["one", "two"] {
-        let listen = format!("127.0.0.1:{}", ports.next()?);
+        let listen = format!("127.0.0.1:{}", ports.take()?);
         let arguments = ["app", "tcp-echo", "--instance", name, "--listen", &listen];
         supervisor.spawn(&Spec::new(name, arguments))?;
     }

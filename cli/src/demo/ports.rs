@@ -47,7 +47,7 @@ impl Ports {
     ///
     /// # Errors
     /// If there is none left.
-    pub fn next(&mut self) -> anyhow::Result<u16> {
+    pub fn take(&mut self) -> anyhow::Result<u16> {
         self.candidates.find(|port| is_free(*port)).context(
             "no free port outside the ephemeral range; \
              see /proc/sys/net/ipv4/ip_local_port_range",
@@ -87,7 +87,7 @@ mod tests {
     fn no_port_of_the_ephemeral_range_is_handed_out() {
         let mut ports = Ports::outside(&(10_300..=65_530), 7);
         let mut handed = Vec::new();
-        while let Ok(port) = ports.next() {
+        while let Ok(port) = ports.take() {
             assert!(!(10_300..=65_530).contains(&port));
             handed.push(port);
         }
@@ -101,14 +101,14 @@ mod tests {
     #[test]
     fn a_taken_port_is_passed_over() {
         let mut ports = Ports::new(3);
-        let first = ports.next().expect("a port");
+        let first = ports.take().expect("a port");
         let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, first)).expect("free");
-        assert_ne!(Ports::new(3).next().expect("another port"), first);
+        assert_ne!(Ports::new(3).take().expect("another port"), first);
     }
 
     #[test]
     fn all_ports_ephemeral_is_an_error_with_a_hint() {
-        let error = Ports::outside(&(0..=65_535), 1).next().expect_err("none");
+        let error = Ports::outside(&(0..=65_535), 1).take().expect_err("none");
         assert!(error.to_string().contains("ip_local_port_range"));
     }
 }

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+/// The head of the table of steps.
+pub const HEADER: &str = "step                                east   west failed     slowest";
+
 /// The whole tour.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -64,11 +67,20 @@ pub struct Answered {
 }
 
 impl StepReport {
-    /// One line of at most 80 columns.
+    /// One line of numbers.
     #[must_use]
     pub fn line(&self) -> String {
         format!(
-            "{:<32} east {:>5}  west {:>5}  failed {}  slowest {:.0} ms",
+            "east {}, west {}, failed {}, slowest {:.0} ms",
+            self.answered.east, self.answered.west, self.failed, self.slowest_ms
+        )
+    }
+
+    /// One row of the table under [`HEADER`].
+    #[must_use]
+    pub fn row(&self) -> String {
+        format!(
+            "{:<33} {:>6} {:>6} {:>6} {:>8.0} ms",
             self.name, self.answered.east, self.answered.west, self.failed, self.slowest_ms
         )
     }
@@ -100,9 +112,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_fits_a_narrow_terminal() {
+    fn a_row_fits_a_narrow_terminal_below_its_header() {
         let step = StepReport {
-            name: "a gateway of west dies, returns".into(),
+            name: "the link is a black hole, returns".into(),
             requests: 12_345,
             answered: Answered {
                 east: 12_345,
@@ -111,7 +123,11 @@ mod tests {
             slowest_ms: 1234.5,
             ..StepReport::default()
         };
-        assert!(step.line().len() <= 75, "{}", step.line().len());
+        assert_eq!(step.row().len(), HEADER.len());
+        assert!(step.row().len() <= 74, "{}", step.row().len());
+        for name in super::super::tour::STEPS {
+            assert!(name.len() <= 33, "{name}");
+        }
     }
 
     #[test]

@@ -161,11 +161,11 @@ impl Cluster {
             gateways.push(Gateway {
                 process: format!("{}/gateway-{number}", side.name()),
                 replica: format!("gateway-{number}"),
-                tunnel: ports.next()?,
-                wire: ports.next()?,
-                egress: ports.next()?,
-                admin: ports.next()?,
-                debug: ports.next()?,
+                tunnel: ports.take()?,
+                wire: ports.take()?,
+                egress: ports.take()?,
+                admin: ports.take()?,
+                debug: ports.take()?,
             });
         }
         let mut workloads = Vec::new();
@@ -176,9 +176,9 @@ impl Cluster {
             side,
             dir: dir.join(side.name()),
             federation: FederationPorts {
-                grpc: ports.next()?,
-                admin: ports.next()?,
-                debug: ports.next()?,
+                grpc: ports.take()?,
+                admin: ports.take()?,
+                debug: ports.take()?,
             },
             gateways,
             workloads,
@@ -431,17 +431,17 @@ fn plan_workload(
     let mut outbound = BTreeMap::new();
     if app == "frontend" {
         for service in SERVICES {
-            outbound.insert(service.name, ports.next()?);
+            outbound.insert(service.name, ports.take()?);
         }
     }
     Ok(Workload {
         side,
         name,
         app,
-        app_port: ports.next()?,
-        inbound: ports.next()?,
-        admin: ports.next()?,
-        debug: ports.next()?,
+        app_port: ports.take()?,
+        inbound: ports.take()?,
+        admin: ports.take()?,
+        debug: ports.take()?,
         outbound,
     })
 }

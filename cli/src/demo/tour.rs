@@ -14,10 +14,20 @@ use super::{
     report::{Answered, StepReport},
     samples::{Side, Window, millis},
     topology::{Gateway, Workload},
-    world::{View, World, is_whole, until},
+    world::{Load, View, World, is_whole, until},
 };
 use crate::apps::report::Moment;
 
+/// What east's frontend calls: the load.
+const LOAD: Load = Load {
+    rate: 200,
+    connections: 8,
+};
+/// West's frontend calls a little, and must never notice anything.
+const NEIGHBOUR: Load = Load {
+    rate: 10,
+    connections: 1,
+};
 /// The slowest answer is looked for from so long before the fault …
 const BEFORE_FAULT: Duration = Duration::from_secs(1);
 /// … to so long after it. No step ends sooner.
@@ -117,6 +127,18 @@ impl Step {
         }
         if let Some(why) = &window.first_failure {
             broken.push(format!("{} requests failed, first: {why}", window.failed));
+        }
+        let neighbour = view.neighbour(self.begun, self.ended);
+        if neighbour.failed > 0 || neighbour.east > 0 {
+            broken.push(format!(
+                "west's own frontend noticed: {} answers from east, {} failed{}",
+                neighbour.east,
+                neighbour.failed,
+                neighbour
+                    .first_failure
+                    .map(|why| format!(", first: {why}"))
+                    .unwrap_or_default()
+            ));
         }
         if window.requests == 0 {
             broken.push("no request began".to_owned());
@@ -221,7 +243,8 @@ impl<'a> Tour<'a> {
     }
 
     async fn all_healthy(&mut self, step: &mut Step) -> anyhow::Result<()> {
-        self.world.start_load()?;
+        self.world.start_load(Side::East, LOAD)?;
+        self.world.start_load(Side::West, NEIGHBOUR)?;
         self.board.doing("watching where answers come from");
         let view = self.view.clone();
         let answered = || (view.recent(STEADY).east > 0).then_some(());

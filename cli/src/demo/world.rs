@@ -31,8 +31,6 @@ use crate::{
     verbs::token::write_secret,
 };
 
-/// Name of the process that makes the load.
-pub const LOAD: &str = "east/frontend";
 /// How often federations are asked for their status.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 /// How often a condition is looked at.
@@ -45,6 +43,15 @@ const ECHO_PATIENCE: Duration = Duration::from_secs(5);
 const REPORTS: usize = 64;
 /// What the parts log: what operators should know, no line per request.
 const LOG_FILTER: &str = "info,access=warn";
+
+/// How much a frontend calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Requests per second.
+    pub rate: u32,
+    /// HTTP/2 connections.
+    pub connections: u16,
+}
 
 /// What one federation last said; none while it does not answer.
 pub type Status = watch::Receiver<Option<Arc<v1::StatusResponse>>>;
@@ -64,7 +71,8 @@ pub struct World {
 /// What can be seen of the world without touching it.
 #[derive(Clone)]
 pub struct View {
-    samples: Arc<Mutex<Samples>>,
+    /// Of east's and of west's frontend.
+    samples: [Arc<Mutex<Samples>>; 2],
     instances: Arc<Mutex<Instances>>,
     statuses: [Status; 2],
 }
@@ -103,16 +111,22 @@ impl View {
         cluster.map_or(0, |cluster| cluster.ready)
     }
 
-    /// The requests that began within `[from, to)`.
+    /// The requests of east's frontend that began within `[from, to)`.
     #[must_use]
     pub fn window(&self, from: Moment, to: Moment) -> Window {
-        lock(&self.samples).window(from, to)
+        lock(&self.samples[0]).window(from, to)
     }
 
-    /// The newest requests of which all are settled.
+    /// Those of west's frontend, which has all it needs in its own cluster.
+    #[must_use]
+    pub fn neighbour(&self, from: Moment, to: Moment) -> Window {
+        lock(&self.samples[1]).window(from, to)
+    }
+
+    /// The newest requests of east's frontend of which all are settled.
     #[must_use]
     pub fn recent(&self, span: Duration) -> Window {
-        let samples = lock(&self.samples);
+        let samples = lock(&self.samples[0]);
         let to = samples.settled_before();
         samples.window(to.minus(span), to)
     }
@@ -120,13 +134,15 @@ impl View {
     /// Every request that began before this moment is settled.
     #[must_use]
     pub fn settled_before(&self) -> Moment {
-        lock(&self.samples).settled_before()
+        let [east, west] = &self.samples;
+        let (east, west) = (lock(east).settled_before(), lock(west).settled_before());
+        east.min(west)
     }
 
-    /// The load has ended and everything is settled.
+    /// Both frontends have ended and everything is settled.
     #[must_use]
     pub fn load_ended(&self) -> bool {
-        lock(&self.samples).ended()
+        self.samples.iter().all(|samples| lock(samples).ended())
     }
 }
 
@@ -175,7 +191,7 @@ impl World {
         let wire = Wire::start(&ways)?;
         let statuses = [follow(clusters[0].socket()), follow(clusters[1].socket())];
         let view = View {
-            samples: Arc::default(),
+            samples: Default::default(),
             instances: Arc::default(),
             statuses,
         };
@@ -327,35 +343,50 @@ impl World {
         Ok(())
     }
 
-    /// Starts the load; what it reports is seen in the view.
+    /// Starts a frontend; what it reports is seen in the view.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn start_load(&mut self) -> anyhow::Result<()> {
-        let mut frontends = self.cluster(Side::East).running("frontend");
-        let frontend = frontends.next().context("east has no frontend")?;
-        let identity = frontend.spiffe_id();
+    pub fn start_load(&mut self, side: Side, load: Load) -> anyhow::Result<()> {
+        let frontend = self.frontend(side)?.clone();
         let target = frontend.outbound("checkout");
         let target = target.context("the frontend calls no checkout")?;
-        drop(frontends);
         let (lines, reports) = mpsc::channel(REPORTS);
         let arguments = [
             "app".to_owned(),
             "frontend".to_owned(),
-            "--target".to_owned(),
-            target.to_string(),
-            "--identity".to_owned(),
-            identity,
+            format!("--target={target}"),
+            format!("--identity={}", frontend.spiffe_id()),
+            format!("--rate={}", load.rate),
+            format!("--connections={}", load.connections),
         ];
-        let mut spec = Spec::new(LOAD, arguments);
+        let mut spec = Spec::new(frontend.app_process(), arguments);
         spec.lines = Some(lines);
         self.supervisor.spawn(&spec)?;
-        let (samples, instances) = (
-            Arc::clone(&self.view.samples),
-            Arc::clone(&self.view.instances),
-        );
-        tokio::spawn(take_in(reports, samples, instances));
+        let samples = Arc::clone(&self.view.samples[index(side)]);
+        tokio::spawn(take_in(reports, samples, Arc::clone(&self.view.instances)));
         Ok(())
+    }
+
+    /// Ends both frontends once what they have in flight is settled.
+    ///
+    /// # Errors
+    /// If that takes longer than `patience`.
+    pub async fn finish_load(&mut self, patience: Duration) -> anyhow::Result<()> {
+        for side in Side::BOTH {
+            let frontend = self.frontend(side)?.app_process();
+            if self.supervisor.is_running(&frontend) {
+                self.supervisor.finish(&frontend, patience).await?;
+            }
+        }
+        let view = self.view();
+        let ended = || view.load_ended().then_some(());
+        until("the last reports", patience, ended).await
+    }
+
+    fn frontend(&self, side: Side) -> anyhow::Result<&Workload> {
+        let mut frontends = self.cluster(side).running("frontend");
+        frontends.next().context("there is no frontend")
     }
 
     /// Kills an application and its sidecar, as when a pod's node dies, and sees them gone.
@@ -377,8 +408,7 @@ impl World {
     /// # Errors
     /// If one of them does not answer, or wrongly.
     pub async fn call_echoes(&self) -> anyhow::Result<[Side; 2]> {
-        let mut frontends = self.cluster(Side::East).running("frontend");
-        let frontend = frontends.next().context("east has no frontend")?;
+        let frontend = self.frontend(Side::East)?;
         let at = |service| {
             let address = frontend.outbound(service);
             address.with_context(|| format!("the frontend calls no {service}"))
