@@ -48,7 +48,7 @@ pub(crate) async fn follow(
         if let Readiness::Probe(probe) = &workload.readiness {
             watch_probe(&workload, probe, &registration).await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     tokio::select! {
         () = stop.draining() => {}

@@ -74,7 +74,7 @@ impl Machine for Host {
         self.ports
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .next()
+            .take()
     }
 
     fn command(&self, program: &Path) -> Command {

@@ -60,7 +60,9 @@ pub(super) struct App {
 
 /// Connections of HTTP/1.1 that wait for a request, by address, newest last.
 #[derive(Debug, Default)]
-struct Idle(Mutex<HashMap<SocketAddr, Vec<(Instant, SendRequest<Upload>)>>>);
+struct Idle(Mutex<Waiting>);
+
+type Waiting = HashMap<SocketAddr, Vec<(Instant, SendRequest<Upload>)>>;
 
 /// Dials the application.
 #[derive(Debug)]
@@ -228,7 +230,7 @@ impl Idle {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<(Instant, SendRequest<Upload>)>>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         // Each change leaves it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
