@@ -11,6 +11,7 @@
 
 mod input;
 mod links;
+mod pace;
 mod state;
 mod status;
 mod world;
@@ -27,8 +28,10 @@ use linkspan_core::{
 use linkspan_runtime::{BoxError, stop::Stop};
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval},
+    time::{Instant as Timer, MissedTickBehavior, interval, sleep_until},
 };
+
+use pace::Pace;
 
 pub(crate) use input::{INPUTS, Input, Member};
 pub(crate) use state::{Foundation, State};
@@ -40,7 +43,7 @@ pub(crate) type Observer = tokio::sync::oneshot::Sender<watch::Receiver<Arc<Worl
 
 /// How often leases and the peers' clocks are looked at: a lapsed gateway is noticed soon.
 const TICK: Duration = Duration::from_millis(250);
-/// Inputs handled before the next plan, so that a burst is one plan and not a hundred.
+/// Inputs handled before clocks and declarations are looked at again.
 const BATCH: usize = 256;
 /// Pause after a source that could not be read.
 const RETRY: Duration = Duration::from_secs(1);
@@ -56,9 +59,14 @@ pub(crate) async fn run<S: Source>(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut batch = Vec::with_capacity(BATCH);
+    let mut pace = Pace::new(Timer::now());
     loop {
         tokio::select! {
-            () = stop.draining() => return Ok(()),
+            () = stop.draining() => {
+                // What came since the last plan is kept, too.
+                state.persist();
+                return Ok(());
+            }
             declared = next(&mut source) => state.declare(declared?, now()),
             // Cancel-safe: nothing is taken out unless the call returns.
             count = inputs.recv_many(&mut batch, BATCH) => {
@@ -70,8 +78,12 @@ pub(crate) async fn run<S: Source>(
                 }
             }
             _ = tick.tick() => state.tick(now()),
+            () = sleep_until(pace.due()), if state.wants_plan() => {}
         }
-        state.publish(&worlds, now());
+        if state.wants_plan() && pace.allows(Timer::now()) {
+            state.publish(&worlds, now());
+            pace.planned(Timer::now());
+        }
     }
 }
 

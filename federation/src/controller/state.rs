@@ -224,6 +224,11 @@ impl State {
         }
     }
 
+    /// Whether anything happened since the last plan.
+    pub(super) fn wants_plan(&self) -> bool {
+        self.dirty && self.declared.is_some()
+    }
+
     /// Makes a new world if anything happened, and publishes it if it differs.
     pub(super) fn publish(&mut self, worlds: &watch::Sender<Arc<World>>, now: Now) {
         let Some(declared) = self.declared.clone() else {
@@ -316,7 +321,8 @@ impl State {
         }
     }
 
-    fn persist(&self) {
+    /// Has the registrations that count kept on disk.
+    pub(super) fn persist(&self) {
         self.persist.send_if_modified(|last| {
             let news = !self.workloads.counting().eq(last.iter());
             if news {

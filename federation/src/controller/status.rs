@@ -72,7 +72,7 @@ impl State {
         }
     }
 
-    /// By the last plan, which is never older than the last input.
+    /// By the last plan, which follows the last input at once or within some 50 ms.
     fn services(&self, declared: &Declared) -> Vec<v1::ServiceStatus> {
         let desired = &self.last.desired;
         let keys: BTreeSet<_> = desired
