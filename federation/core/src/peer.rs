@@ -352,7 +352,11 @@ impl Peer {
                 carried.map(|()| false)
             }
             State::Syncing(syncing) => {
-                let accepted = syncing.staged.accept(&self.link, quotas, record, now.wall);
+                let in_force = self.records.check_successor(&record.body);
+                let accepted = in_force.and_then(|()| {
+                    let staged = &mut syncing.staged;
+                    staged.accept(&self.link, quotas, record, now.wall)
+                });
                 accepted.map(|_| false)
             }
             _ => Arc::make_mut(&mut self.records).accept(&self.link, quotas, record, now.wall),

@@ -420,17 +420,31 @@ impl PeerRecords {
         if bundle.roots.is_empty() {
             return Err(Refusal::Value("it has no roots"));
         }
-        let offered = bundle.sequence;
-        match &self.bundle {
-            Some(held) if held.sequence > offered => {
-                return Err(Refusal::OldBundle {
-                    held: held.sequence,
-                    offered,
-                });
-            }
-            _ => self.bundle = Some(bundle),
-        }
+        self.check_sequence(&bundle)?;
+        self.bundle = Some(bundle);
         Ok(Place::Bundle)
+    }
+
+    fn check_sequence(&self, offered: &Bundle) -> Result<(), Refusal> {
+        match &self.bundle {
+            Some(held) if held.sequence > offered.sequence => Err(Refusal::OldBundle {
+                held: held.sequence,
+                offered: offered.sequence,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a record may follow what is held here, though it is to be kept elsewhere: a new
+    /// snapshot starts empty, and must not bring back roots that were replaced.
+    ///
+    /// # Errors
+    /// The record is of older roots.
+    pub(crate) fn check_successor(&self, body: &RecordBody) -> Result<(), Refusal> {
+        match body {
+            RecordBody::Bundle(offered) => self.check_sequence(offered),
+            _ => Ok(()),
+        }
     }
 
     fn put_addresses(&mut self, mut addresses: Vec<Address>) -> Result<Place, Refusal> {

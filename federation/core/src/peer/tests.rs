@@ -634,6 +634,27 @@ fn announced_roots_count_until_roots_are_declared_anew() {
 }
 
 #[test]
+fn connecting_again_does_not_bring_old_roots_back() {
+    let mut hand = Hand::live();
+    let announced = bundle("west.test", 9);
+    let _ = hand.record(RecordBody::Bundle(announced.clone()));
+    let _ = hand.does(Event::Lost);
+    let _ = hand.begin(7);
+    refused(
+        &mut hand,
+        RecordBody::Bundle(bundle("west.test", 8)),
+        "lower than 9",
+    );
+    let _ = hand.does(Event::Complete);
+    assert_eq!(hand.view().bundle(), &announced);
+    let newer = bundle("west.test", 10);
+    let _ = hand.begin(8);
+    let _ = hand.record(RecordBody::Bundle(newer.clone()));
+    let _ = hand.does(Event::Complete);
+    assert_eq!(hand.view().bundle(), &newer);
+}
+
+#[test]
 fn narrower_imports_take_effect_at_once() {
     let mut hand = Hand::live();
     let imports = ImportFilter {
