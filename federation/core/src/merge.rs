@@ -4,6 +4,10 @@
 //! is; ties go to the lower cluster id. Ports are a union: by name first, then by number
 //! (every port is TCP, so the number stands for protocol and number). Whoever disagrees
 //! is named in a conflict; traffic never goes to a cluster that does not expose the port.
+//!
+//! What a peer says about ports can be wrong, or meant to harm: it only has to claim to be
+//! older. Callers of an exporting cluster therefore see that cluster's own ports first,
+//! whatever stands in the import, and then those of the others that do not clash with them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,9 +53,11 @@ pub struct Conflict {
 /// An import and what was disagreed about.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Merged {
-    /// The import.
+    /// The import, the same in every cluster.
     pub import: Import,
-    /// Disagreements, in a fixed order.
+    /// The import as callers of this cluster see it: its own ports stand.
+    pub seen: Import,
+    /// Disagreements of the import, in a fixed order.
     pub conflicts: Vec<Conflict>,
 }
 
@@ -78,15 +84,16 @@ impl Merged {
 }
 
 /// Merges the exports of one service; `None` where there are none. The order of the
-/// contributions means nothing; of two of one cluster the older counts.
-pub fn merge(service: &ServiceKey, contributions: &[Contribution]) -> Option<Merged> {
+/// contributions means nothing; of two of one cluster the older counts. `own` is the cluster
+/// whose callers [`Merged::seen`] is for.
+pub fn merge(
+    own: &ClusterId,
+    service: &ServiceKey,
+    contributions: &[Contribution],
+) -> Option<Merged> {
     let ranked = ranked(service, contributions);
     let (oldest, younger) = ranked.split_first()?;
     let (ports, mut conflicts) = merge_ports(&ranked);
-    let clusters = ranked
-        .iter()
-        .map(|c| (c.cluster.clone(), capacity(&c.export, &ports)))
-        .collect();
     conflicts.extend(disagreement(
         ConflictReason::TypeConflict,
         "type",
@@ -101,14 +108,29 @@ pub fn merge(service: &ServiceKey, contributions: &[Contribution]) -> Option<Mer
         younger,
         |export| affinity_text(export.session_affinity).to_owned(),
     ));
-    let import = Import {
+    let import = |ports: Vec<ServicePort>| Import {
         service: service.clone(),
-        ports,
         import_type: oldest.export.import_type,
         session_affinity: oldest.export.session_affinity,
-        clusters,
+        clusters: ranked
+            .iter()
+            .map(|c| (c.cluster.clone(), capacity(&c.export, &ports)))
+            .collect(),
+        ports,
     };
-    Some(Merged { import, conflicts })
+    Some(Merged {
+        import: import(ports),
+        seen: import(seen_ports(own, &ranked)),
+        conflicts,
+    })
+}
+
+/// The union for callers of `own`, whose export goes before older ones.
+fn seen_ports(own: &ClusterId, ranked: &[Contribution]) -> Vec<ServicePort> {
+    let mut ranked = ranked.to_vec();
+    // Stable: the others stay in their order.
+    ranked.sort_by_key(|contribution| contribution.cluster != *own);
+    merge_ports(&ranked).0
 }
 
 /// One contribution per cluster, oldest first.
@@ -186,7 +208,7 @@ fn port_text(port: &ServicePort) -> String {
 
 /// What a cluster contributes: its capacity, and those of its ports that the import has.
 fn capacity(export: &Export, ports: &[ServicePort]) -> ClusterCapacity {
-    let exposes = |port: &ServicePort| export.ports.iter().any(|own| own.port == port.port);
+    let exposes = |port: &ServicePort| export.ports.iter().any(|own| is_same(own, port));
     ClusterCapacity {
         localities: export.capacity.clone(),
         ports: ports
@@ -195,6 +217,16 @@ fn capacity(export: &Export, ports: &[ServicePort]) -> ClusterCapacity {
             .map(|port| port.port)
             .collect(),
     }
+}
+
+/// Whether a cluster's port is that of the import: one number with two names is two things.
+/// A port without a name is whatever has its number.
+fn is_same(one: &ServicePort, other: &ServicePort) -> bool {
+    let named_alike = match (&one.name, &other.name) {
+        (Some(one), Some(other)) => one == other,
+        _ => true,
+    };
+    one.port == other.port && named_alike
 }
 
 fn disagreement(

@@ -77,7 +77,7 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
         outgoing: plan_outgoing(known, &local),
         links: plan_links(known.peers),
         export_conditions: conditions::of_exports(known, &merged),
-        import_conditions: conditions::of_imports(&merged),
+        import_conditions: conditions::of_imports(known, &merged),
         imports: merged
             .into_iter()
             .map(|(key, merged)| (key, merged.import))
@@ -112,7 +112,7 @@ fn merge_all(
     }
     contributions
         .into_iter()
-        .filter_map(|(key, of)| merge(&key, &of).map(|merged| (key, merged)))
+        .filter_map(|(key, of)| merge(&known.own.cluster, &key, &of).map(|merged| (key, merged)))
         .collect()
 }
 
@@ -125,7 +125,7 @@ fn plan_services(
     let plan = |key: &ServiceKey| match (local.get(key), merged.get(key)) {
         // Not exported by us: ours alone, whatever peers export under its name.
         (Some(local), _) if local.export.is_none() => Some(own_service(known, local)),
-        (local, Some(merged)) => Some(shared_service(known, local, &merged.import)),
+        (local, Some(merged)) => Some(shared_service(known, local, &merged.seen)),
         (Some(local), None) => Some(own_service(known, local)),
         (None, None) => None,
     };

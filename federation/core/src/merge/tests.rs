@@ -16,7 +16,12 @@ fn from(cluster: &str, export: Export) -> Contribution {
 }
 
 fn merged(contributions: &[Contribution]) -> Merged {
-    merge(&service("shop/checkout"), contributions).expect("there are exports")
+    seen_from("north", contributions)
+}
+
+fn seen_from(own: &str, contributions: &[Contribution]) -> Merged {
+    let own = own.parse().expect("valid");
+    merge(&own, &service("shop/checkout"), contributions).expect("there are exports")
 }
 
 fn checkout(ports: Vec<ServicePort>, age: u64) -> Export {
@@ -31,9 +36,10 @@ fn ports_of(merged: &Merged, cluster: &str) -> Vec<u16> {
 
 #[test]
 fn nothing_is_imported_without_an_export() {
-    assert_eq!(merge(&service("shop/checkout"), &[]), None);
+    let own = "east".parse().expect("valid");
+    assert_eq!(merge(&own, &service("shop/checkout"), &[]), None);
     let other = from("east", export("shop/mail", vec![port(80)], 1));
-    assert_eq!(merge(&service("shop/checkout"), &[other]), None);
+    assert_eq!(merge(&own, &service("shop/checkout"), &[other]), None);
 }
 
 #[test]
@@ -88,14 +94,53 @@ fn of_one_name_with_two_numbers_the_oldest_stands() {
 }
 
 #[test]
-fn of_one_number_with_two_names_the_oldest_stands_and_both_are_reached() {
+fn of_one_number_with_two_names_the_oldest_stands_and_the_other_is_not_meant() {
     let merged = merged(&[
         from("east", checkout(vec![named_port("http", 80)], 2)),
         from("west", checkout(vec![named_port("web", 80)], 1)),
     ]);
     assert_eq!(merged.import.ports, [named_port("http", 80)]);
+    assert_eq!(ports_of(&merged, "west"), Vec::<u16>::new());
+    assert_eq!(merged.conflicts[0].reason, ConflictReason::PortConflict);
+}
+
+#[test]
+fn a_port_without_a_name_is_the_one_of_its_number() {
+    let merged = merged(&[
+        from("east", checkout(vec![named_port("http", 80)], 2)),
+        from("west", checkout(vec![port(80)], 1)),
+    ]);
     assert_eq!(ports_of(&merged, "west"), [80]);
     assert_eq!(merged.conflicts[0].reason, ConflictReason::PortConflict);
+}
+
+#[test]
+fn an_older_peer_takes_no_port_from_the_callers_of_an_exporting_cluster() {
+    let merged = seen_from(
+        "east",
+        &[
+            from("east", checkout(vec![named_port("http", 80)], 1)),
+            from(
+                "west",
+                checkout(vec![named_port("http", 8080), named_port("admin", 81)], 2),
+            ),
+        ],
+    );
+    assert_eq!(
+        merged.import.ports,
+        [named_port("admin", 81), named_port("http", 8080)]
+    );
+    assert_eq!(merged.conflicts[0].reason, ConflictReason::PortConflict);
+    assert_eq!(
+        merged.seen.ports,
+        [named_port("http", 80), named_port("admin", 81)]
+    );
+    let exposed = |cluster: &str| {
+        let cluster: ClusterId = cluster.parse().expect("valid");
+        merged.seen.clusters[&cluster].ports.clone()
+    };
+    assert_eq!(exposed("east"), [80]);
+    assert_eq!(exposed("west"), [81]);
 }
 
 #[test]
@@ -220,6 +265,18 @@ proptest! {
         let numbers: BTreeSet<_> = ports.iter().map(|p| p.port).collect();
         let names: BTreeSet<_> = ports.iter().map(|p| &p.name).collect();
         prop_assert_eq!((numbers.len(), names.len()), (ports.len(), ports.len()));
+    }
+
+    #[test]
+    fn own_ports_are_reached_whatever_others_say((one, _) in shuffled(), number in 1u16..4) {
+        let own = from("own", checkout(vec![named_port("a", number)], 0));
+        let all: Vec<_> = one.iter().cloned().chain([own.clone()]).collect();
+        let merged = seen_from("own", &all);
+        prop_assert!(merged.seen.ports.contains(&own.export.ports[0]));
+        prop_assert_eq!(&merged.seen.clusters[&own.cluster].ports, &[number]);
+        if !merged.import.ports.contains(&own.export.ports[0]) {
+            prop_assert!(!merged.conflicts.is_empty());
+        }
     }
 
     #[test]

@@ -53,25 +53,31 @@ fn of_export(known: &Known<'_>, key: &ServiceKey, merged: Option<&Merged>) -> Ve
 
 /// Conditions of the imports.
 pub(super) fn of_imports(
+    known: &Known<'_>,
     merged: &BTreeMap<ServiceKey, Merged>,
 ) -> BTreeMap<ServiceKey, Vec<Condition>> {
-    let ready = |merged: &Merged| {
-        let clusters: Vec<_> = merged
-            .import
-            .clusters
-            .keys()
-            .map(ClusterId::as_str)
-            .collect();
-        let message = format!("exported by {}", clusters.join(", "));
-        vec![Condition::new(
-            "Ready",
-            ConditionStatus::True,
-            "Ready",
-            message,
-        )]
-    };
     merged
         .iter()
-        .map(|(key, merged)| (key.clone(), ready(merged)))
+        .map(|(key, merged)| (key.clone(), vec![of_import(known, key, merged)]))
         .collect()
+}
+
+fn of_import(known: &Known<'_>, key: &ServiceKey, merged: &Merged) -> Condition {
+    let clusters: Vec<_> = merged
+        .import
+        .clusters
+        .keys()
+        .map(ClusterId::as_str)
+        .collect();
+    let exporters = format!("exported by {}", clusters.join(", "));
+    let shadowed = known.declared.services.contains_key(key)
+        && !merged.import.clusters.contains_key(&known.own.cluster);
+    if shadowed {
+        let message = format!(
+            "{exporters}, but a Service `{key}` is declared here and not exported, so callers \
+             here reach only that; export it to share it, or remove it"
+        );
+        return Condition::new("Ready", ConditionStatus::False, "OwnService", message);
+    }
+    Condition::new("Ready", ConditionStatus::True, "Ready", exporters)
 }

@@ -197,6 +197,42 @@ fn a_service_that_we_do_not_export_stays_ours() {
         desired.imports.contains_key(&service("shop/checkout")),
         "the import is still shown"
     );
+    assert_eq!(
+        texts(&desired.import_conditions[&service("shop/checkout")]),
+        [
+            "Ready=False: OwnService (exported by west, but a Service `shop/checkout` is \
+             declared here and not exported, so callers here reach only that; export it to \
+             share it, or remove it)"
+        ]
+    );
+}
+
+#[test]
+fn an_older_export_of_a_peer_takes_no_own_port_away() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.export("shop/checkout");
+    world.register("e1", "checkout");
+    let records = vec![
+        remote_export("shop/checkout", vec![port(8080)], 5_000),
+        remote_endpoint("west", "shop/checkout", "w1"),
+    ];
+    world.link("west", records);
+    let desired = world.plan();
+    let key = service("shop/checkout");
+    let seen = &desired.services[&key];
+    assert_eq!(seen.ports, [port(80)]);
+    assert_eq!(seen.clusters[&world.own.cluster].ports, [80]);
+    assert_eq!(
+        desired.imports[&key].ports,
+        [port(8080)],
+        "as everywhere else"
+    );
+    let conditions = texts(&desired.export_conditions[&key]);
+    assert!(
+        conditions[2].starts_with("Conflict=True: PortConflict"),
+        "{conditions:?}"
+    );
 }
 
 #[test]
