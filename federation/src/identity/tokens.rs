@@ -54,7 +54,24 @@ struct Entry {
 
 impl Entry {
     fn is_live(&self, now: SystemTime) -> bool {
-        UNIX_EPOCH + Duration::from_secs(self.expires_unix) > now
+        // A time that the clock cannot show is never trusted.
+        self.expires().is_some_and(|expires| expires > now)
+    }
+
+    fn expires(&self) -> Option<SystemTime> {
+        UNIX_EPOCH.checked_add(Duration::from_secs(self.expires_unix))
+    }
+
+    /// What is wrong with an entry that was read.
+    fn problem(&self) -> Option<&'static str> {
+        let is_hash = URL_SAFE_NO_PAD
+            .decode(&self.hash)
+            .is_ok_and(|bytes| bytes.len() == digest::SHA256_OUTPUT_LEN);
+        match self.expires() {
+            _ if !is_hash => Some("an entry's `hash` is not a SHA-256 in base64url"),
+            None => Some("an entry's `expiresUnix` is no time"),
+            Some(_) => None,
+        }
     }
 }
 
@@ -67,13 +84,19 @@ pub(crate) struct JoinTokens {
 impl JoinTokens {
     /// Reads the file; without one there are no tokens.
     pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
-        let entries = match files::read_private(path)? {
-            None => Vec::new(),
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| StateError::Damaged {
-                path: path.into(),
-                reason: error.to_string(),
-            })?,
+        let damaged = |reason: String| StateError::Damaged {
+            path: path.into(),
+            reason,
         };
+        let entries: Vec<Entry> = match files::read_private(path)? {
+            None => Vec::new(),
+            Some(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?
+            }
+        };
+        if let Some(problem) = entries.iter().find_map(Entry::problem) {
+            return Err(damaged(problem.into()));
+        }
         Ok(Self {
             path: path.into(),
             entries: Mutex::new(entries),
@@ -185,6 +208,22 @@ mod tests {
                 store.identity(&made.secret, now + Duration::from_secs(61)),
                 None
             );
+        }
+    }
+
+    #[test]
+    fn a_malformed_entry_is_damage_and_no_panic() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokens.json");
+        let good = hash(b"token");
+        for (hash, expires) in [(good.as_str(), u64::MAX), ("short", 4_000_000_000)] {
+            let json = format!(
+                r#"[{{"hash":"{hash}","spiffeId":"{}","expiresUnix":{expires}}}]"#,
+                id("a")
+            );
+            files::write_atomic(&path, json.as_bytes(), files::PRIVATE_FILE).unwrap();
+            let opened = JoinTokens::open(&path);
+            assert!(matches!(opened, Err(StateError::Damaged { .. })), "{json}");
         }
     }
 
