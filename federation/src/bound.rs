@@ -116,7 +116,8 @@ pub(crate) struct Listeners {
 pub async fn bind(config: Config) -> Result<Bound, BindError> {
     let now = SystemTime::now();
     let state = StateDir::open(&config.state_dir)?;
-    let authority = Authority::load_or_create(&state.ca(), &config.trust_domain, now)?;
+    let authority =
+        Authority::load_or_create(&state.ca(), &state.epoch(), &config.trust_domain, now)?;
     let authority = Arc::new(authority);
     let lifetime = config.timers.svid_lifetime;
     let tokens = Arc::new(JoinTokens::open(&state.tokens())?);

@@ -1,6 +1,7 @@
 //! The cluster's certificate authority and where it is kept.
 
 use std::{
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -30,15 +31,19 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
-    /// Reads the authority, or makes one at the very first start. An intermediate that ran
-    /// out while nobody was there is replaced.
+    /// Reads the authority, or makes one at the very first start, before there is `epoch`. An
+    /// intermediate that ran out while nobody was there is replaced.
     pub(crate) fn load_or_create(
         directory: &Path,
+        epoch: &Path,
         domain: &TrustDomain,
         now: SystemTime,
     ) -> Result<Self, StateError> {
         let authority = match read(directory)? {
-            None => create(directory, domain, now)?,
+            None => {
+                check_first_start(directory, epoch)?;
+                create(directory, domain, now)?
+            }
             Some(pem) => match CertificateAuthority::from_pem(domain, &pem, now) {
                 Ok(authority) => authority,
                 Err(CaError::NotValid {
@@ -90,6 +95,24 @@ pub(crate) async fn keep_authority(authority: Arc<Authority>) {
     }
 }
 
+/// Without a root a new one is made only if there never was one.
+fn check_first_start(directory: &Path, epoch: &Path) -> Result<(), StateError> {
+    let mut traces = [ROOT_KEY, INTERMEDIATE]
+        .map(|name| directory.join(name))
+        .to_vec();
+    traces.push(epoch.into());
+    match traces.iter().find(|trace| trace.exists()) {
+        None => Ok(()),
+        Some(trace) => Err(StateError::RootLost {
+            path: directory.join(ROOT_CERT),
+            directory: directory.into(),
+            evidence: format!("`{}` is there", trace.display()),
+        }),
+    }
+}
+
+/// Makes a whole set beside `directory`, which is empty, and puts it there in one step: a set
+/// cut short by a crash is never taken for one that lost its root.
 fn create(
     directory: &Path,
     domain: &TrustDomain,
@@ -98,11 +121,21 @@ fn create(
     let authority =
         CertificateAuthority::create(domain, now).map_err(|error| damaged(directory, &error))?;
     let pem = authority.to_pem();
-    // The root's certificate last: a set cut short by a crash has none, and is made anew
-    // before anybody can have seen it.
-    write(&directory.join(ROOT_KEY), &pem.root_key)?;
-    write_intermediate(directory, &pem)?;
-    write(&directory.join(ROOT_CERT), &pem.root_cert)?;
+    let staging = directory.with_extension("new");
+    let failed = |path: &Path, source| StateError::Write {
+        path: path.into(),
+        source,
+    };
+    match fs::remove_dir_all(&staging) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed(&staging, error));
+        }
+        _ => files::private_directory(&staging)?,
+    }
+    write(&staging.join(ROOT_KEY), &pem.root_key)?;
+    write_intermediate(&staging, &pem)?;
+    write(&staging.join(ROOT_CERT), &pem.root_cert)?;
+    fs::rename(&staging, directory).map_err(|error| failed(directory, error))?;
     tracing::info!(trust_domain = %domain, "made a certificate authority");
     Ok(authority)
 }
@@ -186,7 +219,7 @@ fn damaged(directory: &Path, error: &dyn std::fmt::Display) -> StateError {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _};
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -194,14 +227,63 @@ mod tests {
         "east.test".parse().unwrap()
     }
 
+    fn beside(ca: &Path) -> PathBuf {
+        ca.with_file_name("epoch")
+    }
+
+    fn open(ca: &Path) -> Result<Authority, StateError> {
+        files::private_directory(ca)?;
+        Authority::load_or_create(ca, &beside(ca), &domain(), SystemTime::now())
+    }
+
+    fn root_lost(ca: &Path) -> String {
+        match open(ca) {
+            Err(error @ StateError::RootLost { .. }) => error.to_string(),
+            Err(error) => panic!("{error}"),
+            Ok(_) => panic!("a new root"),
+        }
+    }
+
+    #[test]
+    fn a_lost_root_is_an_error_not_a_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("ca");
+        open(&ca).unwrap();
+        fs::remove_file(ca.join(ROOT_CERT)).unwrap();
+        let text = root_lost(&ca);
+        assert!(text.contains("root.pem` is missing"), "{text}");
+        fs::remove_file(ca.join(ROOT_KEY)).unwrap();
+        assert!(root_lost(&ca).contains("intermediate.pem` is there"));
+    }
+
+    #[test]
+    fn a_lost_directory_is_an_error_once_there_was_an_epoch() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("ca");
+        fs::write(beside(&ca), "1\n").unwrap();
+        let text = root_lost(&ca);
+        assert!(text.contains("epoch` is there"), "{text}");
+    }
+
+    #[test]
+    fn a_first_start_cut_short_is_begun_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("ca");
+        let staging = ca.with_extension("new");
+        files::private_directory(&staging).unwrap();
+        fs::write(staging.join(ROOT_KEY), "half").unwrap();
+        open(&ca).unwrap();
+        assert!(!staging.exists());
+    }
+
     #[test]
     fn the_same_authority_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
-        let now = SystemTime::now();
-        let first = Authority::load_or_create(directory.path(), &domain(), now).unwrap();
-        let second = Authority::load_or_create(directory.path(), &domain(), now).unwrap();
+        let ca = directory.path().join("ca");
+        let first = open(&ca).unwrap();
+        let second = open(&ca).unwrap();
         assert_eq!(first.bundle().roots, second.bundle().roots);
-        for file in fs::read_dir(directory.path()).unwrap() {
+        for file in fs::read_dir(&ca).unwrap() {
             let mode = file.unwrap().metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
@@ -210,28 +292,31 @@ mod tests {
     #[test]
     fn a_readable_key_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        Authority::load_or_create(directory.path(), &domain(), SystemTime::now()).unwrap();
-        let key = directory.path().join(ROOT_KEY);
+        let ca = directory.path().join("ca");
+        open(&ca).unwrap();
+        let key = ca.join(ROOT_KEY);
         fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
-        let result = Authority::load_or_create(directory.path(), &domain(), SystemTime::now());
+        let result = open(&ca);
         assert!(matches!(result, Err(StateError::Exposed { .. })));
     }
 
     #[test]
     fn an_authority_of_another_trust_domain_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        Authority::load_or_create(directory.path(), &domain(), SystemTime::now()).unwrap();
+        let ca = directory.path().join("ca");
+        open(&ca).unwrap();
         let other = "other.test".parse().unwrap();
-        let result = Authority::load_or_create(directory.path(), &other, SystemTime::now());
+        let result = Authority::load_or_create(&ca, &beside(&ca), &other, SystemTime::now());
         assert!(matches!(result, Err(StateError::Damaged { .. })));
     }
 
     #[test]
     fn a_lost_key_is_an_error_not_a_new_authority() {
         let directory = tempfile::tempdir().unwrap();
-        Authority::load_or_create(directory.path(), &domain(), SystemTime::now()).unwrap();
-        fs::remove_file(directory.path().join(INTERMEDIATE)).unwrap();
-        let result = Authority::load_or_create(directory.path(), &domain(), SystemTime::now());
+        let ca = directory.path().join("ca");
+        open(&ca).unwrap();
+        fs::remove_file(ca.join(INTERMEDIATE)).unwrap();
+        let result = open(&ca);
         assert!(matches!(result, Err(StateError::Damaged { .. })));
     }
 }

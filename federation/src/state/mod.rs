@@ -3,7 +3,8 @@
 //! ```text
 //! <stateDir>/            0700, locked by the one federation that uses it
 //!   lock
-//!   ca/                  root.pem root.key intermediate.pem intermediate.key
+//!   ca/                  root.pem root.key intermediate.pem (certificate and key)
+//!   ca.new/              the same, while it is being made
 //!   epoch                the epoch of the last start
 //!   tokens.json          hashes of join tokens, with identity and expiry
 //!   registrations.json   the workloads and gateways last registered
@@ -64,6 +65,20 @@ pub enum StateError {
     InUse {
         /// The state directory.
         path: PathBuf,
+    },
+    /// The root certificate is gone, though it was there once.
+    #[error(
+        "`{}` is missing, though {evidence}; with another root no peer and no workload would \
+         trust this cluster: restore `{}` from a backup, or, to start anew with new roots, \
+         remove the whole state directory", path.display(), directory.display()
+    )]
+    RootLost {
+        /// The file that is missing.
+        path: PathBuf,
+        /// What to restore.
+        directory: PathBuf,
+        /// What shows that it was there.
+        evidence: String,
     },
     /// A file does not hold what federation wrote.
     #[error("`{}` is damaged ({reason}); restore it from a backup, or remove it to start anew", path.display())]
