@@ -4,7 +4,9 @@
 //! * The *debug* face (15021, loopback): these, and `/config`, `/snapshot`, `/debug` as JSON.
 //!
 //! Both are bounded: [`MAX_CONNECTIONS`] at a time, [`REQUEST_TIMEOUT`] for a request's head and
-//! again for its answer, [`IDLE_TIMEOUT`] per connection in all, GET without a body only.
+//! again for its answer, [`IDLE_TIMEOUT`] per connection in all, GET without a body only. The
+//! public face closes after each answer: anybody can reach it, and idle connections must not
+//! take the places of probes.
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
@@ -81,6 +83,7 @@ impl Dumps {
 /// Serves one face until the stop *aborts*, so that probes are answered during a drain.
 /// Meant as a background task.
 pub async fn serve(listener: TcpListener, admin: Admin, stop: Stop) {
+    let keep_alive = admin.dumps.is_some();
     let router = router(admin);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
@@ -93,7 +96,7 @@ pub async fn serve(listener: TcpListener, admin: Admin, stop: Stop) {
             Ok((socket, permit)) => {
                 let (router, stop) = (router.clone(), stop.clone());
                 connections.spawn(async move {
-                    connection(socket, router, stop).await;
+                    connection(socket, router, keep_alive, stop).await;
                     drop(permit);
                 });
             }
@@ -121,9 +124,10 @@ async fn accept(
     Ok((socket, permit))
 }
 
-async fn connection(socket: TcpStream, router: Router, stop: Stop) {
+async fn connection(socket: TcpStream, router: Router, keep_alive: bool, stop: Stop) {
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
+        .keep_alive(keep_alive)
         .header_read_timeout(REQUEST_TIMEOUT)
         .max_buf_size(16 * 1024);
     let serving = http.serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
@@ -253,6 +257,19 @@ mod tests {
         );
         assert_eq!(get(address, "/snapshot").await.0, 404);
         stop.abort();
+    }
+
+    #[tokio::test]
+    async fn the_public_face_closes_after_an_answer() {
+        let (address, _readiness, _stop) = face(None).await;
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+        socket.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        let closed = socket.read_to_string(&mut answer);
+        timeout(REQUEST_TIMEOUT, closed).await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
     }
 
     #[tokio::test(start_paused = true)]
