@@ -1,6 +1,9 @@
 //! Exit codes, once: what scripts may rely on.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 /// Exit codes as text; a macro, so that `concat!` can take it.
 macro_rules! exit_codes {
@@ -72,8 +75,27 @@ impl From<anyhow::Error> for Failure {
 /// Prints the chain of causes once, on standard error, and tells the exit code.
 #[must_use]
 pub fn report(failure: &Failure) -> ExitCode {
+    ExitCode::from(report_to(&mut io::stderr(), failure))
+}
+
+/// Scripts rely on the exit code also where nobody can be told more: standard error may be
+/// closed, and `eprintln!` would panic.
+fn report_to(out: &mut impl Write, failure: &Failure) -> u8 {
     if let Some(error) = failure.cause() {
-        eprintln!("linkspan: {error:#}");
+        writeln!(out, "linkspan: {error:#}").ok();
     }
-    ExitCode::from(failure.code())
+    failure.code()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_listening_does_not_change_the_exit_code() {
+        // A full, fixed buffer refuses every byte.
+        let mut closed: &mut [u8] = &mut [];
+        let failure = Failure::Unreachable(anyhow::anyhow!("gone"));
+        assert_eq!(report_to(&mut closed, &failure), 3);
+    }
 }
