@@ -128,13 +128,15 @@ async fn ask(app: SocketAddr, probe: &Probe) -> Result<(), BoxError> {
         .header(header::HOST, app.to_string())
         .header(header::USER_AGENT, "linkspan-probe")
         .body(Empty::<bytes::Bytes>::new())?;
-    // The connection ends with this future, whatever of the answer's body is left.
+    // The connection ends with this future, whatever of the answer's body is left. Its own end
+    // says nothing: an application may close right after its answer.
+    let driving = async {
+        let _ = connection.await;
+        std::future::pending::<()>().await;
+    };
     let status = tokio::select! {
         answer = sender.send_request(request) => answer?.status(),
-        ended = connection => {
-            ended?;
-            return Err("the application closed the connection".into());
-        }
+        () = driving => return Err("the application gave no answer".into()),
     };
     if (StatusCode::OK..StatusCode::BAD_REQUEST).contains(&status) {
         Ok(())

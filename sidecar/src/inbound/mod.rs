@@ -150,7 +150,7 @@ impl Inbound {
         }
     }
 
-    fn apply(&self, snapshot: &Snapshot) {
+    pub(crate) fn apply(&self, snapshot: &Snapshot) {
         let before = self.inner.rules.load();
         if before.services == snapshot.inbound && before.peers == snapshot.peers {
             return;

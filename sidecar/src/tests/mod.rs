@@ -1,1 +1,8 @@
-//! Placeholder.
+//! A source's and a destination's sidecar in one process, over real TLS on loopback.
+
+mod gateway;
+mod http;
+mod inbound;
+mod loss;
+mod tcp;
+mod world;

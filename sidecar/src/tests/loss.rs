@@ -1,0 +1,184 @@
+//! Requests outlive the endpoints that they were sent to, where that is safe.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
+
+use ::http::{Request, StatusCode};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use linkspan_dataplane::forward::http::BodyError;
+use linkspan_routing::AppProtocol;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+};
+
+use super::world::{Server, World, answer, ask, full, get, listener, post, snapshot};
+
+/// An application that takes every request, and falls over it.
+async fn falls_over() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+    let (listener, address) = listener().await;
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&taken);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut head = [0; 1024];
+            if socket.read(&mut head).await.is_ok_and(|read| read > 0) {
+                count.fetch_add(1, SeqCst);
+            }
+        }
+    });
+    (address, taken)
+}
+
+async fn good(world: &mut World, name: &'static str) -> Server {
+    let app = world.app(move |_| async move { answer(name) }).await;
+    world.server("east", name, app, AppProtocol::Http).await
+}
+
+#[tokio::test]
+async fn no_request_fails_when_endpoints_are_killed() {
+    let mut world = World::new();
+    let servers = [
+        good(&mut world, "a").await,
+        good(&mut world, "b").await,
+        good(&mut world, "c").await,
+    ];
+    let known = snapshot(
+        servers.iter().map(|server| &server.endpoint),
+        AppProtocol::Http,
+    );
+    let source = world.source(Some(known)).await;
+    let client = source.http2().await;
+    let done = AtomicUsize::new(0);
+    let answers = stream::iter(0..900)
+        .map(|_| async {
+            let answer = ask(&client, get()).await.unwrap();
+            // In the midst of traffic.
+            match done.fetch_add(1, SeqCst) {
+                200 => servers[0].kill(),
+                500 => servers[1].kill(),
+                _ => {}
+            }
+            answer
+        })
+        .buffer_unordered(32)
+        .collect::<Vec<_>>()
+        .await;
+    assert!(answers.iter().all(|(status, _)| *status == StatusCode::OK));
+    assert!(answers[800..].iter().all(|(_, who)| who == "c"));
+}
+
+#[tokio::test]
+async fn what_was_sent_is_repeated_only_if_idempotent() {
+    let mut world = World::new();
+    let (bad, taken) = falls_over().await;
+    let bad = world.server("east", "bad", bad, AppProtocol::Http).await;
+    let source = world
+        .source(Some(snapshot([&bad.endpoint], AppProtocol::Http)))
+        .await;
+    let client = source.http2().await;
+    let (status, _) = ask(&client, post(full("x"))).await.unwrap();
+    assert_eq!((status, taken.load(SeqCst)), (StatusCode::BAD_GATEWAY, 1));
+
+    let good = good(&mut world, "good").await;
+    let mut weak = good.endpoint.clone();
+    weak.weight = 1;
+    let mut first = bad.endpoint.clone();
+    first.weight = 128;
+    let source = world
+        .source(Some(snapshot([&first, &weak], AppProtocol::Http)))
+        .await;
+    let client = source.http2().await;
+    assert_eq!(
+        ask(&client, get()).await.unwrap(),
+        (StatusCode::OK, "good".to_owned())
+    );
+    let mut keyed = post(full("x"));
+    keyed
+        .headers_mut()
+        .insert("idempotency-key", "1".parse().unwrap());
+    assert_eq!(ask(&client, keyed).await.unwrap().1, "good");
+}
+
+#[tokio::test]
+async fn an_application_that_takes_no_connection_loses_no_request() {
+    let mut world = World::new();
+    let (gone, address) = listener().await;
+    drop(gone);
+    let down = world
+        .server("east", "down", address, AppProtocol::Http)
+        .await;
+    let good = good(&mut world, "good").await;
+    let known = snapshot([&down.endpoint, &good.endpoint], AppProtocol::Http);
+    let source = world.source(Some(known)).await;
+    let client = source.http2().await;
+    for _ in 0..20 {
+        assert_eq!(ask(&client, post(full("x"))).await.unwrap().1, "good");
+    }
+}
+
+#[tokio::test]
+async fn bodies_are_sent_again_byte_by_byte() {
+    let mut world = World::new();
+    let (bad, taken) = falls_over().await;
+    let bad = world.server("east", "bad", bad, AppProtocol::Http).await;
+    let app = world
+        .app(|request| async move { answer(request.into_body().collect().await?.to_bytes()) })
+        .await;
+    let good = world.server("east", "good", app, AppProtocol::Http).await;
+    let payload: Vec<u8> = (0..40_000u32).map(|n| b'a' + (n % 23) as u8).collect();
+    while taken.load(SeqCst) == 0 {
+        // A new source each time, until one tries the bad endpoint first.
+        let known = snapshot([&bad.endpoint, &good.endpoint], AppProtocol::Http);
+        let source = world.source(Some(known)).await;
+        let client = source.http2().await;
+        let frames: Vec<_> = payload
+            .chunks(777)
+            .map(|chunk| Ok::<_, BodyError>(Frame::data(Bytes::copy_from_slice(chunk))))
+            .collect();
+        let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
+        let request = Request::put("http://checkout.shop/").body(body).unwrap();
+        let (status, echoed) = ask(&client, request).await.unwrap();
+        assert_eq!(status, StatusCode::OK, "{echoed}");
+        assert!(echoed.as_bytes() == payload);
+    }
+}
+
+#[tokio::test]
+async fn a_long_body_is_not_repeated() {
+    let mut world = World::new();
+    // Reads all it gets, then falls over.
+    let (listener, address) = listener().await;
+    let (tell, mut told) = watch::channel(0);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut bytes = vec![0; 16 * 1024];
+            let mut all = 0;
+            while all < 200_000 {
+                match socket.read(&mut bytes).await {
+                    Ok(read) if read > 0 => all += read,
+                    _ => break,
+                }
+            }
+            tell.send_replace(all);
+            let _ = socket.shutdown().await;
+        }
+    });
+    let bad = world
+        .server("east", "bad", address, AppProtocol::Http)
+        .await;
+    let source = world
+        .source(Some(snapshot([&bad.endpoint], AppProtocol::Http)))
+        .await;
+    let client = source.http2().await;
+    let body = full(vec![1; 300_000]);
+    let request = Request::put("http://checkout.shop/").body(body).unwrap();
+    let (status, text) = ask(&client, request).await.unwrap();
+    assert_eq!(status, StatusCode::BAD_GATEWAY, "{text}");
+    assert!(*told.wait_for(|all| *all > 0).await.unwrap() >= 200_000);
+}
