@@ -9,7 +9,7 @@ use std::{
 use linkspan_api::v1::StreamCode;
 use linkspan_dataplane::{
     connect::{
-        mtls::{ConnectError, Connected, Connector, InnerAlpn, Upstream, Via},
+        mtls::{Alpn, ConnectError, Connected, Connector, InnerAlpn, Upstream, Via},
         pool::{Dial, Dialled},
     },
     target::Target,
@@ -21,8 +21,11 @@ use crate::gateways::Gateways;
 
 /// Gateways tried for one connection; more would only delay the choice of another endpoint.
 const MAX_GATEWAYS: usize = 4;
-/// Part of our certificate's remaining life after which connections made with it are replaced.
+/// Part of the certificates' remaining life after which connections made with them are replaced.
 const RETIRE_AFTER: f64 = 0.8;
+/// No connection is replaced before this age, lest certificates at their end cause one dial after
+/// another.
+const MIN_LIFE: Duration = Duration::from_secs(10);
 
 /// An endpoint as a connection sees it. When one of these changes, it is another endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -178,15 +181,14 @@ impl Dialler {
         };
         self.connector.connect(&upstream).await
     }
+}
 
-    /// When connections made now should be replaced.
-    fn retire_at(&self) -> Option<Instant> {
-        let expiry = self.material.current().svid().not_after();
-        let left = expiry
-            .duration_since(SystemTime::now())
-            .unwrap_or(Duration::ZERO);
-        Instant::now().checked_add(left.mul_f64(RETIRE_AFTER))
-    }
+/// When a connection should be replaced whose certificates expire then.
+fn retire_at(expiries: [SystemTime; 2]) -> Option<Instant> {
+    let now = SystemTime::now();
+    let left = expiries.map(|expiry| expiry.duration_since(now).unwrap_or_default());
+    let left = left.into_iter().min().unwrap_or_default();
+    Instant::now().checked_add(left.mul_f64(RETIRE_AFTER).max(MIN_LIFE))
 }
 
 /// The gateway is gone, or has no way to the cluster.
@@ -208,17 +210,35 @@ impl Dial<Remote> for Dialler {
     async fn dial(&self, remote: &Remote) -> Result<Dialled<Connected>, DialError> {
         let generation = self.generation();
         let connected = self.connect(remote, InnerAlpn::Http).await?;
-        if connected.alpn() != linkspan_dataplane::connect::mtls::Alpn::Http2 {
+        if connected.alpn() != Alpn::Http2 {
             return Err(DialError::NotHttp2);
         }
+        let own = self.material.current().svid().not_after();
         Ok(Dialled {
+            retire_at: retire_at([own, connected.expires()]),
             io: connected,
-            retire_at: self.retire_at(),
             generation,
         })
     }
 
     fn generation(&self) -> u64 {
         self.material.current().generation()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_certificate_that_expires_first_decides() {
+        let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let retire = retire_at([wall + day, wall + hour]).expect("a time to come") - now;
+        // The clocks go on in between.
+        let near = |life: Duration, to: Duration| life.abs_diff(to) < Duration::from_secs(60);
+        assert!(near(retire, hour.mul_f64(RETIRE_AFTER)), "{retire:?}");
+        let late = retire_at([wall + day, wall - hour]).expect("a time to come") - now;
+        assert!(late >= MIN_LIFE && near(late, MIN_LIFE), "{late:?}");
     }
 }

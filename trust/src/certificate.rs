@@ -26,6 +26,15 @@ pub fn spiffe_id_of(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, Certificat
     Ok(Leaf::parse(leaf)?.id)
 }
 
+/// When a chain's leaf (the first certificate) expires.
+///
+/// # Errors
+/// If the chain is empty or its first certificate is not a leaf SVID.
+pub fn expiry_of(chain: &[CertificateDer<'_>]) -> Result<SystemTime, CertificateError> {
+    let leaf = chain.first().ok_or(CertificateError::NoCertificate)?;
+    Ok(Leaf::parse(leaf)?.validity.not_after)
+}
+
 /// A leaf certificate that follows X509-SVID: one URI, a SPIFFE ID with a path; no CA; its key may
 /// sign handshakes and nothing else of consequence.
 #[derive(Debug)]

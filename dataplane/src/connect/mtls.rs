@@ -11,13 +11,13 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use linkspan_api::v1::StreamCode;
 use linkspan_routing::Failure;
 use linkspan_trust::{
-    CertificateError, MaterialError, MaterialReader, SpiffeId, TrustPolicy, spiffe_id_of,
+    CertificateError, MaterialError, MaterialReader, SpiffeId, TrustPolicy, expiry_of, spiffe_id_of,
 };
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
@@ -359,24 +359,37 @@ impl Connector {
 pub struct Connected {
     stream: client::TlsStream<Leg>,
     peer: SpiffeId,
+    expires: SystemTime,
     alpn: Alpn,
 }
 
 impl Connected {
     fn new(stream: client::TlsStream<Leg>) -> Result<Self, ConnectError> {
         let session = stream.get_ref().1;
-        let peer = spiffe_id_of(session.peer_certificates().unwrap_or_default())?;
+        let chain = session.peer_certificates().unwrap_or_default();
+        let (peer, expires) = (spiffe_id_of(chain)?, expiry_of(chain)?);
         let alpn = session
             .alpn_protocol()
             .and_then(Alpn::from_name)
             .ok_or(ConnectError::Alpn)?;
-        Ok(Self { stream, peer, alpn })
+        Ok(Self {
+            stream,
+            peer,
+            expires,
+            alpn,
+        })
     }
 
     /// Who answered.
     #[must_use]
     pub fn peer(&self) -> &SpiffeId {
         &self.peer
+    }
+
+    /// When the certificate of who answered expires.
+    #[must_use]
+    pub fn expires(&self) -> SystemTime {
+        self.expires
     }
 
     /// What is spoken.

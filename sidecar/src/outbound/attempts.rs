@@ -10,6 +10,7 @@ use linkspan_dataplane::{
     forward::http::{RetryBudget, SendError, retry::pause},
 };
 use linkspan_routing::{ClusterId, EndpointId, Failure, NoEndpoint, Pick};
+use tokio::time::{sleep, timeout_at};
 
 use crate::{dial::DialError, services::Destination};
 
@@ -45,6 +46,15 @@ pub(super) enum TryError {
 }
 
 impl TryError {
+    /// How connecting failed, if that is it.
+    fn dial(&self) -> Option<&DialError> {
+        match self {
+            Self::Connect(LeaseError::Dial(error)) => Some(error),
+            Self::Dial(error) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Whether the call was provably not processed.
     pub(super) fn is_unprocessed(&self) -> bool {
         match self {
@@ -101,8 +111,9 @@ impl TryError {
     /// way to all of them.
     fn suspects_cluster(&self) -> bool {
         match self {
-            Self::Connect(LeaseError::Dial(error)) => error.failure().is_none(),
-            Self::Dial(error) => error.failure().is_none(),
+            Self::Connect(LeaseError::Dial(_)) | Self::Dial(_) => {
+                self.dial().is_some_and(|error| error.failure().is_none())
+            }
             Self::Connect(LeaseError::Abandoned) | Self::Abandoned => true,
             Self::Send(SendError::Lost(_)) => true,
             _ => false,
@@ -181,27 +192,33 @@ impl Attempts {
     /// suspected; then one that was not tried; then, after a pause, any. Waits a little for
     /// one to appear if there is none at all.
     pub(super) async fn pick(&mut self, destination: &Destination) -> Result<Pick, CallError> {
+        let pick = match self.pick_now(destination) {
+            Ok(pick) => pick,
+            Err(_) => self.pick_later(destination).await?,
+        };
+        self.tries += 1;
+        Ok(pick)
+    }
+
+    /// Starts over with those that were tried, or waits for a change.
+    async fn pick_later(&mut self, destination: &Destination) -> Result<Pick, CallError> {
+        // Before looking once more, so that no change is missed.
         let mut changes = destination.changes();
         loop {
             let none = match self.pick_now(destination) {
-                Ok(pick) => {
-                    self.tries += 1;
-                    return Ok(pick);
-                }
+                Ok(pick) => return Ok(pick),
                 Err(none) => none,
             };
             if none == NoEndpoint::AllExcluded && !self.tried.is_empty() {
                 self.tried.clear();
                 self.avoided.clear();
-                tokio::time::sleep(pause(self.round, rand::random())).await;
+                sleep(pause(self.round, rand::random())).await;
                 self.round += 1;
                 continue;
             }
-            let until = *self
-                .wait_until
-                .get_or_insert_with(|| tokio::time::Instant::now() + WAIT_FOR_ENDPOINT);
-            let changed = tokio::time::timeout_at(until, changes.changed()).await;
-            if !matches!(changed, Ok(Ok(()))) {
+            let wait = || tokio::time::Instant::now() + WAIT_FOR_ENDPOINT;
+            let until = *self.wait_until.get_or_insert_with(wait);
+            if !matches!(timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
                 return Err(none.into());
             }
         }
@@ -236,7 +253,7 @@ impl Attempts {
         if let Some(failure) = error.failure(endpoint.address.is_none()) {
             pick.failed(Instant::now(), failure);
         }
-        if let TryError::Connect(LeaseError::Dial(dial)) = &error {
+        if let Some(dial) = error.dial() {
             destination
                 .metrics
                 .connect_failure(&endpoint.cluster, dial.reason());
