@@ -292,6 +292,11 @@ impl Supervisor {
         } = self.reaper;
         drop(lifeline);
         let ended = timeout(REAPER_PATIENCE, child.wait()).await;
+        // If somebody killed the reaper, its work is ours.
+        if self.dir.exists() {
+            std::fs::remove_dir_all(&self.dir)
+                .with_context(|| format!("cannot remove {}", self.dir.display()))?;
+        }
         let status = ended.context("the reaper does not end")??;
         if !status.success() {
             bail!("the reaper failed: {status}");
