@@ -4,6 +4,7 @@
 //! Connections that are open keep what they were made with; whoever makes or accepts a new one asks
 //! the [`MaterialReader`] for the current generation first.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,11 +14,13 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::verify::Verifier;
-use crate::{Bundle, BundleError, BundleSet, ClientPolicy, SpiffeId, Svid, TrustPolicy, tls};
+use crate::{
+    Bundle, BundleError, BundleSet, ClientPolicy, SpiffeId, Svid, TrustDomain, TrustPolicy, tls,
+};
 
 /// Publishes the first generation of an identity and its bundles.
 pub fn material(svid: Svid, bundles: BundleSet) -> (MaterialWriter, MaterialReader) {
-    let first = Arc::new(TlsMaterial::new(1, svid, Arc::new(bundles)));
+    let first = Arc::new(TlsMaterial::new(svid, Arc::new(bundles), None));
     let (changes, changed) = watch::channel(first.generation);
     let current = Arc::new(ArcSwap::new(first));
     let writer = MaterialWriter {
@@ -81,10 +84,10 @@ impl MaterialWriter {
     }
 
     fn publish(&mut self, svid: Svid, bundles: Arc<BundleSet>) {
-        let generation = self.current.load().generation + 1;
+        let next = TlsMaterial::new(svid, bundles, Some(&self.current.load()));
+        let generation = next.generation;
         // First the material, then the news of it: who is woken finds at least this generation.
-        self.current
-            .store(Arc::new(TlsMaterial::new(generation, svid, bundles)));
+        self.current.store(Arc::new(next));
         self.changes.send_replace(generation);
     }
 }
@@ -114,6 +117,10 @@ impl MaterialReader {
 /// One generation: an identity, and the bundles by which peers are judged.
 pub struct TlsMaterial {
     generation: u64,
+    /// The generation that brought the SVID.
+    svid_since: u64,
+    /// The generations that brought the roots of each trust domain.
+    roots_since: HashMap<TrustDomain, u64>,
     svid: Svid,
     bundles: Arc<BundleSet>,
     /// What all client configurations of this generation share. It accepts nobody.
@@ -121,11 +128,24 @@ pub struct TlsMaterial {
 }
 
 impl TlsMaterial {
-    fn new(generation: u64, svid: Svid, bundles: Arc<BundleSet>) -> Self {
+    fn new(svid: Svid, bundles: Arc<BundleSet>, before: Option<&Self>) -> Self {
+        let generation = before.map_or(1, |before| before.generation + 1);
+        let same_svid = before.filter(|before| before.svid.chain() == svid.chain());
+        let since = |(domain, bundle): (&TrustDomain, &Bundle)| {
+            let same = before.filter(|before| {
+                let held = before.bundles.get(domain);
+                held.is_some_and(|held| held.roots == bundle.roots)
+            });
+            let since = same.and_then(|before| before.roots_since.get(domain).copied());
+            (domain.clone(), since.unwrap_or(generation))
+        };
+        let roots_since = bundles.iter().map(since).collect();
         let nobody = Verifier::of_servers(bundles.clone(), TrustPolicy::AnyOf(Vec::new()));
         let client = tls::client(nobody, Some(svid.certified()));
         Self {
             generation,
+            svid_since: same_svid.map_or(generation, |before| before.svid_since),
+            roots_since,
             svid,
             bundles,
             client,
@@ -135,6 +155,13 @@ impl TlsMaterial {
     /// Counts the generations of one writer, from 1.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// The generation since which connections to peers of `domain` are made of the same material:
+    /// the own SVID and the roots of that domain. What comes of other domains does not change it.
+    pub fn generation_towards(&self, domain: &TrustDomain) -> u64 {
+        let roots = self.roots_since.get(domain).copied().unwrap_or_default();
+        self.svid_since.max(roots)
     }
 
     /// The own identity.

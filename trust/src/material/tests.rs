@@ -200,6 +200,27 @@ async fn readers_learn_of_each_generation() {
 }
 
 #[test]
+fn only_what_concerns_a_domain_makes_a_generation_towards_it() {
+    let World {
+        pki,
+        alice: (mut writer, reader),
+        ..
+    } = world();
+    let towards = |domain| reader.current().generation_towards(&trust_domain(domain));
+    writer.set_bundles(pki.bundles_of(&["east.test"]));
+    assert_eq!((towards("east.test"), towards("west.test")), (1, 1));
+    writer.set_bundles(pki.bundles());
+    assert_eq!((towards("east.test"), towards("west.test")), (1, 3));
+    let other = Pki::new(&["west.test"]).authority("west.test").bundle();
+    let mut bundles = pki.bundles();
+    bundles.insert(trust_domain("west.test"), other).unwrap();
+    writer.set_bundles(bundles);
+    assert_eq!((towards("east.test"), towards("west.test")), (1, 4));
+    writer.set_svid(pki.svid(&alice())).unwrap();
+    assert_eq!((towards("east.test"), towards("west.test")), (5, 5));
+}
+
+#[test]
 fn clients_without_a_certificate_come_in_only_where_that_is_optional() {
     let world = world();
     let roots = world.pki.authority("west.test").bundle();
