@@ -208,7 +208,7 @@ impl Dial<Remote> for Dialler {
     type Error = DialError;
 
     async fn dial(&self, remote: &Remote) -> Result<Dialled<Connected>, DialError> {
-        let generation = self.generation();
+        let generation = self.generation(remote);
         let connected = self.connect(remote, InnerAlpn::Http).await?;
         if connected.alpn() != Alpn::Http2 {
             return Err(DialError::NotHttp2);
@@ -221,8 +221,11 @@ impl Dial<Remote> for Dialler {
         })
     }
 
-    fn generation(&self) -> u64 {
-        self.material.current().generation()
+    /// Of the own SVID and the roots that the endpoint is judged by: another peer's new roots must
+    /// not make every sidecar connect anew.
+    fn generation(&self, remote: &Remote) -> u64 {
+        let material = self.material.current();
+        material.generation_towards(remote.identity.trust_domain())
     }
 }
 

@@ -75,8 +75,10 @@ pub trait Dial<K>: Send + Sync + 'static {
     /// Makes a connection; must end within its own time-outs.
     fn dial(&self, key: &K) -> impl Future<Output = Result<Dialled<Self::Io>, Self::Error>> + Send;
 
-    /// Number of the credentials in force. Connections of other generations are replaced.
-    fn generation(&self) -> u64 {
+    /// Number of the credentials in force towards `key`. Connections of other generations are
+    /// replaced.
+    fn generation(&self, key: &K) -> u64 {
+        let _ = key;
         0
     }
 }
@@ -168,7 +170,7 @@ where
     /// If there is none and none can be made.
     pub async fn lease(&self, key: &K) -> Result<Lease, LeaseError<D::Error>> {
         let slot = self.slot(key);
-        let generation = self.shared.dial.generation();
+        let generation = self.shared.dial.generation(key);
         let choice = slot.choose(Instant::now(), generation, &self.shared.limits);
         if choice.grow {
             self.grow(key, &slot);

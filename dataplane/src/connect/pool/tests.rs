@@ -50,7 +50,7 @@ impl Dial<u8> for Servers {
         })
     }
 
-    fn generation(&self) -> u64 {
+    fn generation(&self, _: &u8) -> u64 {
         self.generation.load(SeqCst)
     }
 }
