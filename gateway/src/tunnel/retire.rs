@@ -3,9 +3,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use linkspan_trust::Svid;
+use linkspan_trust::{Svid, expiry_of};
 use rustls::pki_types::CertificateDer;
-use x509_parser::parse_x509_certificate;
 
 /// The part of the remaining life after which a connection is replaced.
 const SPENT: f64 = 0.8;
@@ -32,9 +31,7 @@ fn peers_end(quic: &quinn::Connection) -> Option<SystemTime> {
         .peer_identity()?
         .downcast::<Vec<CertificateDer<'static>>>()
         .ok()?;
-    let (_, leaf) = parse_x509_certificate(chain.first()?).ok()?;
-    let seconds = u64::try_from(leaf.validity().not_after.timestamp()).ok()?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    expiry_of(&chain).ok()
 }
 
 #[cfg(test)]
