@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process, setpgid};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How long killed processes may take to go.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,6 +31,7 @@ pub fn run() -> anyhow::Result<()> {
     if getpgrp() != getpid() {
         setpgid(None, None).context("cannot lead a process group")?;
     }
+    outlive_signals().context("cannot handle signals")?;
     let dir = tempfile::Builder::new()
         .prefix("linkspan-demo-")
         .permissions(fs::Permissions::from_mode(0o700))
@@ -42,6 +44,26 @@ pub fn run() -> anyhow::Result<()> {
     std::io::stdin().lock().take(1).read_to_end(&mut input).ok();
     kill_group();
     dir.close().context("cannot remove the demo's directory")
+}
+
+/// From now on signals that ask to end do nothing: only the end of the supervisor counts.
+///
+/// SIGHUP matters most: the kernel sends it to a whole group that loses its last parent while
+/// one of its members is stopped, which is just when there is something to clean up.
+fn outlive_signals() -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let _inside = runtime.enter();
+    for kind in [
+        SignalKind::hangup(),
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+    ] {
+        // The handler stays in place when the listener is dropped.
+        drop(signal(kind)?);
+    }
+    Ok(())
 }
 
 /// Kills all other processes of our group and waits until none is left.
