@@ -1,6 +1,7 @@
 //! Exit codes, once: what scripts may rely on.
 
 use std::{
+    fmt,
     io::{self, Write},
     process::ExitCode,
 };
@@ -66,6 +67,16 @@ impl Failure {
     }
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cause() {
+            Some(error) => write!(f, "{error:#}"),
+            None if matches!(self, Self::Interrupted) => f.write_str("interrupted"),
+            None => f.write_str("failed"),
+        }
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
@@ -81,8 +92,8 @@ pub fn report(failure: &Failure) -> ExitCode {
 /// Scripts rely on the exit code also where nobody can be told more: standard error may be
 /// closed, and `eprintln!` would panic.
 fn report_to(out: &mut impl Write, failure: &Failure) -> u8 {
-    if let Some(error) = failure.cause() {
-        writeln!(out, "linkspan: {error:#}").ok();
+    if failure.cause().is_some() {
+        writeln!(out, "linkspan: {failure}").ok();
     }
     failure.code()
 }

@@ -22,7 +22,7 @@ pub mod tour;
 pub mod wire;
 pub mod world;
 
-use std::{future::pending, time::Duration};
+use std::{cell::RefCell, future::pending, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use tokio::{
@@ -36,7 +36,7 @@ use self::{
     samples::{Side, millis},
     supervisor::Ended,
     topology::Cluster,
-    tour::Tour,
+    tour::{Step, Tour},
     world::{View, World},
 };
 use crate::{apps::report::Moment, exit::Failure, output::Format};
@@ -73,54 +73,78 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 async fn supervise(options: &Options) -> Result<(), Failure> {
     let mut interrupt = Interrupt::new()?;
     let board = Board::new(options.output);
-    let (mut world, mut ends) = World::start(options.seed).await?;
+    let (mut world, mut ends) = match World::start(options.seed).await {
+        Ok(started) => started,
+        Err(error) => {
+            let report = Report::of_nothing(options.seed, &error);
+            publish(options, &board, &report)?;
+            return Err(Failure::Reported);
+        }
+    };
     let view = world.view();
+    let steps = RefCell::default();
     let outcome = tokio::select! {
-        outcome = show(options, &mut world, &board) => outcome,
+        outcome = show(options, &mut world, &board, &steps) => outcome,
         ended = ends.recv() => Err(died(ended)),
         () = interrupt.next() => Err(Failure::Interrupted),
         () = board.draw(&view) => pending().await,
     };
     let outcome = match outcome {
-        Ok(held) => {
-            if !held {
+        Err(Failure::Interrupted) => Err(Failure::Interrupted),
+        outcome => {
+            let report = report(options, &world, &board, &steps.borrow(), outcome.err());
+            board.doing("the tour is over");
+            board.redraw(&view);
+            publish(options, &board, &report)?;
+            if !report.ok {
                 print_logs(&world);
             }
-            let stayed = if options.keep {
+            // Who asked to keep it running wants to look at what did not hold, too.
+            let stayed = if options.keep && !steps.borrow().is_empty() {
                 stay(&world, &board, &view, &mut ends, &mut interrupt).await
             } else {
                 Ok(())
             };
-            stayed.and(if held { Ok(()) } else { Err(Failure::Reported) })
-        }
-        Err(failure) => {
-            board.redraw(&view);
-            if !matches!(failure, Failure::Interrupted) {
-                print_logs(&world);
-            }
-            Err(failure)
+            stayed.and(if report.ok {
+                Ok(())
+            } else {
+                Err(Failure::Reported)
+            })
         }
     };
     world.supervisor.stop().await?;
     outcome
 }
 
-/// Brings the world up and tours it; whether every step held.
-async fn show(options: &Options, world: &mut World, board: &Board) -> Result<bool, Failure> {
+/// Brings the world up and tours it; `steps` has what was done, however it ends.
+async fn show(
+    options: &Options,
+    world: &mut World,
+    board: &Board,
+    steps: &RefCell<Vec<Step>>,
+) -> Result<(), Failure> {
     world.bring_up(&|what| board.doing(what)).await?;
-    let ports = world.clusters.iter().flat_map(Cluster::ports).collect();
-    let mut tour = Tour::new(world, board, options.seed);
-    let ended = tour.run().await;
-    let steps = std::mem::take(&mut tour.steps);
-    let view = world.view();
+    let toured = Tour::new(world, board, options.seed, steps).run().await;
     if !options.keep {
         board.doing("waiting for the last answers");
         world.finish_load(LAST_ANSWERS).await?;
     }
+    Ok(toured?)
+}
+
+/// What was found, also where the tour did not come to its end.
+fn report(
+    options: &Options,
+    world: &World,
+    board: &Board,
+    steps: &[Step],
+    early_end: Option<Failure>,
+) -> Report {
+    let view = world.view();
     let total = view.window(Moment(0), Moment(u64::MAX));
     let steps: Vec<_> = steps.iter().map(|step| step.report(&view)).collect();
-    let report = Report {
-        ok: ended.is_ok()
+    Report {
+        ok: early_end.is_none()
             && steps.len() == tour::STEPS.len()
             && steps.iter().all(|step| step.ok)
             && total.failed == 0,
@@ -131,16 +155,12 @@ async fn show(options: &Options, world: &mut World, board: &Board) -> Result<boo
         p50_ms: millis(total.p50),
         p99_ms: millis(total.p99),
         steps,
-        ports,
-        error: ended.err().map(|error| format!("{error:#}")),
-    };
-    publish(options, board, &view, &report)?;
-    Ok(report.ok)
+        ports: world.clusters.iter().flat_map(Cluster::ports).collect(),
+        error: early_end.map(|failure| failure.to_string()),
+    }
 }
 
-fn publish(options: &Options, board: &Board, view: &View, report: &Report) -> Result<(), Failure> {
-    board.doing("the tour is over");
-    board.redraw(view);
+fn publish(options: &Options, board: &Board, report: &Report) -> Result<(), Failure> {
     let mut text = String::from("\n");
     for step in report.steps.iter().filter(|step| !step.ok) {
         text.push_str(&format!(

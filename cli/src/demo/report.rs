@@ -87,6 +87,16 @@ impl StepReport {
 }
 
 impl Report {
+    /// A tour that could not even begin.
+    #[must_use]
+    pub fn of_nothing(seed: u64, error: &anyhow::Error) -> Self {
+        Self {
+            seed,
+            error: Some(format!("{error:#}")),
+            ..Self::default()
+        }
+    }
+
     /// The last lines of a tour.
     #[must_use]
     pub fn summary(&self) -> String {

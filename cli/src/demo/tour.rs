@@ -4,7 +4,7 @@
 //! A wait that fails ends the tour (the rest would prove nothing); a check that fails marks
 //! its step and the tour goes on.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
 use anyhow::{Context as _, bail};
 use tokio::time::sleep;
@@ -168,20 +168,25 @@ pub struct Tour<'a> {
     board: &'a Board,
     view: View,
     seed: u64,
-    /// Steps begun so far.
-    pub steps: Vec<Step>,
+    /// Outlives the tour, so that what was done is known however it ends.
+    steps: &'a RefCell<Vec<Step>>,
 }
 
 impl<'a> Tour<'a> {
-    /// Ready to begin.
-    pub fn new(world: &'a mut World, board: &'a Board, seed: u64) -> Self {
+    /// Ready to begin; `steps` is told of each that is over.
+    pub fn new(
+        world: &'a mut World,
+        board: &'a Board,
+        seed: u64,
+        steps: &'a RefCell<Vec<Step>>,
+    ) -> Self {
         let view = world.view();
         Self {
             world,
             board,
             view,
             seed,
-            steps: Vec::new(),
+            steps,
         }
     }
 
@@ -204,7 +209,7 @@ impl<'a> Tour<'a> {
                 step.broken.push(format!("{error:#}"));
             }
             self.board.end(&step.report(&self.view));
-            self.steps.push(step);
+            self.steps.borrow_mut().push(step);
             outcome.with_context(|| format!("step {number} ({})", STEPS[number - 1]))?;
         }
         Ok(())
