@@ -14,7 +14,7 @@ use crate::{
     name = "linkspan",
     version,
     max_term_width = 100,
-    after_help = exit_codes!(),
+    after_help = concat!("Start with: linkspan demo\n\n", exit_codes!()),
     after_long_help = help!(
         "linkspan demo",
         "linkspan run federation --config federation.yaml",

@@ -1,8 +1,9 @@
 //! The client of a federation's operator socket.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
+use clap::{ValueHint, value_parser};
 use hyper_util::rt::TokioIo;
 use linkspan_api::v1::{self, operator_client::OperatorClient};
 use tokio::net::UnixStream;
@@ -25,8 +26,8 @@ const MAX_ANSWER: usize = 128 << 20;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct OperatorArgs {
     /// Operator socket of the federation to ask
-    #[arg(long, value_name = "PATH", env = "LINKSPAN_SOCKET")]
-    pub socket: Option<PathBuf>,
+    #[arg(long, value_name = "PATH", env = "LINKSPAN_SOCKET", value_parser = value_parser!(OsString), value_hint = ValueHint::FilePath)]
+    pub socket: Option<OsString>,
     /// State directory of the federation to ask; goes before --socket
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -36,9 +37,11 @@ impl OperatorArgs {
     /// The socket that these options name.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        match (&self.state_dir, &self.socket) {
+        // An empty variable is how shells spell an unset one.
+        let socket = self.socket.as_ref().filter(|socket| !socket.is_empty());
+        match (&self.state_dir, socket) {
             (Some(dir), _) => dir.join(SOCKET_NAME),
-            (None, Some(socket)) => socket.clone(),
+            (None, Some(socket)) => PathBuf::from(socket),
             (None, None) => PathBuf::from(DEFAULT_STATE_DIR).join(SOCKET_NAME),
         }
     }
@@ -160,8 +163,14 @@ mod tests {
             ..both
         };
         assert_eq!(socket.path(), PathBuf::from("/a/b.sock"));
-        let default = OperatorArgs::default().path();
-        assert_eq!(default, PathBuf::from("/var/lib/linkspan/operator.sock"));
+        let unset = OperatorArgs {
+            socket: Some(OsString::new()),
+            state_dir: None,
+        };
+        for default in [OperatorArgs::default(), unset] {
+            let default = default.path();
+            assert_eq!(default, PathBuf::from("/var/lib/linkspan/operator.sock"));
+        }
     }
 
     #[tokio::test]
