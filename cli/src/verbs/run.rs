@@ -124,5 +124,7 @@ where
         ended = &mut running => ended,
         () = process::signals(stop) => running.await,
     };
-    ended.map_err(|error| Failure::Failed(error.into()))
+    ended.map_err(|error| Failure::Failed(error.into()))?;
+    info!("stopped");
+    Ok(())
 }
