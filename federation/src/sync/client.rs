@@ -120,6 +120,7 @@ pub(crate) async fn keep_subscribed(
         backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
         live_since: None,
         failed: false,
+        was_live: false,
     }
     .run()
     .await;
@@ -134,6 +135,8 @@ struct Subscriber {
     live_since: Option<Instant>,
     /// Whether the last try failed, so that only the first failure and the recovery are logged.
     failed: bool,
+    /// Whether any try ever succeeded.
+    was_live: bool,
 }
 
 impl Subscriber {
@@ -168,10 +171,13 @@ impl Subscriber {
     async fn report(&mut self, order: &Order, end: &StreamEnd) {
         let reason = shown(&end.to_string());
         if !matches!(end, StreamEnd::Unwanted) {
-            if !std::mem::replace(&mut self.failed, true) {
-                tracing::warn!(peer = %self.peer, reason, "sync stream lost; trying again");
-            } else {
+            if std::mem::replace(&mut self.failed, true) {
                 tracing::debug!(peer = %self.peer, reason, "sync stream lost again");
+            } else if !self.was_live {
+                // Of a link that is being made nobody expects more.
+                tracing::info!(peer = %self.peer, reason, "the peer's federation is not reached yet; trying on");
+            } else {
+                tracing::warn!(peer = %self.peer, reason, "sync stream lost; trying again");
             }
         }
         let input = Input::SyncLost(self.peer.clone(), order.stream, reason);
@@ -256,8 +262,9 @@ impl Subscriber {
         if completes {
             self.live_since = Some(Instant::now());
             if std::mem::take(&mut self.failed) {
-                tracing::info!(peer = %self.peer, "sync stream is back");
+                tracing::info!(peer = %self.peer, again = self.was_live, "sync stream is live");
             }
+            self.was_live = true;
         }
         Ok(())
     }

@@ -90,14 +90,12 @@ fn accepted(message: &[u8]) -> io::Result<()> {
     if result.code() == v1::StreamCode::Ok {
         return Ok(());
     }
-    Err(io::Error::new(
-        io::ErrorKind::ConnectionRefused,
-        format!(
-            "the gateway answered {}: {}",
-            result.code().as_str_name(),
-            result.message
-        ),
-    ))
+    let code = result.code().as_str_name();
+    let answer = match result.message.as_str() {
+        "" => format!("the gateway answered {code}"),
+        message => format!("the gateway answered {code}: {message}"),
+    };
+    Err(io::Error::new(io::ErrorKind::ConnectionRefused, answer))
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Opened<S> {
