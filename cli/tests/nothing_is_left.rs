@@ -21,7 +21,11 @@ struct Nursery {
 }
 
 fn nursery(arguments: &[&str]) -> Nursery {
-    let mut supervisor = Command::new(env!("CARGO_BIN_EXE_linkspan"))
+    nursery_of(Path::new(env!("CARGO_BIN_EXE_linkspan")), arguments)
+}
+
+fn nursery_of(program: &Path, arguments: &[&str]) -> Nursery {
+    let mut supervisor = Command::new(program)
         .args(["app", "nursery"])
         .args(arguments)
         .stdin(Stdio::piped())
@@ -113,5 +117,16 @@ fn after_children_that_were_stopped() {
         kill_process(pid(*id), Signal::STOP).expect("it runs");
     }
     nursery.signal(Signal::KILL);
+    nursery.expect_nothing();
+}
+
+#[test]
+fn after_the_binary_was_replaced() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let program = dir.path().join("linkspan");
+    std::fs::copy(env!("CARGO_BIN_EXE_linkspan"), &program).expect("copied");
+    let mut nursery = nursery_of(&program, &["--unlink"]);
+    assert!(!program.exists());
+    drop(nursery.supervisor.stdin.take());
     nursery.expect_nothing();
 }

@@ -24,6 +24,9 @@ pub struct Args {
     /// Panic when standard input ends, instead of stopping in order
     #[arg(long)]
     panic: bool,
+    /// Remove this program's file before the applications are started, as an upgrade does
+    #[arg(long)]
+    unlink: bool,
 }
 
 /// Starts two applications and waits for the end of standard input.
@@ -32,6 +35,10 @@ pub struct Args {
 /// If they cannot be started.
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let (mut supervisor, _ends) = Supervisor::start().await?;
+    if args.unlink {
+        let program = std::env::current_exe().context("cannot tell where this program is")?;
+        std::fs::remove_file(program).context("cannot remove this program")?;
+    }
     let mut ports = Ports::new(rand::random());
     std::fs::write(supervisor.dir().join("a-file"), "left behind?").context("writing")?;
     for name in ["one", "two"] {

@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     ffi::OsString,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -104,6 +105,7 @@ struct Reaper {
 #[derive(Debug)]
 pub struct Supervisor {
     program: PathBuf,
+    is_own_program: bool,
     dir: PathBuf,
     reaper: Reaper,
     running: BTreeMap<String, Running>,
@@ -119,7 +121,9 @@ impl Supervisor {
     /// If this program cannot be started once more.
     pub async fn start() -> anyhow::Result<(Self, mpsc::Receiver<Ended>)> {
         let program = std::env::current_exe().context("cannot tell where this program is")?;
-        Self::with_program(program).await
+        let (mut supervisor, ends) = Self::with_program(program).await?;
+        supervisor.is_own_program = true;
+        Ok((supervisor, ends))
     }
 
     /// Like [`start`](Self::start), with the binary named; for tests.
@@ -133,6 +137,7 @@ impl Supervisor {
         let (ended, ends) = mpsc::channel(ENDED);
         let supervisor = Self {
             program,
+            is_own_program: false,
             dir,
             reaper,
             running: BTreeMap::new(),
@@ -148,6 +153,17 @@ impl Supervisor {
         &self.dir
     }
 
+    /// What to start. A rebuild or an upgrade may have put another binary in the place of ours,
+    /// or none: then the kernel still has the one that we are.
+    fn program(&self) -> &Path {
+        let this = Path::new("/proc/self/exe");
+        if self.is_own_program && !is_same_file(&self.program, this) {
+            this
+        } else {
+            &self.program
+        }
+    }
+
     /// Starts a process.
     ///
     /// # Errors
@@ -156,7 +172,7 @@ impl Supervisor {
         if self.is_running(&spec.name) {
             bail!("{} runs already", spec.name);
         }
-        let mut child = Command::new(&self.program)
+        let mut child = Command::new(self.program())
             .args(&spec.arguments)
             .arg(lifeline::OPTION)
             .arg(std::process::id().to_string())
@@ -322,6 +338,14 @@ impl Running {
         let status = ended.context("too late")?.context("nobody waits for it")?;
         Ok(status.clone().unwrap_or_default())
     }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    id(one).is_some_and(|one| id(other) == Some(one))
 }
 
 fn pid_of(child: &Child) -> anyhow::Result<Pid> {
