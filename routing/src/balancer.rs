@@ -10,9 +10,8 @@ use arc_swap::ArcSwap;
 
 use crate::explain::Share;
 use crate::health::{Failure, Vitals};
-use crate::ids::EndpointId;
 use crate::locality::Rank;
-use crate::model::{Endpoint, Locality, Place, Service, UsablePeers};
+use crate::model::{Endpoint, EndpointKey, Locality, Place, Service, UsablePeers};
 use crate::plan::{Choice, Plan};
 use crate::roster::Roster;
 
@@ -101,7 +100,7 @@ impl Balancer {
         &self,
         now: Instant,
         random: &mut impl FnMut() -> u64,
-        exclude: &[EndpointId],
+        exclude: &[EndpointKey],
     ) -> Result<Pick, NoEndpoint> {
         let plan = self.shared.plan.load();
         let plan = Option::as_ref(&plan).ok_or(NoEndpoint::NotYetKnown)?;

@@ -43,8 +43,8 @@ pub use health::{BASE_EJECTION, CONSECUTIVE_ERRORS, FORGET_EJECTIONS, Failure, M
 pub use ids::{ClusterId, ClusterLabel, DnsLabel, EndpointId, IdError, ServiceKey};
 pub use locality::Rank;
 pub use model::{
-    AppProtocol, ClusterCapacity, Endpoint, FailbackConfig, Locality, MAX_WEIGHT, Place, Service,
-    ServicePort, UsablePeers,
+    AppProtocol, ClusterCapacity, Endpoint, EndpointKey, FailbackConfig, Locality, MAX_WEIGHT,
+    Place, Service, ServicePort, UsablePeers,
 };
 pub use pick::SUBSET;
 pub use plan::Choice;

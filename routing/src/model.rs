@@ -110,7 +110,31 @@ pub struct Endpoint {
     pub address: Option<SocketAddr>,
 }
 
+/// Names an endpoint: ids are made of UIDs, which are distinct within their cluster only.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointKey {
+    /// The cluster it runs in.
+    pub cluster: ClusterId,
+    /// Its id there.
+    pub id: EndpointId,
+}
+
+impl EndpointKey {
+    /// Whether it names that endpoint.
+    pub fn is(&self, endpoint: &Endpoint) -> bool {
+        self.id == endpoint.id && self.cluster == endpoint.cluster
+    }
+}
+
 impl Endpoint {
+    /// What names it.
+    pub fn key(&self) -> EndpointKey {
+        EndpointKey {
+            cluster: self.cluster.clone(),
+            id: self.id.clone(),
+        }
+    }
+
     /// The weight as it counts: 1 to [`MAX_WEIGHT`].
     pub fn effective_weight(&self) -> u32 {
         self.weight.clamp(1, MAX_WEIGHT)

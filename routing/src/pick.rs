@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::health::Vitals;
 use crate::ids::EndpointId;
 use crate::load::costs;
-use crate::model::Endpoint;
+use crate::model::{Endpoint, EndpointKey};
 
 /// How many endpoints of a priority one source uses: enough to spread, few enough that
 /// connections stay warm and their number grows with the sources, not with their square.
@@ -52,7 +52,7 @@ pub(crate) fn better_of_two<'a>(
     candidates: &'a [Candidate],
     now: Instant,
     random: &mut impl FnMut() -> u64,
-    exclude: &[EndpointId],
+    exclude: &[EndpointKey],
 ) -> Option<&'a Candidate> {
     let first = draw(candidates, None, random, exclude)?;
     let Some(second) = draw(candidates, Some(first), random, exclude) else {
@@ -73,14 +73,14 @@ fn draw(
     candidates: &[Candidate],
     other: Option<usize>,
     random: &mut impl FnMut() -> u64,
-    exclude: &[EndpointId],
+    exclude: &[EndpointKey],
 ) -> Option<usize> {
     let eligible = || {
         candidates
             .iter()
             .enumerate()
             .filter(move |(at, candidate)| {
-                Some(*at) != other && !exclude.contains(&candidate.endpoint.id)
+                Some(*at) != other && !exclude.iter().any(|key| key.is(&candidate.endpoint))
             })
     };
     let total: u64 = eligible()

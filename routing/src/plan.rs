@@ -7,8 +7,8 @@ use std::time::Instant;
 use crate::balancer::NoEndpoint;
 use crate::explain::Group;
 use crate::failback::Curve;
-use crate::ids::EndpointId;
 use crate::locality::{PerRank, Rank};
+use crate::model::EndpointKey;
 use crate::pick::{Candidate, better_of_two, unit};
 use crate::priority::{loads, relieve};
 
@@ -108,7 +108,7 @@ impl Plan {
         &self,
         now: Instant,
         random: &mut impl FnMut() -> u64,
-        exclude: &[EndpointId],
+        exclude: &[EndpointKey],
     ) -> Result<Chosen<'_>, NoEndpoint> {
         // A request that has failed somewhere already is not one to try things with.
         if exclude.is_empty()
@@ -174,7 +174,7 @@ impl Plan {
         &self,
         now: Instant,
         random: &mut impl FnMut() -> u64,
-        exclude: &[EndpointId],
+        exclude: &[EndpointKey],
     ) -> Option<Chosen<'_>> {
         self.tiers
             .iter()

@@ -18,6 +18,7 @@ mod outbound;
 mod services;
 #[cfg(test)]
 mod tests;
+mod told;
 mod workload;
 
 pub use bound::{BindError, Bound, bind};

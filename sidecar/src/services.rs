@@ -17,7 +17,7 @@ use linkspan_dataplane::{
     forward::http::RetryBudget,
 };
 use linkspan_routing::{
-    AppProtocol, Balancer, ClusterId, EndpointId, Place, Service, ServiceKey, UsablePeers,
+    AppProtocol, Balancer, ClusterId, EndpointKey, Place, Service, ServiceKey, UsablePeers,
 };
 use linkspan_runtime::{
     stop::Stop,
@@ -33,6 +33,7 @@ use tracing::info;
 use crate::{
     dial::{Dialler, Remote},
     gateways::Gateways,
+    told::Told,
 };
 
 /// How often unused connections are looked for.
@@ -66,11 +67,11 @@ impl Known {
     pub(crate) fn endpoints_in<'a>(
         &'a self,
         clusters: &'a [ClusterId],
-    ) -> impl Iterator<Item = &'a EndpointId> {
+    ) -> impl Iterator<Item = EndpointKey> + 'a {
         let endpoints = self.service.endpoints.iter();
         endpoints
             .filter(|endpoint| clusters.contains(&endpoint.cluster))
-            .map(|found| &found.id)
+            .map(|found| found.key())
     }
 
     /// Where requests answered by that cluster are counted.
@@ -275,6 +276,7 @@ pub(crate) struct Driver {
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     own: ClusterId,
     applied: Option<Applied>,
+    told: Told,
 }
 
 /// What was applied last.
@@ -294,6 +296,7 @@ impl Driver {
             snapshots,
             own,
             applied: None,
+            told: Told::default(),
         }
     }
 
@@ -325,6 +328,7 @@ impl Driver {
             self.services.gateways.update(&snapshot.gateways, now);
             let peers = self.peers(&snapshot, now);
             let lost = self.lost(&peers);
+            self.tell(&peers, &lost, now);
             for destination in self.services.by_port.values() {
                 self.apply_to(destination, now, &snapshot, &peers);
                 if !lost.is_empty() {
@@ -356,14 +360,21 @@ impl Driver {
             *cluster == self.own || peers.get(cluster).copied().unwrap_or(false)
         };
         let before = applied.peers.keys();
-        let lost: BTreeSet<_> = before
+        before
             .filter(|cluster| usable(&applied.peers, cluster) && !usable(peers, cluster))
             .cloned()
-            .collect();
-        for cluster in &lost {
-            info!(%cluster, "cluster is unusable; sending its requests elsewhere");
+            .collect()
+    }
+
+    fn tell(&mut self, peers: &UsablePeers, lost: &BTreeSet<ClusterId>, now: Instant) {
+        for cluster in lost {
+            if self.told.lost(cluster, now) {
+                info!(%cluster, "cluster is unusable; sending its requests elsewhere");
+            }
         }
-        lost
+        for cluster in self.told.back(peers, now) {
+            info!(%cluster, "cluster is usable again");
+        }
     }
 
     fn apply_to(

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::tests::{Bench, east, west};
 use super::*;
+use crate::ids::EndpointId;
 use crate::pick::subset;
 use crate::priority::{health, loads};
 use crate::testing::Fixture;

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::explain::Why;
+use crate::ids::EndpointId;
 use crate::model::FailbackConfig;
 use crate::testing::{Fixture, endpoint_id, place, random};
 
@@ -43,7 +44,12 @@ impl Bench {
     }
 
     pub(super) fn pick(&mut self, exclude: &[EndpointId]) -> Result<Pick, NoEndpoint> {
-        self.balancer.pick(self.now, &mut self.random, exclude)
+        let endpoints = self.fixture.service().endpoints;
+        let named = endpoints
+            .iter()
+            .filter(|endpoint| exclude.contains(&endpoint.id));
+        let exclude: Vec<_> = named.map(|endpoint| endpoint.key()).collect();
+        self.balancer.pick(self.now, &mut self.random, &exclude)
     }
 
     /// Fails one request on this endpoint.
@@ -200,6 +206,21 @@ fn zones_of_the_own_cluster_come_before_other_clusters() {
     bench.set_ready(&[east(0)], false);
     let shares: Vec<f64> = bench.balancer.explain().iter().map(|s| s.share).collect();
     assert!((shares[0] - 0.7).abs() < 1e-9 && (shares[1] - 0.3).abs() < 1e-9 && shares[2] == 0.0);
+}
+
+#[test]
+fn an_exclusion_concerns_one_cluster() {
+    let mut fixture = Fixture::new().with("east", "a", 1).with("west", "a", 1);
+    // A standalone operator may use the same UID in both clusters.
+    fixture.change(&west(0), |endpoint| endpoint.id = east(0));
+    let mut bench = Bench::new(fixture);
+    let home = bench.pick(&[]).unwrap().endpoint().key();
+    assert_eq!(home.cluster.as_str(), "east");
+    let away = bench
+        .balancer
+        .pick(bench.now, &mut random(1), std::slice::from_ref(&home));
+    let away = away.unwrap().endpoint().key();
+    assert_eq!((away.cluster.as_str(), &away.id), ("west", &home.id));
 }
 
 #[test]

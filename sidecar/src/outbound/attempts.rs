@@ -9,7 +9,7 @@ use linkspan_dataplane::{
     connect::pool::LeaseError,
     forward::http::{RetryBudget, SendError, retry::pause},
 };
-use linkspan_routing::{ClusterId, EndpointId, Failure, NoEndpoint, Pick};
+use linkspan_routing::{ClusterId, EndpointKey, Failure, NoEndpoint, Pick};
 use tokio::time::{sleep, timeout_at};
 
 use crate::{dial::DialError, services::Destination};
@@ -156,7 +156,7 @@ pub(super) enum CallError {
 #[derive(Debug)]
 pub(super) struct Attempts {
     idempotent: bool,
-    tried: Vec<EndpointId>,
+    tried: Vec<EndpointKey>,
     avoided: Vec<ClusterId>,
     tries: u32,
     sent: u32,
@@ -230,7 +230,7 @@ impl Attempts {
             && let Some(known) = destination.known()
         {
             let mut exclude = self.tried.clone();
-            exclude.extend(known.endpoints_in(&self.avoided).cloned());
+            exclude.extend(known.endpoints_in(&self.avoided));
             if let Ok(pick) = destination.balancer.pick(now, &mut random, &exclude) {
                 return Ok(pick);
             }
@@ -271,7 +271,7 @@ impl Attempts {
     }
 
     fn exclude(&mut self, error: &TryError, endpoint: &Arc<linkspan_routing::Endpoint>) {
-        self.tried.push(endpoint.id.clone());
+        self.tried.push(endpoint.key());
         let elsewhere = endpoint.address.is_none();
         if elsewhere && error.suspects_cluster() && !self.avoided.contains(&endpoint.cluster) {
             self.avoided.push(endpoint.cluster.clone());
