@@ -16,7 +16,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use linkspan_dataplane::{
     connect::pool::{Dial, Dialled, LeaseError, Pool, PoolLimits},
-    forward::http::{BodyError, SendError, Upload, send},
+    forward::http::{BodyError, SendError, Upload, headers, send},
 };
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
@@ -45,6 +45,9 @@ pub(super) enum AppError {
     /// HTTP/2 could not begin.
     #[error("the application does not speak HTTP/2; declare its appProtocol")]
     Handshake,
+    /// It was not asked: the request does not say clearly where it goes.
+    #[error(transparent)]
+    BadAuthority(#[from] headers::BadAuthority),
     /// The connection broke while it had the request.
     #[error("the application gave no answer")]
     Lost(#[source] Box<dyn std::error::Error + Send + Sync>),

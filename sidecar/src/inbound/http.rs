@@ -117,6 +117,11 @@ impl Session {
                 *answer.version_mut() = http::Version::default();
                 Ok(answer.map(|body| Watched::new(body, Passing(report), idle).boxed_unsync()))
             }
+            Err(AppError::BadAuthority(error)) => {
+                report.fail(&error);
+                report.status(StatusCode::BAD_REQUEST.as_u16());
+                Ok(empty(StatusCode::BAD_REQUEST))
+            }
             Err(error) => {
                 report.fail(&error);
                 debug!(app = %self.app, error = %chain(&error), "no answer from the application");
@@ -151,7 +156,7 @@ impl Session {
             AppProtocol::Detect => is_grpc(&head.headers),
             AppProtocol::Http | AppProtocol::Tcp => false,
         };
-        for_app(&mut head, http2, &self.inbound.own_id(), &self.caller.id);
+        for_app(&mut head, http2, &self.inbound.own_id(), &self.caller.id)?;
         let request = Request::from_parts(head, body);
         if http2 {
             app.http2(self.app, request).await
@@ -177,18 +182,20 @@ impl Session {
 
 /// Makes a request's head what the application gets. Who calls is said last: the caller decides
 /// which fields `connection` names, and those are removed.
-fn for_app(head: &mut Parts, http2: bool, own: &SpiffeId, caller: &SpiffeId) {
+fn for_app(
+    head: &mut Parts,
+    http2: bool,
+    own: &SpiffeId,
+    caller: &SpiffeId,
+) -> Result<(), headers::BadAuthority> {
+    let fallback = Authority::from_static("localhost");
     if http2 {
-        let fallback = Authority::from_static("localhost");
-        // The source has checked the authority; one that is none is dropped with its header.
-        if headers::for_http2(head, &fallback).is_err() {
-            head.headers.remove(http::header::HOST);
-            let _ = headers::for_http2(head, &fallback);
-        }
+        headers::for_http2(head, &fallback)?;
     } else {
-        headers::for_http1(head);
+        headers::for_http1(head, &fallback)?;
     }
     headers::set_caller(&mut head.headers, own, caller);
+    Ok(())
 }
 
 fn no_answer(mut report: RequestReport, waited: Duration) -> Response<Body> {
@@ -200,7 +207,7 @@ fn no_answer(mut report: RequestReport, waited: Duration) -> Response<Body> {
 fn reset_for(error: &AppError) -> BoxError {
     match error {
         AppError::Connect(_) | AppError::Unprocessed(_) | AppError::Handshake => refused(),
-        AppError::Lost(_) => lost(),
+        AppError::Lost(_) | AppError::BadAuthority(_) => lost(),
     }
 }
 
@@ -242,7 +249,7 @@ mod tests {
                 .header("connection", "close, X-Forwarded-Client-Cert")
                 .header("x-forwarded-client-cert", "URI=forged");
             let mut head = request.body(()).unwrap().into_parts().0;
-            for_app(&mut head, http2, &own, &caller);
+            for_app(&mut head, http2, &own, &caller).unwrap();
             let said: Vec<_> = head.headers.get_all(FORWARDED_CLIENT_CERT).iter().collect();
             assert_eq!(said, [&*format!("By={own};URI={caller}")], "{http2}");
         }

@@ -58,8 +58,8 @@ impl Outbound {
         };
         let mut call = match self.call(request, resolved, caller) {
             Ok(call) => call,
-            Err(headers::BadAuthority) => {
-                return refusal(StatusCode::BAD_REQUEST, "the request names no valid host");
+            Err(error @ headers::BadAuthority) => {
+                return refusal(StatusCode::BAD_REQUEST, &error.to_string());
             }
         };
         call.resolved.destination.budget.request();

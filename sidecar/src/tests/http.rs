@@ -143,6 +143,22 @@ async fn an_http_1_client_is_served_over_one_connection() {
 }
 
 #[tokio::test]
+async fn a_request_with_several_hosts_is_refused() {
+    let mut world = World::new();
+    let app = world.app(|_| async { panic!("asked") }).await;
+    let server = world.server("east", "c", app, AppProtocol::Http).await;
+    let source = world
+        .source(Some(snapshot([&server.endpoint], AppProtocol::Http)))
+        .await;
+    let mut socket = TcpStream::connect(source.address).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nConnection: close\r\n\r\n";
+    socket.write_all(request).await.unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 400 "), "{text}");
+}
+
+#[tokio::test]
 async fn trailers_pass_both_ways() {
     let mut world = World::new();
     let app = world

@@ -100,6 +100,27 @@ async fn other_targets_are_refused_unseen() {
 }
 
 #[tokio::test]
+async fn a_request_with_several_hosts_reaches_no_application() {
+    let mut world = World::new();
+    let app = world.app(|_| async { panic!("asked") }).await;
+    for protocol in [AppProtocol::Http, AppProtocol::Http2] {
+        let server = world.server("west", "w", app, protocol).await;
+        let io = world
+            .connect(&frontend(), &server, target(&server), InnerAlpn::Http)
+            .await
+            .unwrap();
+        let (client, connection) = h2::client::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        let body = Empty::new().map_err(|error| -> BodyError { match error {} });
+        let request = Request::get("http://checkout.shop/")
+            .header("host", "a")
+            .header("host", "b");
+        let answer = send(client, request.body(body).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    }
+}
+
+#[tokio::test]
 async fn what_is_withdrawn_is_refused_on_open_connections_too() {
     let mut world = World::new();
     let app = world.app(|_| async { answer("") }).await;

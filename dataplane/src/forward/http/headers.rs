@@ -24,9 +24,9 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     header::UPGRADE,
 ];
 
-/// A request that names no place to go.
+/// A request that does not say clearly where it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the request names no valid host")]
+#[error("the request names no valid host, or several")]
 pub struct BadAuthority;
 
 /// Removes what was meant for this hop alone: `connection` and the fields that it names, and the
@@ -65,13 +65,13 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
 /// (`fallback` where there is neither), and the URI gets the scheme that it needs.
 ///
 /// # Errors
-/// If the host is no authority.
+/// If the host is no authority, or if there are several `host` fields: whoever reads another one
+/// than we do would take the request for another one.
 pub fn for_http2(head: &mut Parts, fallback: &Authority) -> Result<(), BadAuthority> {
     strip_hop_by_hop(&mut head.headers);
-    let authority = match head.uri.authority() {
-        Some(authority) => authority.clone(),
-        None => host(&head.headers)?.unwrap_or_else(|| fallback.clone()),
-    };
+    let host = host(&head.headers)?;
+    let authority = head.uri.authority().cloned().or(host);
+    let authority = authority.unwrap_or_else(|| fallback.clone());
     head.headers.remove(header::HOST);
     let path = path_of(&head.uri);
     let uri = Uri::builder()
@@ -84,15 +84,19 @@ pub fn for_http2(head: &mut Parts, fallback: &Authority) -> Result<(), BadAuthor
 }
 
 /// Makes the head of a request fit for HTTP/1.1: `:authority` becomes `host`, the target its
-/// origin form, and cookies one field (RFC 9113 §8.2.3).
-pub fn for_http1(head: &mut Parts) {
+/// origin form, and cookies one field (RFC 9113 §8.2.3). A request that names no host, as HTTP/2
+/// allows, gets `fallback`, since HTTP/1.1 requires one.
+///
+/// # Errors
+/// As [`for_http2`].
+pub fn for_http1(head: &mut Parts, fallback: &Authority) -> Result<(), BadAuthority> {
     strip_hop_by_hop(&mut head.headers);
-    if let Some(authority) = head.uri.authority()
-        && let Ok(host) = HeaderValue::from_str(authority.as_str())
-    {
-        // RFC 9112 §3.2.2: the target's authority wins over a `host` field.
-        head.headers.insert(header::HOST, host);
-    }
+    let host = host(&head.headers)?;
+    // RFC 9112 §3.2.2: the target's authority wins over a `host` field.
+    let authority = head.uri.authority().cloned().or(host);
+    let authority = authority.unwrap_or_else(|| fallback.clone());
+    let host = HeaderValue::from_str(authority.as_str()).map_err(|_| BadAuthority)?;
+    head.headers.insert(header::HOST, host);
     if head.headers.contains_key(header::TE) {
         // RFC 9110 §10.1.4: `te` concerns this hop, and must say so.
         head.headers
@@ -101,10 +105,17 @@ pub fn for_http1(head: &mut Parts) {
     join_cookies(&mut head.headers);
     head.uri = path_of(&head.uri).into();
     head.version = Version::HTTP_11;
+    Ok(())
 }
 
+/// RFC 9112 §3.2: one field at most.
 fn host(headers: &HeaderMap) -> Result<Option<Authority>, BadAuthority> {
-    let Some(host) = headers.get(header::HOST).filter(|host| !host.is_empty()) else {
+    let mut hosts = headers.get_all(header::HOST).into_iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(BadAuthority);
+    }
+    let Some(host) = host.filter(|host| !host.is_empty()) else {
         return Ok(None);
     };
     Authority::try_from(host.as_bytes())
@@ -212,7 +223,7 @@ mod tests {
             .header("cookie", "b=2")
             .header("te", "trailers");
         let mut head = head(request);
-        for_http1(&mut head);
+        for_http1(&mut head, &Authority::from_static("x")).unwrap();
         assert_eq!(head.uri, "/a?b");
         assert_eq!(head.headers["host"], "example.org");
         assert_eq!(head.headers["cookie"], "a=1; b=2");
@@ -225,8 +236,26 @@ mod tests {
         let mut head = head(Request::options("*").header("host", "a"));
         for_http2(&mut head, &fallback).unwrap();
         assert_eq!(head.uri.path(), "*");
-        for_http1(&mut head);
+        for_http1(&mut head, &fallback).unwrap();
         assert_eq!(head.uri, "*");
+    }
+
+    #[test]
+    fn one_host_whatever_came() {
+        let fallback = Authority::from_static("checkout.shop");
+        let twice =
+            |request: http::request::Builder| head(request.header("host", "a").header("host", "b"));
+        for request in [Request::get("/"), Request::get("http://a/")] {
+            let mut twice = twice(request);
+            let http2 = for_http2(&mut twice.clone(), &fallback);
+            assert_eq!(http2, Err(BadAuthority));
+            assert_eq!(for_http1(&mut twice, &fallback), Err(BadAuthority));
+        }
+        for empty in [Request::get("/"), Request::get("/").header("host", "")] {
+            let mut none = head(empty);
+            for_http1(&mut none, &fallback).unwrap();
+            assert_eq!(none.headers["host"], "checkout.shop");
+        }
     }
 
     #[test]
