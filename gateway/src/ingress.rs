@@ -23,7 +23,7 @@ use linkspan_runtime::stop::Stop;
 use quinn::{RecvStream, SendStream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, warn};
@@ -31,6 +31,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 use crate::admit::{Admitted, Caller, Reach, Refusal, admit};
 use crate::carry::carry;
 use crate::limits::Timers;
+use crate::places::{Full, Place, Places};
 use crate::stream::QuicDuplex;
 use crate::tunnel::close::ResetCode;
 use crate::tunnel::connection::Connection;
@@ -50,7 +51,7 @@ pub(crate) struct Ingress {
     pub(crate) reach: Reach,
     pub(crate) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     pub(crate) timers: Timers,
-    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) places: Places,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: Stop,
 }
@@ -83,8 +84,8 @@ enum Denied {
     Refused(#[from] Refusal),
     #[error("no endpoint took the connection")]
     Connect(#[source] io::Error),
-    #[error("the most streams that peers may have are open already")]
-    Full,
+    #[error(transparent)]
+    Full(#[from] Full),
     #[error("this gateway is draining")]
     Draining,
     #[error("nothing has been heard of the control plane yet")]
@@ -99,7 +100,7 @@ impl Denied {
             Self::Opening(_) | Self::Hello(_) => Some(StreamCode::BadRequest),
             Self::Refused(refusal) => Some(refusal.code),
             Self::Connect(_) => Some(StreamCode::ConnectFailed),
-            Self::Full | Self::NoSnapshot => Some(StreamCode::Busy),
+            Self::Full(_) | Self::NoSnapshot => Some(StreamCode::Busy),
             Self::Draining => Some(StreamCode::Draining),
         }
     }
@@ -110,7 +111,7 @@ struct Begun {
     tcp: TcpStream,
     /// The inner ClientHello, which has been read from the stream.
     hello: Bytes,
-    permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Ingress {
@@ -137,11 +138,7 @@ impl Ingress {
         quic: &mut QuicDuplex,
         ticket: &Ticket,
     ) -> Result<Begun, Denied> {
-        let permit = self
-            .permits
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| Denied::Full)?;
+        let place = self.places.take(&from.cluster)?;
         if self.stop.is_draining() {
             return Err(Denied::Draining);
         }
@@ -160,7 +157,7 @@ impl Ingress {
         Ok(Begun {
             tcp,
             hello: bytes,
-            permit,
+            place,
         })
     }
 
@@ -224,7 +221,7 @@ impl Ingress {
         let (received, sent) = (counters.sent(), counters.received());
         debug!(code, received, sent, "stream ended");
         from.inbound.ended(code);
-        drop(begun.permit);
+        drop(begun.place);
     }
 
     /// The peer learns the code, our operator the rule.

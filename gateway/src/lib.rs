@@ -20,6 +20,7 @@ mod egress;
 mod ingress;
 pub mod limits;
 pub mod peers;
+mod places;
 mod plane;
 mod registration;
 pub mod stall;

@@ -67,7 +67,7 @@ pub struct Limits {
     pub connections: usize,
     /// Connections from sidecars and federation, 16384.
     pub egress: usize,
-    /// Streams from peers that are relayed at a time, 16384.
+    /// Streams from peers that are relayed at a time, 16384; one peer may have half of them.
     pub ingress: usize,
     /// Handshakes in progress above which callers must prove their address by a Retry token, 100.
     pub retry_above: usize,

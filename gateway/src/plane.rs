@@ -11,7 +11,7 @@ use linkspan_runtime::readiness::Gate;
 use linkspan_runtime::stop::Stop;
 use linkspan_runtime::telemetry::LinkMetrics;
 use tokio::net::lookup_host;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Streams};
 use crate::peers::{Peers, Table};
+use crate::places::Places;
 use crate::registration;
 use crate::tunnel::close::CloseCode;
 use crate::tunnel::handshake::Own;
@@ -89,7 +90,7 @@ impl Plane {
             reach: reach(&config, &addresses).await,
             snapshot: snapshot.clone(),
             timers,
-            permits: Arc::new(Semaphore::new(limits.ingress)),
+            places: Places::new(limits.ingress),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });

@@ -218,6 +218,40 @@ async fn a_peer_that_takes_no_answer_does_not_keep_its_stream() {
     assert_eq!(reset_code(last).await, idle);
 }
 
+#[tokio::test]
+async fn one_peer_gets_half_of_the_streams_and_no_more() {
+    let pki = pki();
+    let (endpoint_listener, address) = listener().await;
+    let mut config = common::config("west", "west-1", &pki);
+    config.limits.ingress = 4;
+    let mut gateway = Gateway::with(&pki, config, &gateway_id("west")).await;
+    let exported = export(
+        &["east", "north"],
+        vec![endpoint("west", "checkout-1", address)],
+    );
+    gateway.tell(vec![link("east", &[]), link("north", &[])], vec![exported]);
+    gateway.until("the link is known", "north", |_| true).await;
+    let to = gateway.addresses.tunnel;
+    let (_east, east) = pki.material(&gateway_id("east"));
+    let (_north, north) = pki.material(&gateway_id("north"));
+    let greet = |material, own| RawPeer::greet(material, (own, "west"), to, TunnelPurpose::Data);
+    // Two connections: the half is the peer's, not a connection's.
+    let greedy = [greet(&east, "east").await, greet(&east, "east").await];
+    let honest = greet(&north, "north").await;
+    let name = target("west", Some("checkout-1"));
+    let mut held = Vec::new();
+    for peer in [&greedy[0], &greedy[1], &honest] {
+        let mut streams = peer.open(opening(&name), &name).await;
+        let there = common::accept(&endpoint_listener).await;
+        assert_eq!(common::answer(&mut streams.1).await, StreamCode::Ok);
+        held.push((streams, there));
+        if held.len() == 2 {
+            let answer = greedy[0].ask(opening(&name), &name).await;
+            assert_eq!(answer, StreamCode::Busy);
+        }
+    }
+}
+
 async fn reset_code(recv: &mut RecvStream) -> u64 {
     match patiently("a reset", recv.read_to_end(64)).await {
         Err(quinn::ReadToEndError::Read(ReadError::Reset(code))) => code.into_inner(),
