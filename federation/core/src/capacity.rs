@@ -19,8 +19,53 @@ pub const DECAY: Duration = Duration::from_secs(600);
 /// Most localities of one service: a workload names its own, and peers refuse more.
 pub(crate) const MAX_LOCALITIES: usize = 100;
 
+/// How often a peer may claim to have had what it lists now: one that lost three quarters of its
+/// endpoints still looks as ill as it is.
+const BELIEVED_FACTOR: u64 = 4;
+/// What a peer may claim of a service of which it lists few endpoints or none.
+const BELIEVED_LEAST: u64 = 64;
+
 /// Endpoints listed now, by service and locality.
 pub type Listed = BTreeMap<ServiceKey, BTreeMap<Locality, u32>>;
+
+/// The greater of what is listed and what is claimed, by locality.
+pub(crate) fn at_least(
+    listed: &BTreeMap<Locality, u32>,
+    claimed: &[(Locality, u32)],
+) -> Vec<(Locality, u32)> {
+    let mut counts = listed.clone();
+    for (locality, claim) in claimed {
+        let count = counts.entry(locality.clone()).or_default();
+        *count = (*count).max(*claim);
+    }
+    counts.into_iter().collect()
+}
+
+/// As [`at_least`], of a peer: with one number it could make a whole priority look ill. So of all
+/// its localities together no more is believed than the greater of four times what it lists and
+/// 64; claims beyond that shrink in proportion.
+pub(crate) fn believed(
+    listed: &BTreeMap<Locality, u32>,
+    claimed: &[(Locality, u32)],
+) -> Vec<(Locality, u32)> {
+    let mut counts = at_least(listed, claimed);
+    let has = |locality: &Locality| listed.get(locality).copied().unwrap_or(0);
+    let total: u64 = listed.values().map(|count| u64::from(*count)).sum();
+    let excess: u64 = counts
+        .iter()
+        .map(|(locality, count)| u64::from(count - has(locality)))
+        .sum();
+    let room = (total * BELIEVED_FACTOR).max(BELIEVED_LEAST) - total;
+    if excess > room {
+        for (locality, count) in &mut counts {
+            let share = u128::from(*count - has(locality)) * u128::from(room) / u128::from(excess);
+            // No greater than the claim that it is a part of.
+            *count = has(locality) + u32::try_from(share).unwrap_or(u32::MAX - has(locality));
+        }
+        counts.retain(|(_, count)| *count > 0);
+    }
+    counts
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Mark {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use self::local::{Local, Selection};
-use crate::capacity::{HighWater, Listed};
+use crate::capacity::{self, HighWater, Listed};
 use crate::declared::{Declared, DeclaredService};
 use crate::gateways::Gateways;
 use crate::merge::{Contribution, Merged, merge};
@@ -172,7 +172,7 @@ fn shared_service(known: &Known<'_>, local: Option<&Local<'_>>, import: &Import)
         .map(|(cluster, capacity)| {
             (
                 cluster.clone(),
-                at_least_listed(cluster, capacity, &endpoints),
+                expected(known.own, cluster, capacity, &endpoints),
             )
         })
         .collect();
@@ -185,25 +185,26 @@ fn shared_service(known: &Known<'_>, local: Option<&Local<'_>>, import: &Import)
     }
 }
 
-/// A cluster's capacity, raised where it lists more endpoints than it says to expect.
-fn at_least_listed(
+/// What a cluster is expected to have: what it lists, or more where it says so.
+fn expected(
+    own: &OwnCluster,
     cluster: &ClusterId,
     capacity: &ClusterCapacity,
     endpoints: &[Arc<Endpoint>],
 ) -> ClusterCapacity {
-    let mut counts: BTreeMap<Locality, u32> = BTreeMap::new();
+    let mut listed: BTreeMap<Locality, u32> = BTreeMap::new();
     for endpoint in endpoints
         .iter()
         .filter(|endpoint| endpoint.cluster == *cluster)
     {
-        *counts.entry(endpoint.locality.clone()).or_default() += 1;
+        *listed.entry(endpoint.locality.clone()).or_default() += 1;
     }
-    for (locality, expected) in &capacity.localities {
-        let count = counts.entry(locality.clone()).or_default();
-        *count = (*count).max(*expected);
-    }
+    let localities = match *cluster == own.cluster {
+        true => capacity::at_least(&listed, &capacity.localities),
+        false => capacity::believed(&listed, &capacity.localities),
+    };
     ClusterCapacity {
-        localities: counts.into_iter().collect(),
+        localities,
         ports: capacity.ports.clone(),
     }
 }

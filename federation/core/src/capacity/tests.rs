@@ -126,3 +126,36 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_peer_is_believed_up_to_four_times_what_it_lists() {
+    let listed = BTreeMap::from([(zone("a"), 100)]);
+    let claim = |count| believed(&listed, &[(zone("a"), count)]);
+    assert_eq!(claim(400), [(zone("a"), 400)]);
+    assert_eq!(claim(u32::MAX), [(zone("a"), 400)]);
+    assert_eq!(claim(3), [(zone("a"), 100)], "never less than it lists");
+}
+
+#[test]
+fn a_peer_that_lists_nothing_is_believed_to_have_had_64() {
+    let none = BTreeMap::new();
+    let claim = |count| believed(&none, &[(zone("a"), count)]);
+    assert_eq!(claim(64), [(zone("a"), 64)]);
+    assert_eq!(claim(65), [(zone("a"), 64)]);
+}
+
+#[test]
+fn many_localities_do_not_multiply_what_a_peer_may_claim() {
+    let listed = BTreeMap::from([(zone("z0"), 4)]);
+    let claimed: Vec<_> = (0..MAX_LOCALITIES)
+        .map(|at| (zone(&format!("z{at}")), u32::MAX))
+        .collect();
+    let believed = believed(&listed, &claimed);
+    let sum: u32 = believed.iter().map(|(_, count)| count).sum();
+    assert!(sum <= 64, "{sum}");
+    assert!(
+        believed
+            .iter()
+            .any(|(of, count)| *of == zone("z0") && *count >= 4)
+    );
+}

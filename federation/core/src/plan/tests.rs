@@ -305,6 +305,28 @@ fn lost_endpoints_are_still_expected() {
 }
 
 #[test]
+fn a_peer_cannot_claim_a_capacity_out_of_proportion() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.export("shop/checkout");
+    let mut claims = export("shop/checkout", vec![port(80)], 60);
+    claims.capacity = vec![(Locality::default(), u32::MAX)];
+    world.link("west", vec![RecordBody::Export(claims)]);
+    for uid in 0..100 {
+        world.register(&format!("e{uid}"), "checkout");
+    }
+    world.plan();
+    let now = world.clock.pass(Duration::from_secs(5)).instant;
+    world.workloads.tick(now + Duration::from_secs(5));
+    let desired = world.plan();
+    assert_eq!(
+        clusters(&desired.services[&service("shop/checkout")]),
+        [("east".into(), 100), ("west".into(), 64)],
+        "what this cluster itself remembers is not cut"
+    );
+}
+
+#[test]
 fn workloads_learn_what_they_serve_and_for_whom() {
     let mut world = World::new();
     world.declare("shop/checkout", "checkout", 80);
