@@ -41,6 +41,34 @@ fn temporary_name(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{:08x}.tmp", rand::random::<u32>()))
 }
 
+/// Whether [`temporary_name`] made this name.
+fn is_temporary(name: &str) -> bool {
+    let of_ours = name
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(".tmp"))
+        .and_then(|name| name.rsplit_once('.'));
+    of_ours.is_some_and(|(of, random)| {
+        let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        !of.is_empty() && random.len() == 8 && random.bytes().all(is_hex)
+    })
+}
+
+/// Removes what a kill in the middle of [`write_atomic`] left in `directory`; how many files. Only
+/// for directories in which nobody else writes: the state directory's, under its lock.
+pub(crate) fn sweep(directory: &Path) -> io::Result<usize> {
+    let mut swept = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let ours = entry.file_name().to_str().is_some_and(is_temporary);
+        // Of the entry itself: a link is not followed, and none is made by us.
+        if ours && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
@@ -191,6 +219,30 @@ mod tests {
         file.set_len(MAX_FILE + 1).unwrap();
         let error = read_private(&path).unwrap_err();
         assert!(matches!(error, StateError::Damaged { .. }), "{error}");
+    }
+
+    #[test]
+    fn only_what_a_kill_left_is_swept() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let left = temporary_name(&at("tokens.json"));
+        let others = [
+            ".tokens.json.tmp",
+            ".tokens.json.0123ABCD.tmp",
+            ".tokens.json.012345678.tmp",
+            "tokens.json.01234567.tmp",
+            ".01234567.tmp",
+            "tokens.json",
+        ];
+        for path in others.iter().map(|name| at(name)).chain([left.clone()]) {
+            fs::write(path, "x").unwrap();
+        }
+        fs::create_dir(at(".made.01234567.tmp")).unwrap();
+        std::os::unix::fs::symlink(at("tokens.json"), at(".link.01234567.tmp")).unwrap();
+        assert_eq!(sweep(directory.path()).unwrap(), 1);
+        assert!(!left.exists());
+        let stays = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(stays, others.len() + 2);
     }
 
     #[test]

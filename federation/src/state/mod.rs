@@ -12,7 +12,7 @@
 //!   operator.sock        the operator API
 //! ```
 //! Files are 0600 and replaced atomically. A key that others can read is refused, not repaired:
-//! it may have been copied already.
+//! it may have been copied already. What a kill left half-written is swept at the next start.
 
 mod epoch;
 pub(crate) mod files;
@@ -113,7 +113,20 @@ impl StateDir {
         };
         files::private_directory(&state.ca())?;
         files::private_directory(&state.status())?;
+        state.sweep();
         Ok(state)
+    }
+
+    /// Half-written files of a life that was killed; one that cannot be removed harms nobody.
+    fn sweep(&self) {
+        for directory in [self.root.clone(), self.ca(), self.status()] {
+            let path = directory.display();
+            match files::sweep(&directory) {
+                Ok(0) => {}
+                Ok(swept) => tracing::info!(%path, swept, "removed half-written files"),
+                Err(error) => tracing::warn!(%path, %error, "half-written files cannot be removed"),
+            }
+        }
     }
 
     pub(crate) fn ca(&self) -> PathBuf {
@@ -180,6 +193,21 @@ mod tests {
         let mode = directory.path().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         assert!(matches!(open(0o755), Err(StateError::Exposed { .. })));
+    }
+
+    #[test]
+    fn what_a_kill_left_half_written_is_gone_after_the_next_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("east");
+        let state = StateDir::open(&root).unwrap();
+        let left = [root.clone(), state.ca(), state.status()]
+            .map(|of| of.join(".registrations.json.00c0ffee.tmp"));
+        for path in &left {
+            std::fs::write(path, "{").unwrap();
+        }
+        drop(state);
+        let _state = StateDir::open(&root).unwrap();
+        assert!(left.iter().all(|path| !path.exists()));
     }
 
     #[test]
