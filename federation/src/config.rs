@@ -51,8 +51,9 @@ pub struct Timers {
     pub heartbeat: Duration,
     /// Silence after which a sync stream is given up; default 3 s.
     pub sync_silence: Duration,
-    /// Largest difference of wall clocks between peers; default 5 minutes.
-    pub clock_skew: Duration,
+    /// Largest difference of wall clocks between peers, if certificates live long enough
+    /// ([`Timers::tolerated_skew`]); default 5 minutes.
+    pub max_clock_skew: Duration,
     /// Life of certificates; default 24 h.
     pub svid_lifetime: Duration,
     /// How often the resources directory is read even without a sign of change; default 30 s.
@@ -66,10 +67,19 @@ impl Default for Timers {
             export_wait: Duration::from_secs(1),
             heartbeat: Duration::from_secs(1),
             sync_silence: Duration::from_secs(3),
-            clock_skew: Duration::from_secs(300),
+            max_clock_skew: Duration::from_secs(300),
             svid_lifetime: Duration::from_secs(24 * 3600),
             rescan: Duration::from_secs(30),
         }
+    }
+}
+
+impl Timers {
+    /// How far clocks may differ: no further than a quarter of a certificate's life, by which
+    /// short-lived ones are back-dated, or the handshakes would fail that sync promises to bear.
+    #[must_use]
+    pub fn tolerated_skew(&self) -> Duration {
+        self.max_clock_skew.min(self.svid_lifetime / 4)
     }
 }
 
@@ -242,5 +252,13 @@ debugListen: 127.0.0.1:15021
             .unwrap_err()
             .to_string();
         assert!(error.contains("staleTtl"), "{error}");
+    }
+
+    #[test]
+    fn tolerated_skew_is_five_minutes_or_a_quarter_of_a_certificates_life() {
+        let mut timers = Timers::default();
+        assert_eq!(timers.tolerated_skew(), Duration::from_secs(300));
+        timers.svid_lifetime = Duration::from_secs(600);
+        assert_eq!(timers.tolerated_skew(), Duration::from_secs(150));
     }
 }

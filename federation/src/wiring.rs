@@ -204,7 +204,7 @@ impl Site {
         let mut peers = PeerSettings::new(self.config.clusterset.clone());
         peers.stale_ttl = self.config.stale_ttl;
         peers.silence = timers.sync_silence;
-        peers.max_skew = timers.clock_skew;
+        peers.max_skew = timers.tolerated_skew();
         let (persist, kept) = watch::channel(Arc::new(registrations.clone()));
         let keep = registrations::keep(state.registrations(), kept, self.stop.clone());
         tasks.essential("registrations", async move {
@@ -296,7 +296,7 @@ impl Site {
             heartbeat: timers.heartbeat,
             // An acknowledgement takes a heartbeat and two ways through the tunnel.
             silence: timers.sync_silence * 2,
-            clock_skew: timers.clock_skew,
+            clock_skew: timers.tolerated_skew(),
             stop: self.stop.clone(),
         }
     }
