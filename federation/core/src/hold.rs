@@ -2,13 +2,14 @@
 //!
 //! A federation that has just started knows less than it did: workloads have not all
 //! reconnected, peers have not sent their snapshots. What it does not know is not gone.
-//! So discovery sends no removal, and ends no snapshot with `Complete`, until every workload
-//! known from before has reconnected or lapsed, and every link has sent `Complete` or its
-//! grace has passed.
+//! So discovery sends sidecars no removal, and ends none of their snapshots with `Complete`, until
+//! every workload known from before has reconnected or lapsed, and every link has sent `Complete`
+//! or its grace has passed.
 //!
-//! Sync tells peers only what is our own, so it waits for the workloads alone
-//! ([`crate::workloads::Workloads::settled`]): two federations that restart together
-//! would otherwise each withhold the `Complete` that the other waits for.
+//! Peers and our own gateways are told only what is our own, so that for them the workloads alone
+//! are waited for ([`crate::workloads::Workloads::settled`]): two federations that restart together
+//! would otherwise each withhold the `Complete` that the other waits for, and gateways that start
+//! with them the tunnel through which it comes.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -15,10 +15,11 @@ use crate::{
 pub(crate) struct World {
     /// Grows by one with each different world; zero before the resources were first read.
     pub(crate) generation: u64,
-    /// Whether discovery may send removals and close first sets.
+    /// Whether sidecars may be sent removals, and their first sets be closed.
     pub(crate) settled: bool,
-    /// Whether sync may: our own workloads are back. Peers are not waited for, or two
-    /// federations that restart together would wait for each other.
+    /// Whether peers and our own gateways may: our own workloads are back. Peers are not waited
+    /// for, or two federations that restart together would wait for each other, and for the
+    /// gateways between them.
     pub(crate) own_settled: bool,
     pub(crate) declared: Arc<Declared>,
     pub(crate) desired: Desired,

@@ -257,17 +257,19 @@ impl Open<'_> {
 
     fn aim(&mut self, worlds: &mut watch::Receiver<Arc<World>>) {
         let world = Arc::clone(&worlds.borrow_and_update());
-        let records = match &self.role {
+        // A gateway is told nothing that only peers know, and peers are heard through it: to wait
+        // for them would be to wait for itself.
+        let (records, settled) = match &self.role {
             Role::Workload {
                 uid,
                 subscription: Some(services),
-            } => records::sidecar(&world, uid, services),
+            } => (records::sidecar(&world, uid, services), world.settled),
             Role::Workload {
                 subscription: None, ..
             } => return,
-            Role::Gateway { .. } => records::gateway(&world),
+            Role::Gateway { .. } => (records::gateway(&world), world.own_settled),
         };
-        let removals = if world.settled {
+        let removals = if settled {
             Removals::Apply
         } else {
             Removals::Hold

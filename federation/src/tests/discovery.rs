@@ -202,3 +202,27 @@ async fn after_a_restart_nothing_is_removed_before_all_are_back() {
     assert!(proxy.endpoints().any(|endpoint| endpoint.ready));
     federation.stop().await;
 }
+
+/// Peers are heard through gateways: one that starts together with federation gets its set while
+/// the links are still being waited for.
+#[tokio::test]
+async fn after_a_restart_gateways_do_not_wait_for_the_peers_behind_them() {
+    let (home, federation) = shop().await;
+    home.declare("west.yaml", &link_yaml("west"));
+    let told = |world: &std::sync::Arc<crate::controller::World>| !world.desired.links.is_empty();
+    federation.until("the link", told).await;
+    federation.stop().await;
+
+    let federation = home.start().await;
+    let material = federation.gateway().await;
+    let mut proxy = Proxy::open(&federation, &material).await.unwrap();
+    proxy.say(Said::Gateway(gateway("gateway-1"))).await;
+    proxy
+        .until(|proxy| proxy.complete && proxy.records.contains_key("link/west"))
+        .await;
+    assert!(
+        !federation.worlds.borrow().settled,
+        "sidecars still wait for west"
+    );
+    federation.stop().await;
+}
