@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Metadata;
-use crate::metadata::{ANNOTATIONS, CREATED, LABELS};
+use crate::metadata::{ANNOTATIONS, CREATED, LABELS, STANDARD};
 use crate::rules;
 use crate::shape::{Findings, ObjectShape, Shape, describe, none_across, optional, required};
 use crate::yaml::Node;
@@ -132,7 +132,7 @@ pub(crate) const SHAPE: ObjectShape = ObjectShape {
         required("spec", Shape::Object(&SPEC)),
         optional("status", Shape::Ignored),
     ],
-    open: false,
+    ignored: &[],
     across: none_across,
 };
 
@@ -142,8 +142,10 @@ const METADATA: ObjectShape = ObjectShape {
         LABELS,
         ANNOTATIONS,
         CREATED,
+        // Refused with a word of its own.
+        optional("namespace", Shape::Ignored),
     ],
-    open: true,
+    ignored: STANDARD,
     across: has_no_namespace,
 };
 
@@ -157,7 +159,7 @@ const SPEC: ObjectShape = ObjectShape {
         optional("allowLoopback", Shape::Bool),
         optional("imports", Shape::List(&Shape::Object(&IMPORT))),
     ],
-    open: false,
+    ignored: &[],
     across: ids_in_trust_domain,
 };
 
@@ -166,7 +168,7 @@ const ADDRESS: ObjectShape = ObjectShape {
         required("host", Shape::Text(rules::host)),
         required("port", Shape::Integer(1, 65_535)),
     ],
-    open: false,
+    ignored: &[],
     across: none_across,
 };
 
@@ -175,7 +177,7 @@ const IMPORT: ObjectShape = ObjectShape {
         optional("namespace", Shape::Text(rules::glob)),
         optional("name", Shape::Text(rules::glob)),
     ],
-    open: false,
+    ignored: &[],
     across: none_across,
 };
 

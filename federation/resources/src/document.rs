@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use crate::shape::{Findings, ObjectShape, Shape, check, describe, quote};
-use crate::yaml::{self, Node, Value};
+use crate::yaml::{self, Node, SyntaxError, Value};
 use crate::{ClusterLink, Metadata, ResourceProblem, Service, ServiceExport};
 use crate::{cluster_link, service, service_export};
 
@@ -86,6 +86,7 @@ pub fn parse_documents(file_name: &str, text: &str) -> Result<Vec<Object>, Vec<R
                     ResourceProblem {
                         file: file_name.to_owned(),
                         line: lines_before + finding.line,
+                        column: finding.column,
                         field: finding.field,
                         found: finding.found,
                         fix: finding.fix,
@@ -106,13 +107,8 @@ fn parse_document(text: &str) -> Result<Object, Findings> {
     let node = match yaml::parse(text) {
         Ok(node) => node,
         Err(error) => {
-            let found = format!("is not YAML: {}", error.message);
-            findings.add(
-                error.line,
-                "",
-                found,
-                "check indentation, quotes and brackets near this line",
-            );
+            let (found, fix) = not_yaml(text, &error);
+            findings.add_at(error.line, error.column, found, fix);
             return Err(findings);
         }
     };
@@ -129,6 +125,25 @@ fn parse_document(text: &str) -> Result<Object, Findings> {
         }
         None => Err(findings),
     }
+}
+
+/// What stands there, and what to look at.
+fn not_yaml(text: &str, error: &SyntaxError) -> (String, &'static str) {
+    let at = usize::try_from(error.line - 1).unwrap_or(usize::MAX);
+    let line = text.lines().nth(at).unwrap_or_default();
+    let indentation = &line[..line.len() - line.trim_start().len()];
+    let fix = match indentation.contains('\t') {
+        true => "indent with spaces: this line begins with a tab",
+        false => {
+            "check indentation there and in the line before, a `:` without a space after it, \
+             and quotes and brackets that do not close"
+        }
+    };
+    let found = match line.trim() {
+        "" => format!("is not YAML: {}", error.message),
+        there => format!("is not YAML: {} at {}", error.message, quote(there)),
+    };
+    (found, fix)
 }
 
 enum Kind {

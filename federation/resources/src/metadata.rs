@@ -48,6 +48,21 @@ impl Metadata {
     }
 }
 
+/// Fields of `metadata` that Kubernetes, or a tool that wrote the manifest, keeps for itself.
+pub(crate) const STANDARD: &[&str] = &[
+    "clusterName",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
 /// `metadata` of a kind that lives in a namespace and is named by one DNS label.
 pub(crate) const NAMESPACED: ObjectShape = ObjectShape {
     fields: &[
@@ -57,7 +72,7 @@ pub(crate) const NAMESPACED: ObjectShape = ObjectShape {
         ANNOTATIONS,
         CREATED,
     ],
-    open: true,
+    ignored: STANDARD,
     across: none_across,
 };
 

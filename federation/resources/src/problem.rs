@@ -9,6 +9,8 @@ pub struct ResourceProblem {
     pub file: String,
     /// Line in the file, counted from 1.
     pub line: u64,
+    /// Column, counted from 1, where the text is not even YAML.
+    pub column: Option<u64>,
     /// Path of the field, such as `spec.ports[0].port`; empty where it is the whole document.
     pub field: String,
     /// What stands there.
@@ -20,6 +22,9 @@ pub struct ResourceProblem {
 impl fmt::Display for ResourceProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: ", self.file, self.line)?;
+        if let Some(column) = self.column {
+            write!(f, "column {column}: ")?;
+        }
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
         }

@@ -10,7 +10,7 @@ use crate::rules;
 use crate::shape::{Findings, ObjectShape, Shape, describe, none_across, optional, required};
 use crate::yaml::{Node, Value};
 
-/// A Service. Standard fields that are not listed here are tolerated and not read.
+/// A Service. Other fields of core/v1 are tolerated and not read; names that are none are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
@@ -145,9 +145,30 @@ pub(crate) const SHAPE: ObjectShape = ObjectShape {
         required("metadata", Shape::Object(&NAMESPACED)),
         required("spec", Shape::Object(&SPEC)),
     ],
-    open: true,
+    ignored: &[],
     across: none_across,
 };
+
+/// The rest of core/v1's ServiceSpec, also what older clusters wrote.
+const SPEC_STANDARD: &[&str] = &[
+    "allocateLoadBalancerNodePorts",
+    "clusterIPs",
+    "externalIPs",
+    "externalName",
+    "externalTrafficPolicy",
+    "healthCheckNodePort",
+    "internalTrafficPolicy",
+    "ipFamilies",
+    "ipFamily",
+    "ipFamilyPolicy",
+    "loadBalancerClass",
+    "loadBalancerIP",
+    "loadBalancerSourceRanges",
+    "publishNotReadyAddresses",
+    "sessionAffinityConfig",
+    "topologyKeys",
+    "trafficDistribution",
+];
 
 const SPEC: ObjectShape = ObjectShape {
     fields: &[
@@ -163,7 +184,7 @@ const SPEC: ObjectShape = ObjectShape {
         optional("clusterIP", Shape::Text(rules::any_text)),
         optional("sessionAffinity", Shape::OneOf(&["None", "ClientIP"])),
     ],
-    open: true,
+    ignored: SPEC_STANDARD,
     across: ports_differ,
 };
 
@@ -175,7 +196,7 @@ const PORT: ObjectShape = ObjectShape {
         optional("protocol", Shape::OneOf(&["TCP"])),
         optional("appProtocol", Shape::Text(rules::any_text)),
     ],
-    open: true,
+    ignored: &["nodePort"],
     across: none_across,
 };
 

@@ -54,7 +54,7 @@ pub(crate) const SHAPE: ObjectShape = ObjectShape {
         optional("spec", Shape::Object(&SPEC)),
         optional("status", Shape::Ignored),
     ],
-    open: false,
+    ignored: &[],
     across: none_across,
 };
 
@@ -69,6 +69,6 @@ const SPEC: ObjectShape = ObjectShape {
             Shape::Texts(rules::label_key, rules::any_text),
         ),
     ],
-    open: false,
+    ignored: &[],
     across: none_across,
 };

@@ -26,8 +26,8 @@ pub(crate) enum Shape {
 /// The rules for a mapping of known names.
 pub(crate) struct ObjectShape {
     pub(crate) fields: &'static [Field],
-    /// Whether other names are tolerated (kinds that are not ours have fields we do not read).
-    pub(crate) open: bool,
+    /// Other names that may be there and are not read: kinds that are not ours have them.
+    pub(crate) ignored: &'static [&'static str],
     /// Rules that concern several fields at once.
     pub(crate) across: fn(&Node, &str, &mut Findings),
 }
@@ -67,12 +67,22 @@ pub(crate) struct Findings(Vec<Finding>);
 /// One thing wrong, before it is known in which file.
 pub(crate) struct Finding {
     pub(crate) line: u64,
+    /// Where it is one place of the line that is wrong, not a field.
+    pub(crate) column: Option<u64>,
     pub(crate) field: String,
     pub(crate) found: String,
     pub(crate) fix: String,
 }
 
 impl Findings {
+    /// Records that the text is wrong there, whatever field it was meant to be.
+    pub(crate) fn add_at(&mut self, line: u64, column: u64, found: String, fix: &str) {
+        self.add(line, "", found, fix);
+        if let Some(finding) = self.0.last_mut() {
+            finding.column = Some(column);
+        }
+    }
+
     /// Records one thing wrong.
     pub(crate) fn add(
         &mut self,
@@ -84,6 +94,7 @@ impl Findings {
         let (found, fix) = (found.into(), fix.into());
         self.0.push(Finding {
             line,
+            column: None,
             field: field.to_owned(),
             found,
             fix,
@@ -173,7 +184,7 @@ fn check_object(
             // An empty value is what YAML makes of a field that was left out.
             Some(_) if matches!(child.value, Value::Null) => {}
             Some(field) => check(child, &field.shape, &join(path, name), findings),
-            None if object.open => {}
+            None if object.ignored.contains(&name.as_str()) => {}
             None => {
                 let fix = unknown_fix(name, object);
                 findings.add(child.line, &join(path, name), "found an unknown field", fix);
@@ -196,38 +207,57 @@ fn check_object(
 }
 
 fn unknown_fix(name: &str, object: &ObjectShape) -> String {
-    let close = object
-        .fields
-        .iter()
-        .map(|field| field.name)
-        .find(|known| resembles(known, name));
-    if let Some(known) = close {
-        return format!("did you mean `{known}`?");
+    let read = object.fields.iter().map(|field| field.name);
+    let known = read.chain(object.ignored.iter().copied());
+    let near = known.filter_map(|known| Some((distance(known, name)?, known)));
+    match near.min_by_key(|(slips, _)| *slips) {
+        Some((_, known)) => format!("did you mean `{known}`?"),
+        None => format!("remove it; known here: {}", names(object)),
     }
-    let names: Vec<_> = object
-        .fields
-        .iter()
-        .map(|field| format!("`{}`", field.name))
-        .collect();
-    format!("remove it; known here: {}", names.join(", "))
 }
 
-/// Whether the names differ only in case and separators, or by one missing or added character.
-fn resembles(known: &str, name: &str) -> bool {
-    let plain = |s: &str| {
-        s.chars()
-            .filter(char::is_ascii_alphanumeric)
-            .collect::<String>()
-            .to_ascii_lowercase()
+/// Names that are read here, for messages.
+fn names(object: &ObjectShape) -> String {
+    let read = object.fields.iter();
+    let read = read.filter(|field| !matches!(field.shape, Shape::Ignored));
+    let quoted: Vec<_> = read.map(|field| format!("`{}`", field.name)).collect();
+    quoted.join(", ")
+}
+
+/// By how many slips (a character too few, too many, another, two swapped) a name differs from a
+/// known one, but for case and separators; `None` where it is too many to be meant.
+fn distance(known: &str, name: &str) -> Option<usize> {
+    let plain = |text: &str| {
+        let plain = text.bytes().filter(u8::is_ascii_alphanumeric);
+        plain
+            .map(|byte| byte.to_ascii_lowercase())
+            .collect::<Vec<_>>()
     };
     let (known, name) = (plain(known), plain(name));
-    known == name || without_one(&known, &name) || without_one(&name, &known)
+    // Two slips make another word of a short one.
+    let most = if known.len() < 6 { 1 } else { 2 };
+    if known.len().abs_diff(name.len()) > most {
+        return None;
+    }
+    Some(slips(&known, &name)).filter(|slips| *slips <= most)
 }
 
-/// Whether `short` is `long` without one of its characters.
-fn without_one(long: &str, short: &str) -> bool {
-    long.len() == short.len() + 1
-        && (0..long.len()).any(|gap| long[..gap] == short[..gap] && long[gap + 1..] == short[gap..])
+/// The distance of Damerau and Levenshtein, without overlapping swaps.
+fn slips(left: &[u8], right: &[u8]) -> usize {
+    let mut rows = vec![(0..=right.len()).collect::<Vec<_>>()];
+    for (i, a) in left.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, b) in right.iter().enumerate() {
+            let another = rows[i][j] + usize::from(a != b);
+            let mut least = another.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *a == right[j - 1] && left[i - 1] == *b {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[left.len()][right.len()]
 }
 
 fn expected(shape: &Shape) -> String {
@@ -241,14 +271,7 @@ fn expected(shape: &Shape) -> String {
         Shape::Bool => "write `true` or `false`".into(),
         Shape::List(_) => "write a list (`- …` lines)".into(),
         Shape::Texts(..) => "write a mapping of names to texts (`name: text` lines)".into(),
-        Shape::Object(object) => {
-            let names: Vec<_> = object
-                .fields
-                .iter()
-                .map(|field| format!("`{}`", field.name))
-                .collect();
-            format!("write a mapping with {}", names.join(", "))
-        }
+        Shape::Object(object) => format!("write a mapping with {}", names(object)),
         Shape::Ignored => "leave it out".into(),
     }
 }

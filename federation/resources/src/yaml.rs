@@ -85,6 +85,8 @@ impl Node {
 pub(crate) struct SyntaxError {
     /// Line within the document, counted from 1.
     pub(crate) line: u64,
+    /// Column within the line, counted from 1.
+    pub(crate) column: u64,
     pub(crate) message: String,
 }
 
@@ -96,7 +98,10 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
             line: error
                 .location()
                 .map_or(1, |location| location.line().max(1)),
-            message: first_line(&error.without_snippet().to_string()),
+            column: error
+                .location()
+                .map_or(1, |location| location.column().max(1)),
+            message: without_place(&first_line(&error.without_snippet().to_string())),
         }),
     }
 }
@@ -137,6 +142,12 @@ fn has_content(document: &str) -> bool {
             .trim();
         !line.is_empty() && !line.starts_with('#') && line != "..."
     })
+}
+
+/// The library counts lines from the beginning of the document, not of the file.
+fn without_place(message: &str) -> String {
+    let place = message.rsplit_once(" at line ");
+    place.map_or(message, |(without, _)| without).to_owned()
 }
 
 fn first_line(message: &str) -> String {

@@ -126,6 +126,141 @@ fn standard_fields_that_are_not_ours_are_tolerated() {
     assert_eq!(one_service(text).spec.ports[0].port, 80);
 }
 
+/// As `kubectl get service -o yaml` writes it, with all that a ServiceSpec may have.
+#[test]
+fn a_manifest_of_a_real_cluster_is_accepted() {
+    let text = "
+apiVersion: v1
+kind: Service
+metadata:
+  annotations: {kubectl.kubernetes.io/last-applied-configuration: '{}'}
+  creationTimestamp: '2026-01-01T00:00:00Z'
+  deletionGracePeriodSeconds: 30
+  deletionTimestamp: '2026-01-02T00:00:00Z'
+  finalizers: [service.kubernetes.io/load-balancer-cleanup]
+  generateName: checkout-
+  generation: 2
+  labels: {app: checkout}
+  managedFields: [{manager: kubectl, operation: Update}]
+  name: checkout
+  namespace: shop
+  ownerReferences: [{apiVersion: v1, kind: Pod, name: a, uid: b}]
+  resourceVersion: '7'
+  selfLink: /api/v1/namespaces/shop/services/checkout
+  uid: 0b1f
+spec:
+  allocateLoadBalancerNodePorts: true
+  clusterIP: 10.96.0.7
+  clusterIPs: [10.96.0.7]
+  externalIPs: [192.0.2.1]
+  externalName: ''
+  externalTrafficPolicy: Cluster
+  healthCheckNodePort: 30001
+  internalTrafficPolicy: Cluster
+  ipFamilies: [IPv4]
+  ipFamilyPolicy: SingleStack
+  loadBalancerClass: example.com/lb
+  loadBalancerIP: 192.0.2.2
+  loadBalancerSourceRanges: [192.0.2.0/24]
+  ports: [{name: http, nodePort: 30000, port: 80, protocol: TCP, targetPort: 8080, appProtocol: http}]
+  publishNotReadyAddresses: false
+  selector: {app: checkout}
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 10800}}
+  trafficDistribution: PreferClose
+  type: LoadBalancer
+status: {loadBalancer: {ingress: [{ip: 192.0.2.2}]}, conditions: []}
+";
+    assert_eq!(
+        one_service(text).spec.service_type,
+        ServiceType::LoadBalancer
+    );
+}
+
+#[test]
+fn a_typo_in_a_service_is_refused_with_the_name_that_was_meant() {
+    for (spec, line, field, meant) in [
+        (
+            "  selectr: {app: a}\n  ports: [{port: 80}]\n",
+            5,
+            "spec.selectr",
+            "`selector`",
+        ),
+        (
+            "  seletcor: {app: a}\n  ports: [{port: 80}]\n",
+            5,
+            "spec.seletcor",
+            "`selector`",
+        ),
+        (
+            "  selectr:\n  ports: [{port: 80}]\n",
+            5,
+            "spec.selectr",
+            "`selector`",
+        ),
+        (
+            "  ports: [{port: 80, targetport: 1}]\n",
+            5,
+            "spec.ports[0].targetport",
+            "`targetPort`",
+        ),
+        (
+            "  ports: [{port: 80, nodeport: 1}]\n",
+            5,
+            "spec.ports[0].nodeport",
+            "`nodePort`",
+        ),
+        (
+            "  ports: [{port: 80}]\n  sesionAffinty: None\n",
+            6,
+            "spec.sesionAffinty",
+            "`sessionAffinity`",
+        ),
+        (
+            "  ports: [{port: 80}]\n  colour: red\n",
+            6,
+            "spec.colour",
+            "known here: `selector`",
+        ),
+    ] {
+        refused(&service(spec), line, field, &["unknown field", meant]);
+    }
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a, lables: {}}\nspeck: {}\nspec: {ports: [{port: 80}]}\n";
+    let found: Vec<_> = problems(text).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        found,
+        [
+            "east.yaml:3: metadata.lables: found an unknown field; did you mean `labels`?",
+            "east.yaml:4: speck: found an unknown field; did you mean `spec`?"
+        ]
+    );
+}
+
+#[test]
+fn what_is_no_yaml_is_shown_with_line_and_column_and_what_to_look_at() {
+    let text = "# two\n---\napiVersion: v1\nkind: Service\nmetadata:\n\tname: a\n";
+    let problem = problems(text).remove(0);
+    assert_eq!(
+        (problem.line, problem.column.is_some()),
+        (6, true),
+        "{problem}"
+    );
+    let message = problem.to_string();
+    for part in [
+        "east.yaml:6: column ",
+        "is not YAML",
+        "\"name: a\"",
+        "begins with a tab",
+    ] {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a\nspec: {ports: [{port: 80}]}\n";
+    let message = problems(text).remove(0).to_string();
+    for part in ["column ", "is not YAML", "brackets that do not close"] {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+}
+
 #[test]
 fn app_protocols_mean_what_kubernetes_says() {
     let meaning = |name: &str| {
