@@ -41,7 +41,7 @@ use crate::tunnel::close::ResetCode;
 use crate::tunnel::open::{self, Opening};
 use crate::tunnel::plan::Purpose;
 use crate::tunnel::watched::Watched;
-use control::ControlError;
+use control::{Control, ControlError};
 use opener::{Established, Failure, Opener, Wanted};
 
 /// The first byte of a TLS handshake record.
@@ -54,9 +54,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct Egress {
     own: ClusterLabel,
-    /// Who may use the reserved targets.
-    federation: SpiffeId,
-    material: MaterialReader,
+    /// Of those who may use the reserved targets.
+    control: Arc<Control>,
     opener: Opener,
     timers: Timers,
     limits: Limits,
@@ -126,8 +125,7 @@ impl Egress {
         let nowhere = StreamMetrics::new(metrics, "", Direction::Outbound);
         Self {
             own,
-            federation,
-            material,
+            control: Arc::new(Control::new(federation, material)),
             opener,
             timers,
             limits,
@@ -172,8 +170,7 @@ impl Egress {
     }
 
     async fn federation(&self, tcp: TcpStream) -> Result<(), Unserved> {
-        let material = self.material.current();
-        let tls = control::accept(tcp, &material, &self.federation, self.timers.handshake).await?;
+        let tls = self.control.accept(tcp, self.timers.handshake).await?;
         self.serve(tls, Caller::Federation).await
     }
 
