@@ -63,7 +63,7 @@ pub struct Resolved {
 
 /// Resolves the declared hosts and ports of a link; remembers the last good answer for each, so
 /// that a failing name server does not take the addresses away.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Resolver {
     known: BTreeMap<TunnelAddress, Vec<SocketAddr>>,
 }

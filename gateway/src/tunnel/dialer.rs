@@ -16,9 +16,9 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::Tunnel;
-use super::addresses::Resolver;
 use super::close::{self, CloseCode};
 use super::connection::Connection;
+use super::lookup::{Answer, Lookup};
 use super::plan::{Held, Outcome, Plan, Purpose, Step};
 use super::{endpoint, handshake, surplus};
 use crate::peers::{Peer, Peers};
@@ -64,9 +64,7 @@ struct Dialler {
     metrics: LinkHandles,
     plan: Plan,
     held: Held,
-    declared: Option<Arc<LinkInfo>>,
-    resolver: Resolver,
-    resolved: Option<Instant>,
+    lookup: Lookup,
     surplus: surplus::Surplus,
     /// Addresses whose failure has been logged, until they work again.
     failing: BTreeSet<SocketAddr>,
@@ -82,9 +80,7 @@ impl Dialler {
             cluster,
             plan: Plan::new(now()),
             held: Held::default(),
-            declared: None,
-            resolver: Resolver::default(),
-            resolved: None,
+            lookup: Lookup::default(),
             surplus: surplus::Surplus::default(),
             failing: BTreeSet::new(),
             tries: JoinSet::new(),
@@ -99,13 +95,14 @@ impl Dialler {
                 return;
             };
             self.look(peer);
-            self.resolve(&peer.link).await;
+            self.lookup.look(&peer.link, now(), self.resolve_every());
             let wait = self.step(&peer.link).min(self.next_look());
             tokio::select! {
                 changed = self.peers.changed() => if changed.is_err() { return },
                 Some(ended) = self.tries.join_next() => if let Ok((address, outcome)) = ended {
                     self.ended(address, outcome);
                 },
+                answer = self.lookup.answer() => self.resolved(&answer),
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -132,29 +129,15 @@ impl Dialler {
         }
     }
 
-    /// Resolves the link's addresses where they are new or it is time again.
-    async fn resolve(&mut self, link: &Arc<LinkInfo>) {
-        let same = self.declared.as_ref().is_some_and(|declared| {
-            declared.addresses == link.addresses && declared.allow_loopback == link.allow_loopback
-        });
-        let age = self
-            .resolved
-            .map(|resolved| now().saturating_duration_since(resolved));
-        if same && age.is_some_and(|age| age < self.resolve_every()) {
-            return;
-        }
-        let found = self
-            .resolver
-            .resolve(&link.addresses, link.allow_loopback)
-            .await;
-        if !same && !found.refused.is_empty() {
-            let (peer, refused) = (&self.cluster, &found.refused);
+    /// Dials what the link's addresses lead to now.
+    fn resolved(&mut self, answer: &Answer) {
+        let refused = &answer.found.refused;
+        if answer.is_new && !refused.is_empty() {
+            let peer = &self.cluster;
             warn!(%peer, ?refused, "the link's addresses lead to this machine and are not dialled; \
                 set `allowLoopback: true` in the ClusterLink if that is meant");
         }
-        self.plan.set_addresses(now(), &found.addresses);
-        self.declared = Some(link.clone());
-        self.resolved = Some(now());
+        self.plan.set_addresses(now(), &answer.found.addresses);
     }
 
     fn resolve_every(&self) -> Duration {

@@ -19,6 +19,7 @@ pub(crate) mod handshake;
 pub mod health;
 pub mod hello;
 pub(crate) mod listener;
+mod lookup;
 pub mod open;
 pub mod plan;
 pub(crate) mod retire;
