@@ -2,7 +2,6 @@
 //!
 //! The peer learns only the code; the rule that refused is for our own operator.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use linkspan_api::v1::StreamCode;
@@ -10,6 +9,7 @@ use linkspan_dataplane::discover::Snapshot;
 use linkspan_dataplane::target::{Target, TargetName};
 use linkspan_routing::{ClusterId, ClusterLabel, Endpoint};
 
+use crate::own::OwnParts;
 use crate::tunnel::addresses::{is_local_only, is_no_host};
 use crate::tunnel::open::Opening;
 use crate::tunnel::plan::Purpose;
@@ -28,8 +28,8 @@ pub struct Caller<'a> {
 pub struct Reach {
     /// Endpoints on loopback and link-local addresses may be dialled: everything on one machine.
     pub allow_loopback: bool,
-    /// Never dialled, whatever is registered: our own parts' addresses.
-    pub own: BTreeSet<SocketAddr>,
+    /// Never dialled, whatever is registered: our own parts.
+    pub own: OwnParts,
 }
 
 /// Where an admitted stream ends.
@@ -136,7 +136,7 @@ fn for_service(
             "the service has no such port",
         ));
     }
-    let siblings = snapshot
+    let siblings: Vec<_> = snapshot
         .gateways
         .iter()
         .map(|gateway| gateway.egress)
@@ -148,7 +148,7 @@ fn choose<'a>(
     target: &Target,
     endpoints: impl IntoIterator<Item = &'a std::sync::Arc<Endpoint>>,
     reach: &Reach,
-    siblings: &BTreeSet<SocketAddr>,
+    siblings: &[SocketAddr],
 ) -> Result<Admitted, Refusal> {
     let named = |endpoint: &&std::sync::Arc<Endpoint>| {
         target.endpoint.as_ref().is_none_or(|id| endpoint.id == *id)
@@ -164,7 +164,7 @@ fn choose<'a>(
     }
     let (mut may, never): (Vec<_>, Vec<_>) = listed
         .into_iter()
-        .partition(|address| reach.allows(*address) && !siblings.contains(address));
+        .partition(|address| reach.allows(*address, siblings));
     if may.is_empty() {
         debug_assert!(!never.is_empty(), "a listed endpoint is in one of the two");
         let rule = "the endpoint's address is loopback, link-local or one of Linkspan's own parts; \
@@ -176,15 +176,20 @@ fn choose<'a>(
 }
 
 impl Reach {
-    /// Whether an endpoint's address may be dialled for a peer.
+    /// Whether an endpoint's address may be dialled for a peer; `siblings` are the egress
+    /// addresses of our cluster's gateways.
     #[must_use]
-    pub fn allows(&self, address: SocketAddr) -> bool {
+    pub fn allows(&self, address: SocketAddr, siblings: &[SocketAddr]) -> bool {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let refused: fn(IpAddr) -> bool = if self.allow_loopback {
             is_no_host
         } else {
             is_local_only
         };
-        address.port() != 0 && !refused(address.ip()) && !self.own.contains(&address)
+        let is_siblings = |egress: &SocketAddr| self.own.of_sibling(*egress, address);
+        address.port() != 0
+            && !refused(address.ip())
+            && !self.own.contains(address)
+            && !siblings.iter().any(is_siblings)
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Ingress {
     pub(crate) own: ClusterLabel,
     /// `host:port` of our own federation.
     pub(crate) federation: String,
-    pub(crate) reach: Reach,
+    pub(crate) reach: watch::Receiver<Arc<Reach>>,
     pub(crate) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     pub(crate) timers: Timers,
     pub(crate) places: Places,
@@ -64,7 +64,12 @@ impl Incoming for Streams {
         let (ingress, from) = (self.0.clone(), from.clone());
         let (ticket, quic) = (from.streams.ticket(), QuicDuplex::new(stream));
         let span = debug_span!("ingress", peer = %from.cluster, replica = %from.replica);
-        let serving = async move { ingress.serve(&from, quic, &ticket).await };
+        let serving = async move {
+            tokio::select! {
+                () = ingress.stop.aborted() => {}
+                () = ingress.serve(&from, quic, &ticket) => {}
+            }
+        };
         self.0.tasks.spawn(serving.instrument(span));
     }
 }
@@ -115,6 +120,12 @@ struct Begun {
 }
 
 impl Ingress {
+    /// Completes once every stream has ended; none may come any more.
+    pub(crate) async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
     async fn serve(&self, from: &Connection, mut quic: QuicDuplex, ticket: &Ticket) {
         let _open = from.inbound.open();
         let cause = quic.cause();
@@ -173,14 +184,8 @@ impl Ingress {
             purpose: from.purpose,
         };
         let name = hello.server_name.as_deref();
-        Ok(admit(
-            opening,
-            name,
-            caller,
-            &self.own,
-            &snapshot,
-            &self.reach,
-        )?)
+        let reach = self.reach.borrow().clone();
+        Ok(admit(opening, name, caller, &self.own, &snapshot, &reach)?)
     }
 
     async fn connect(&self, admitted: Admitted) -> io::Result<TcpStream> {

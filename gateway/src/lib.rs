@@ -19,6 +19,7 @@ mod debug;
 mod egress;
 mod ingress;
 pub mod limits;
+pub mod own;
 pub mod peers;
 mod places;
 mod plane;

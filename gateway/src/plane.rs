@@ -1,7 +1,5 @@
 //! The part that carries traffic: peer table, tunnel, diallers, ingress and egress, wired.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,16 +8,15 @@ use linkspan_runtime::process::{Exit, Tasks};
 use linkspan_runtime::readiness::Gate;
 use linkspan_runtime::stop::Stop;
 use linkspan_runtime::telemetry::LinkMetrics;
-use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use crate::admit::Reach;
 use crate::bind::{Addresses, Sockets, Sources};
 use crate::config::Config;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Streams};
+use crate::own::Reaching;
 use crate::peers::{Peers, Table};
 use crate::places::Places;
 use crate::registration;
@@ -84,10 +81,11 @@ impl Plane {
             replica: config.replica.clone(),
             ready: ready.subscribe(),
         };
+        let reaching = Reaching::new(&config, &addresses).await;
         let ingress = Arc::new(Ingress {
             own: config.cluster.label(),
             federation: config.federation.address.clone(),
-            reach: reach(&config, &addresses).await,
+            reach: reaching.subscribe(),
             snapshot: snapshot.clone(),
             timers,
             places: Places::new(limits.ingress),
@@ -96,7 +94,7 @@ impl Plane {
         });
         let shared = Shared {
             reporter,
-            incoming: Arc::new(Streams(ingress)),
+            incoming: Arc::new(Streams(ingress.clone())),
             ready: own.ready.clone(),
             timers,
             limits,
@@ -129,16 +127,24 @@ impl Plane {
             timers,
         );
         tasks.background("tunnel's TLS", until_draining(stop.clone(), keep));
+        let reaching = until_aborted(stop.clone(), reaching.keep());
+        tasks.background("own addresses", reaching);
         tasks.background("diallers", dialer::run(tunnel.clone(), stop.clone()));
         tasks.essential("egress", done(egress.run(sockets.egress, stop.clone())));
-        tasks.essential("tunnel", done(serve_tunnel(tunnel, endpoint, stop.clone())));
+        let serving = serve_tunnel(tunnel, ingress, endpoint, stop.clone());
+        tasks.essential("tunnel", done(serving));
         Ok(())
     }
 }
 
-/// Listens until the stop drains; then each session takes its leave, and the endpoint closes
-/// once all have, or the stop aborts.
-async fn serve_tunnel(tunnel: Arc<Tunnel>, endpoint: quinn::Endpoint, stop: Stop) {
+/// Listens until the stop drains; then each session takes its leave, the endpoint closes once all
+/// have, or the stop aborts, and what peers' streams held on our side has been let go.
+async fn serve_tunnel(
+    tunnel: Arc<Tunnel>,
+    ingress: Arc<Ingress>,
+    endpoint: quinn::Endpoint,
+    stop: Stop,
+) {
     listener::run(tunnel.clone(), endpoint.clone(), stop.clone()).await;
     tokio::select! {
         () = tunnel.ended() => {}
@@ -152,6 +158,8 @@ async fn serve_tunnel(tunnel: Arc<Tunnel>, endpoint: quinn::Endpoint, stop: Stop
         CloseCode::Drained.wire(),
         CloseCode::Drained.label().as_bytes(),
     );
+    // Without connections there is nothing left to relay.
+    let _ = timeout(CLOSING, ingress.ended()).await;
     // Whoever misses the last packets finds out by its heartbeats.
     let _ = timeout(CLOSING, endpoint.wait_idle()).await;
 }
@@ -172,24 +180,5 @@ async fn until_aborted(stop: Stop, task: impl Future<Output = ()>) {
     tokio::select! {
         () = stop.aborted() => {}
         () = task => {}
-    }
-}
-
-/// Our own parts are never dialled for a peer, whatever is registered.
-async fn reach(config: &Config, addresses: &Addresses) -> Reach {
-    let mut own: BTreeSet<SocketAddr> = [
-        addresses.tunnel,
-        addresses.egress,
-        addresses.admin,
-        addresses.debug,
-    ]
-    .into();
-    // A name that cannot be resolved now names no address that could be registered either.
-    if let Ok(Ok(found)) = timeout(CLOSING, lookup_host(&config.federation.address)).await {
-        own.extend(found);
-    }
-    Reach {
-        allow_loopback: config.allow_loopback_endpoints,
-        own,
     }
 }
