@@ -225,6 +225,7 @@ impl Site {
                 material: self.material.clone(),
                 inputs: self.inputs.clone(),
                 silence: timers.sync_silence,
+                metrics: self.metrics.clone(),
             },
             tasks: self.streams.clone(),
             metrics: self.metrics.clone(),
@@ -297,6 +298,7 @@ impl Site {
             // An acknowledgement takes a heartbeat and two ways through the tunnel.
             silence: timers.sync_silence * 2,
             clock_skew: timers.tolerated_skew(),
+            metrics: self.metrics.clone(),
             stop: self.stop.clone(),
         }
     }

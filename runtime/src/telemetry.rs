@@ -62,6 +62,8 @@ pub mod names {
     pub const SYNC_RECORDS: &str = "linkspan_sync_records";
     /// Records of a peer that were refused.
     pub const SYNC_REFUSED: &str = "linkspan_sync_records_refused_total";
+    /// Streams of a peer that were closed because it said more than its quota allows.
+    pub const SYNC_OVER_QUOTA: &str = "linkspan_sync_over_quota_total";
     /// Milliseconds since a peer's federation was heard.
     pub const SYNC_AGE: &str = "linkspan_sync_record_age_milliseconds";
     /// Whether a peer's endpoints may be used.
@@ -533,6 +535,7 @@ pub struct FederationMetrics {
     live: IntGaugeVec,
     records: IntGaugeVec,
     refused: IntCounterVec,
+    over_quota: IntCounterVec,
     age: IntGaugeVec,
     usable: IntGaugeVec,
     /// Declared resources that are refused now.
@@ -568,6 +571,12 @@ impl FederationMetrics {
             )?,
             records: gauges(registry, names::SYNC_RECORDS, "Records held.", &["peer"])?,
             refused: counters(registry, names::SYNC_REFUSED, "Records refused.", &["peer"])?,
+            over_quota: counters(
+                registry,
+                names::SYNC_OVER_QUOTA,
+                "Streams closed for saying too much.",
+                &["peer"],
+            )?,
             age: gauges(
                 registry,
                 names::SYNC_AGE,
@@ -609,6 +618,12 @@ impl FederationMetrics {
         self.issued.with_label_values(&["refused"])
     }
 
+    /// Streams of a peer that were closed because it said too much.
+    #[must_use]
+    pub fn over_quota(&self, labels: &LinkLabels<'_>) -> IntCounter {
+        self.over_quota.with_label_values(&[labels.peer])
+    }
+
     /// What the owner of a peer's state keeps.
     #[must_use]
     pub fn peer(&self, labels: &LinkLabels<'_>) -> PeerHandles {
@@ -629,6 +644,7 @@ impl FederationMetrics {
             let _ = gauges.remove_label_values(&[labels.peer]);
         }
         let _ = self.refused.remove_label_values(&[labels.peer]);
+        let _ = self.over_quota.remove_label_values(&[labels.peer]);
     }
 }
 

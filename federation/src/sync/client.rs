@@ -17,10 +17,13 @@ use linkspan_core::{
     ClusterId, OwnCluster,
     peer::{Event, Hangup, SubscriptionStart},
 };
-use linkspan_runtime::backoff::Backoff;
+use linkspan_runtime::{
+    backoff::Backoff,
+    telemetry::{FederationMetrics, LinkLabels},
+};
 use linkspan_trust::MaterialReader;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,8 +31,10 @@ use tonic::{Status, Streaming, transport::Channel};
 use tower::service_fn;
 
 use super::{
-    dial::{Destination, Dial},
+    dial::{Destination, Dial, Io},
     incoming,
+    metered::{Account, Metered},
+    quota::{PATIENCE, Pace, Rates},
 };
 use crate::{controller::Input, version::VERSION};
 
@@ -38,6 +43,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// How long a stream must have been live to count as a success: one that a peer ends again and
 /// again right after its snapshot is not tried ever faster.
 const LASTING: Duration = Duration::from_secs(10);
+/// Pause after a peer that said more than its quota allows for too long.
+const QUOTA_PAUSE: Duration = Duration::from_secs(30);
 /// Most characters of a reason that are shown; the peer wrote some of them.
 const SHOWN_REASON: usize = 500;
 /// Opening the subscription, once connected.
@@ -83,6 +90,11 @@ enum StreamEnd {
     Gap { last: u64, found: u64 },
     #[error("the peer's federation closed the stream")]
     Closed,
+    #[error(
+        "the peer has said more than its quota allows (bytes or messages a second) for {PATIENCE:?}; \
+         see what changes there all the time"
+    )]
+    OverQuota,
     /// The certificate is about to expire: connect anew with the next one.
     #[error("renewing the connection")]
     Renewal,
@@ -105,6 +117,7 @@ pub(crate) struct Context {
     pub(crate) material: MaterialReader,
     pub(crate) inputs: mpsc::Sender<Input>,
     pub(crate) silence: Duration,
+    pub(crate) metrics: FederationMetrics,
 }
 
 /// Keeps the link's stream; ends when the order's sender is dropped.
@@ -118,6 +131,7 @@ pub(crate) async fn keep_subscribed(
         peer,
         orders,
         backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+        account: Account::new(Rates::PEER),
         live_since: None,
         failed: false,
         was_live: false,
@@ -131,6 +145,8 @@ struct Subscriber {
     peer: ClusterId,
     orders: watch::Receiver<Order>,
     backoff: Backoff,
+    /// What the peer has said, over all streams of the link.
+    account: Account,
     /// When the stream's snapshot was complete.
     live_since: Option<Instant>,
     /// Whether the last try failed, so that only the first failure and the recovery are logged.
@@ -159,7 +175,11 @@ impl Subscriber {
                 continue;
             }
             self.report(&order, &end).await;
-            let pause = self.backoff.next(rand::random());
+            let mut pause = self.backoff.next(rand::random());
+            if matches!(end, StreamEnd::OverQuota) {
+                self.over_quota();
+                pause = QUOTA_PAUSE;
+            }
             tokio::select! {
                 () = sleep(pause) => {}
                 // The link's removal need not wait.
@@ -185,6 +205,11 @@ impl Subscriber {
         let _ = self.context.inputs.send(input).await;
     }
 
+    fn over_quota(&self) {
+        let peer = self.peer.as_str();
+        self.context.metrics.over_quota(&LinkLabels { peer }).inc();
+    }
+
     async fn stream(&mut self, order: &Order) -> Result<std::convert::Infallible, StreamEnd> {
         let start = self.start().await?;
         let io = self
@@ -193,6 +218,8 @@ impl Subscriber {
             .dial(&order.destination)
             .await
             .map_err(StreamEnd::Dial)?;
+        let exceeded = Arc::new(Notify::new());
+        let io = Metered::new(io, self.account.clone(), Arc::clone(&exceeded));
         let (requests, receiver) = mpsc::channel(REQUESTS);
         // Room for it: the channel is new.
         let _ = requests.try_send(request(sync_request::Message::Start(start)));
@@ -201,23 +228,45 @@ impl Subscriber {
             OPEN_TIMEOUT,
             client.subscribe(ReceiverStream::new(receiver)),
         );
-        let mut responses = opened.await.map_err(|_| StreamEnd::Silent)??.into_inner();
+        // The reader's end shows as an error of the stream, too, which does not say why.
+        let opened = tokio::select! {
+            biased;
+            () = exceeded.notified() => return Err(StreamEnd::OverQuota),
+            opened = opened => opened,
+        };
+        let mut responses = opened.map_err(|_| StreamEnd::Silent)??.into_inner();
         let renewal = sleep(self.connection_life());
         tokio::pin!(renewal);
         let mut last = 0;
         loop {
             let (peer, silence) = (self.peer.clone(), self.context.silence);
             let batch = tokio::select! {
+                biased;
+                () = exceeded.notified() => return Err(StreamEnd::OverQuota),
                 () = &mut renewal => return Err(StreamEnd::Renewal),
                 ended = ended(&mut self.orders, order) => return Err(ended),
                 batch = timeout(silence, batch(&mut responses, &peer, &mut last)) => {
                     batch.map_err(|_| StreamEnd::Silent)??
                 }
             };
+            let count = batch.len();
             self.apply(order, batch).await?;
             let ack = sync_request::Message::Ack(v1::SyncAck { seq: last });
             // Closed only together with the responses, which say why.
             let _ = requests.send(request(ack)).await;
+            self.pace(order, count).await?;
+        }
+    }
+
+    /// Waits where the peer has said more messages than it may; what comes meanwhile waits, too.
+    async fn pace(&mut self, order: &Order, messages: usize) -> Result<(), StreamEnd> {
+        match self.account.charge(0, messages) {
+            Pace::Go => Ok(()),
+            Pace::Close => Err(StreamEnd::OverQuota),
+            Pace::Wait(pause) => tokio::select! {
+                () = sleep(pause) => Ok(()),
+                ended = ended(&mut self.orders, order) => Err(ended),
+            },
         }
     }
 
@@ -347,7 +396,7 @@ pub(super) fn now_unix_millis() -> i64 {
 }
 
 /// A gRPC channel over one connection, which is there already; it is never dialled again.
-async fn channel(io: Box<dyn super::dial::Io>) -> Result<Channel, StreamEnd> {
+async fn channel(io: impl Io + 'static) -> Result<Channel, StreamEnd> {
     let mut io = Some(TokioIo::new(io));
     let connector = service_fn(move |_| {
         let taken = io

@@ -8,7 +8,11 @@ use std::{
 
 use linkspan_api::v1::{self, sync_request::Message};
 use linkspan_core::{ClusterId, OwnCluster, SpiffeId};
-use linkspan_runtime::stop::Stop;
+use linkspan_runtime::{
+    stop::Stop,
+    telemetry::{FederationMetrics, LinkLabels},
+};
+use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
@@ -17,7 +21,14 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{client::now_unix_millis, incoming::wall, outbox::Outbox, records};
+use super::{
+    client::now_unix_millis,
+    incoming::wall,
+    outbox::Outbox,
+    quota::{PATIENCE, Pace},
+    records,
+    subscribers::{Subscriber, Subscribers},
+};
 use crate::{controller::World, discovery::Removals, listener::Caller, version::VERSION};
 
 /// Responses between a subscription and its connection; the rest waits in the outbox.
@@ -38,19 +49,25 @@ pub(crate) struct Shared {
     /// Time without an acknowledgement after which a subscriber is given up.
     pub(crate) silence: Duration,
     pub(crate) clock_skew: Duration,
+    pub(crate) metrics: FederationMetrics,
     pub(crate) stop: Stop,
 }
 
 /// The gRPC face of sync.
 pub(crate) struct SyncService {
     shared: Shared,
+    subscribers: Subscribers,
     tasks: TaskTracker,
 }
 
 impl SyncService {
     /// `tasks` owns the subscriptions, so that stopping can wait for them.
     pub(crate) fn new(shared: Shared, tasks: TaskTracker) -> Self {
-        Self { shared, tasks }
+        Self {
+            shared,
+            subscribers: Subscribers::default(),
+            tasks,
+        }
     }
 }
 
@@ -66,13 +83,18 @@ impl v1::sync_server::Sync for SyncService {
         let identity = Caller::of(&request)?.authenticated()?.clone();
         let peer =
             linked(&self.shared.worlds.borrow(), &identity).ok_or_else(|| not_linked(&identity))?;
+        // Before anything of it is held.
+        let subscriber = self.subscribers.take(&identity, &peer)?;
         let mut requests = request.into_inner();
         let start = start(&mut requests).await?;
+        // What it says too much is waited for before its next stream begins.
+        let _ = subscriber.account.charge(start.encoded_len(), 1);
         check(&start, &peer, &self.shared, SystemTime::now())?;
         let (responses, receiver) = mpsc::channel(RESPONSES);
         let subscription = Subscription {
             peer,
             identity,
+            subscriber,
             outbox: Outbox::new(start.known),
             shared: self.shared.clone(),
             responses,
@@ -163,6 +185,7 @@ fn check_clock(
 struct Subscription {
     peer: ClusterId,
     identity: SpiffeId,
+    subscriber: Subscriber,
     outbox: Outbox,
     shared: Shared,
     responses: mpsc::Sender<Result<v1::SyncResponse, Status>>,
@@ -187,6 +210,7 @@ impl Subscription {
         let mut heartbeat = interval(self.shared.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut silent_at = self.deadline();
+        let mut reads_at = Instant::now();
         self.aim(&mut worlds)?;
         loop {
             tokio::select! {
@@ -194,8 +218,10 @@ impl Subscription {
                 () = sleep_until(silent_at) => {
                     return Err(Status::deadline_exceeded("nothing was acknowledged for too long"));
                 }
-                request = requests.message() => {
+                () = sleep_until(reads_at), if reads_at > Instant::now() => {}
+                request = requests.message(), if reads_at <= Instant::now() => {
                     let Some(request) = request? else { return Ok(()) };
+                    reads_at = Instant::now() + self.charge(&request)?;
                     if let Some(Message::Ack(ack)) = request.message {
                         self.outbox.acknowledge(ack.seq);
                         silent_at = self.deadline();
@@ -216,6 +242,21 @@ impl Subscription {
                         permit.send(Ok(response));
                     }
                 }
+            }
+        }
+    }
+
+    /// How long nothing more is to be read after `request`.
+    fn charge(&self, request: &v1::SyncRequest) -> Result<Duration, Status> {
+        match self.subscriber.account.charge(request.encoded_len(), 1) {
+            Pace::Go => Ok(Duration::ZERO),
+            Pace::Wait(pause) => Ok(pause),
+            Pace::Close => {
+                let peer = self.peer.as_str();
+                self.shared.metrics.over_quota(&LinkLabels { peer }).inc();
+                Err(Status::resource_exhausted(format!(
+                    "the subscriber has said more than its quota allows for {PATIENCE:?}"
+                )))
             }
         }
     }
