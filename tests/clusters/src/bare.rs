@@ -41,5 +41,6 @@ pub fn up(home: &Home, programs: &Programs) -> Result<()> {
         fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
     }
     control_plane::prepare(home, &cluster)?;
-    control_plane::start(home, &cluster, programs, Kind::Api, None)
+    control_plane::launch(home, &cluster, programs, Kind::Api, None)?;
+    control_plane::wait_ready(home, &cluster, programs)
 }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub const POD_CIDR: &str = "10.244.0.0/16";
 /// As [`POD_CIDR`].
 pub const SERVICE_CIDR: &str = "10.96.0.0/16";
+/// The part of [`POD_CIDR`] that the only node gets.
+pub(crate) const NODE_POD_CIDR: &str = "10.244.0.0/24";
 /// The API server's ClusterIP, the first of [`SERVICE_CIDR`].
 pub(crate) const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// The ClusterIP of the cluster's DNS.

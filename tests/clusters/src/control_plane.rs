@@ -139,8 +139,8 @@ current-context: {cluster}
     ))
 }
 
-/// Starts the programs and waits until the API server says that it is ready.
-pub(crate) fn start(
+/// Starts the programs, without waiting for any.
+pub(crate) fn launch(
     home: &Home,
     cluster: &Cluster,
     programs: &Programs,
@@ -151,10 +151,10 @@ pub(crate) fn start(
     let config = folder.join("etcd.json");
     fs::write(&config, etcd_config(&folder, cluster).to_string())
         .with_context(|| format!("writing {}", config.display()))?;
-    for program in control_plane(&folder, cluster, programs, kind) {
+    for program in self::programs(&folder, cluster, programs, kind) {
         home.start(&cluster.name, &program, inside)?;
     }
-    wait_ready(home, cluster, programs)
+    Ok(())
 }
 
 /// Waits until the API server answers that it is ready.
@@ -227,7 +227,7 @@ fn etcd_host(cluster: &Cluster) -> IpAddr {
 }
 
 /// The programs, in the order in which they are started. They wait for each other by themselves.
-pub(crate) fn control_plane(
+pub(crate) fn programs(
     folder: &Path,
     cluster: &Cluster,
     programs: &Programs,

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 
-use crate::Home;
+use crate::{Home, machine};
 
 /// Stops everything that this set of clusters runs and removes all that it made, its folder
 /// included. Needs no record, so it works after a crash, and a second time.
@@ -22,6 +22,7 @@ pub fn down(home: &Home) -> Result<()> {
             process.kill()?;
         }
     }
+    machine::clean(home)?;
     match fs::remove_dir_all(home.path()) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", home.path().display()))

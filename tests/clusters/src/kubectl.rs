@@ -1,8 +1,12 @@
 //! The one way in which this tool talks to an API server.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{Home, Programs, programs::run};
 
@@ -31,5 +35,23 @@ impl Kubectl {
     /// Runs it and gives what it printed.
     pub(crate) fn run(&self, arguments: &[&str]) -> Result<String> {
         run(&mut self.command(arguments))
+    }
+
+    /// Applies manifests, YAML or JSON.
+    pub(crate) fn apply(&self, manifests: &str) -> Result<()> {
+        let mut child = self
+            .command(&["apply", "--server-side", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting kubectl")?;
+        let mut stdin = child.stdin.take().expect("it is piped");
+        let written = stdin.write_all(manifests.as_bytes());
+        drop(stdin);
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "kubectl apply: {}", said.trim());
+        written.context("writing to kubectl")
     }
 }

