@@ -179,6 +179,10 @@ async fn send_data(stream: &mut SendStream<Bytes>, mut data: Bytes, last: bool) 
 }
 
 /// The body of an answer. Ends cleanly only if the other side ended it.
+///
+/// RFC 9113 §8.1: a server that has sent its whole answer may reset with `NO_ERROR` to say that it
+/// needs no more of the request. `h2` keeps that end apart from the reset, so every reset that
+/// comes up here, `NO_ERROR` too, cut the answer.
 #[derive(Debug)]
 pub struct ReceivedBody {
     stream: RecvStream,
@@ -190,7 +194,6 @@ impl ReceivedBody {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         let data = match ready!(self.stream.poll_data(cx)) {
             Some(Ok(data)) => data,
-            Some(Err(error)) if is_end(&error) => return Poll::Ready(None),
             Some(Err(error)) => return Poll::Ready(Some(Err(BodyError::broken(error)))),
             None => return Poll::Ready(None),
         };
@@ -199,12 +202,6 @@ impl ReceivedBody {
         let _ = self.stream.flow_control().release_capacity(data.len());
         Poll::Ready(Some(Ok(data)))
     }
-}
-
-/// RFC 9113 §8.1: a server that has sent its whole answer may reset with `NO_ERROR` to say that it
-/// needs no more of the request. Any other reset cuts the answer.
-fn is_end(error: &h2::Error) -> bool {
-    error.is_reset() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR)
 }
 
 impl Body for ReceivedBody {
@@ -225,7 +222,6 @@ impl Body for ReceivedBody {
         Poll::Ready(match ready!(this.stream.poll_trailers(cx)) {
             Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
             Ok(None) => None,
-            Err(error) if is_end(&error) => None,
             Err(error) => Some(Err(BodyError::broken(error))),
         })
     }
