@@ -11,7 +11,7 @@ use linkspan_trust::{
 };
 use rustls::ServerConfig;
 use tokio::{sync::Semaphore, time::timeout};
-use tokio_rustls::{TlsAcceptor, server};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, server};
 
 use super::{alpn, mtls::Alpn};
 use crate::{
@@ -24,7 +24,13 @@ use crate::{
 pub struct AcceptorLimits {
     /// Handshakes at a time; each costs up to a millisecond of a core. Default 256.
     pub handshakes: usize,
-    /// Longest handshake, waiting for its turn included. Default 5 s.
+    /// Connections at a time that have not said anything yet, or only part of a ClientHello; each
+    /// costs its buffers. Default 4,096.
+    pub silent: usize,
+    /// How long a ClientHello may take to arrive, in which no handshake has begun. Default 3 s: it
+    /// follows the connection at once, or after one lost packet.
+    pub first_bytes: Duration,
+    /// Longest handshake, waiting for its turn and for the ClientHello included. Default 5 s.
     pub timeout: Duration,
 }
 
@@ -32,6 +38,8 @@ impl Default for AcceptorLimits {
     fn default() -> Self {
         Self {
             handshakes: 256,
+            silent: 4096,
+            first_bytes: Duration::from_secs(3),
             timeout: Duration::from_secs(5),
         }
     }
@@ -46,6 +54,9 @@ pub enum AcceptError {
     /// Too slow, or too many at once.
     #[error("no handshake within {0:?}")]
     Timeout(Duration),
+    /// Nothing came, or not a whole ClientHello.
+    #[error("no ClientHello within {0:?}")]
+    Silent(Duration),
     /// TLS failed: unknown identity, no common protocol, cut connection.
     #[error("TLS handshake failed")]
     Handshake(#[source] io::Error),
@@ -70,6 +81,7 @@ pub struct Acceptor {
     alpn: Vec<&'static [u8]>,
     limits: AcceptorLimits,
     permits: Semaphore,
+    silent: Semaphore,
     admission: Mutex<Admission>,
 }
 
@@ -115,6 +127,7 @@ impl Acceptor {
         limits: AcceptorLimits,
     ) -> Self {
         let permits = Semaphore::new(limits.handshakes);
+        let silent = Semaphore::new(limits.silent);
         let admission = Mutex::new(Admission {
             policy,
             config: None,
@@ -124,6 +137,7 @@ impl Acceptor {
             alpn: alpn.to_vec(),
             limits,
             permits,
+            silent,
             admission,
         }
     }
@@ -147,12 +161,11 @@ impl Acceptor {
     pub async fn accept<IO: Duplex>(&self, io: IO) -> Result<Accepted<IO>, AcceptError> {
         let limit = self.limits.timeout;
         let handshake = async {
+            // Whoever says nothing takes nobody's turn.
+            let begun = self.first_bytes(io).await?;
             let _turn = self.permits.acquire().await;
-            let config = self.config()?;
-            TlsAcceptor::from(config)
-                .accept(io)
-                .await
-                .map_err(AcceptError::Handshake)
+            let done = begun.into_stream(self.config()?).await;
+            done.map_err(AcceptError::Handshake)
         };
         let io = timeout(limit, handshake)
             .await
@@ -173,6 +186,17 @@ impl Acceptor {
             target,
             alpn,
         })
+    }
+
+    /// Waits for the ClientHello, which costs no cryptography.
+    async fn first_bytes<IO: Duplex>(&self, io: IO) -> Result<StartHandshake<IO>, AcceptError> {
+        let limit = self.limits.first_bytes;
+        let _place = self.silent.acquire().await;
+        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io);
+        let begun = timeout(limit, hello).await;
+        begun
+            .map_err(|_| AcceptError::Silent(limit))?
+            .map_err(AcceptError::Handshake)
     }
 
     fn config(&self) -> Result<Arc<ServerConfig>, MaterialError> {

@@ -172,22 +172,60 @@ async fn a_foreign_protocol_is_refused() {
 async fn handshakes_are_bounded_in_time_and_number() {
     let world = world();
     let limits = AcceptorLimits {
-        handshakes: 1,
+        handshakes: 0,
         timeout: SHORT,
+        ..AcceptorLimits::default()
     };
     let acceptor = world.acceptor(domains(&["east.test"]), limits);
+    let (address, accepting) = destination(acceptor).await;
+    let upstream = world.to(Via::Direct(address), InnerAlpn::Http);
+    assert!(world.connector(LIMITS).connect(&upstream).await.is_err());
+    let error = accepting.await.unwrap().unwrap_err();
+    assert!(matches!(error, AcceptError::Timeout(SHORT)), "{error:?}");
+}
+
+#[tokio::test]
+async fn silent_connections_keep_nobody_from_a_handshake() {
+    let world = world();
+    let limits = AcceptorLimits {
+        handshakes: 1,
+        timeout: LONG,
+        first_bytes: LONG,
+        ..AcceptorLimits::default()
+    };
+    let acceptor = Arc::new(world.acceptor(domains(&["east.test"]), limits));
     let (listener, address) = listener().await;
-    let (_silent, _too) = (
-        TcpStream::connect(address).await,
-        TcpStream::connect(address).await,
-    );
-    let (first, second) = (
-        listener.accept().await.unwrap().0,
-        listener.accept().await.unwrap().0,
-    );
-    let (first, second) = tokio::join!(acceptor.accept(first), acceptor.accept(second));
-    assert!(matches!(first, Err(AcceptError::Timeout(SHORT))));
-    assert!(matches!(second, Err(AcceptError::Timeout(SHORT))));
+    let mut silent = Vec::new();
+    for said in [&b""[..], b"", b"\x16", b"\x16\x03\x01\x02"] {
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        caller.write_all(said).await.unwrap();
+        let (socket, acceptor) = (listener.accept().await.unwrap().0, Arc::clone(&acceptor));
+        let mut accepting = Box::pin(async move { acceptor.accept(socket).await.map(drop) });
+        assert!(futures_util::poll!(accepting.as_mut()).is_pending());
+        silent.push((caller, accepting));
+    }
+    let upstream = world.to(Via::Direct(address), InnerAlpn::Http);
+    let connector = world.connector(LIMITS);
+    let (connected, accepted) = tokio::join!(connector.connect(&upstream), async {
+        acceptor.accept(listener.accept().await.unwrap().0).await
+    });
+    assert_eq!(connected.unwrap().peer(), &world.destination);
+    assert_eq!(accepted.unwrap().peer, world.source);
+}
+
+#[tokio::test]
+async fn silence_is_bounded() {
+    let world = world();
+    let limits = AcceptorLimits {
+        first_bytes: SHORT,
+        timeout: LONG,
+        ..AcceptorLimits::default()
+    };
+    let acceptor = world.acceptor(domains(&["east.test"]), limits);
+    let (address, accepting) = destination(acceptor).await;
+    let _silent = TcpStream::connect(address).await.unwrap();
+    let error = accepting.await.unwrap().unwrap_err();
+    assert!(matches!(error, AcceptError::Silent(SHORT)), "{error:?}");
 }
 
 /// A gateway that reads the header and the ClientHello, gives `answer` in single bytes, and relays
