@@ -24,7 +24,7 @@ use quinn::{RecvStream, SendStream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, warn};
 
@@ -194,8 +194,11 @@ impl Ingress {
             Admitted::Federation => self.resolve_federation().await?,
         };
         let mut last = io::Error::from(io::ErrorKind::NotFound);
+        // However many are tried, the answer must come before the source gives up waiting for it.
+        let deadline = Instant::now() + self.timers.connect_any;
         for address in addresses.into_iter().take(TRIES) {
-            match tcp::connect(address, self.timers.connect).await {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match tcp::connect(address, self.timers.connect.min(left)).await {
                 Ok(tcp) => return Ok(tcp),
                 Err(error) => last = error,
             }

@@ -20,6 +20,9 @@ pub struct Timers {
     pub first_bytes: Duration,
     /// A TCP connection to an endpoint, 1.5 s: one lost SYN (sent again after 1 s) is survived.
     pub connect: Duration,
+    /// TCP connections to endpoints, one after the other where the peer leaves the choice, 2 s: a
+    /// source waits for the answer for 3 s, of which a round trip or two pass between the clusters.
+    pub connect_any: Duration,
     /// The answer to a stream opening, 5 s; longer than the peer needs to connect and to say no.
     pub result: Duration,
     /// For the peer to take the answer to its stream opening, 5 s: it fits into any window but none.
@@ -46,6 +49,7 @@ impl Default for Timers {
             idle: Duration::from_secs(30),
             first_bytes: Duration::from_secs(5),
             connect: Duration::from_millis(1_500),
+            connect_any: Duration::from_secs(2),
             result: Duration::from_secs(5),
             answer: Duration::from_secs(5),
             busy: Duration::from_secs(1),

@@ -17,7 +17,7 @@ use linkspan_dataplane::{
 use linkspan_routing::{ClusterId, Endpoint, EndpointId, Failure, ServiceKey};
 use linkspan_trust::{MaterialReader, SpiffeId};
 
-use crate::gateways::Gateways;
+use crate::gateways::{BACK_OFF, Gateways, SILENT_BACK_OFF};
 
 /// Gateways tried for one connection; more would only delay the choice of another endpoint.
 const MAX_GATEWAYS: usize = 4;
@@ -96,7 +96,7 @@ impl DialError {
             Self::NoGateway(_) => "no_gateway",
             Self::NotHttp2 => "protocol",
             Self::Connect(ConnectError::Refused { .. }) => "refused",
-            Self::Connect(ConnectError::Timeout { .. }) => "timeout",
+            Self::Connect(ConnectError::Timeout { .. } | ConnectError::Silent { .. }) => "timeout",
             Self::Cut(_) | Self::Connect(ConnectError::Handshake { .. }) => "handshake",
             Self::Connect(_) => "connect",
         }
@@ -151,7 +151,10 @@ impl Dialler {
             if cut(&error) && last.as_ref().is_some_and(cut) {
                 return Err(DialError::Cut(error));
             }
-            self.gateways.failed(gateway, cluster, Instant::now());
+            let silent = matches!(error, ConnectError::Silent { .. });
+            let pause = if silent { SILENT_BACK_OFF } else { BACK_OFF };
+            self.gateways
+                .failed(gateway, cluster, Instant::now() + pause);
             no_tunnel &= has_no_tunnel(&error);
             last = Some(error);
         }

@@ -16,7 +16,10 @@ use linkspan_routing::ClusterId;
 use tokio::sync::Notify;
 
 /// How long a gateway that failed is used only if no other is left.
-const BACK_OFF: Duration = Duration::from_millis(500);
+pub(crate) const BACK_OFF: Duration = Duration::from_millis(500);
+/// The same for one that did not answer, as each further try would wait for seconds: about the time
+/// in which discovery will have heard that it is gone, if it is.
+pub(crate) const SILENT_BACK_OFF: Duration = Duration::from_secs(5);
 /// How long a cluster to which no gateway has a tunnel counts as unusable, whatever discovery says:
 /// about the time in which discovery will have heard of it.
 const UNREACHABLE: Duration = Duration::from_secs(1);
@@ -80,11 +83,11 @@ impl Gateways {
                 .any(|gateway| leads_to(gateway, cluster))
     }
 
-    /// A gateway could not help towards a cluster.
-    pub(crate) fn failed(&self, gateway: SocketAddr, cluster: &ClusterId, now: Instant) {
+    /// A gateway could not help towards a cluster, and had better be left alone until then.
+    pub(crate) fn failed(&self, gateway: SocketAddr, cluster: &ClusterId, until: Instant) {
         self.learnt()
             .failed
-            .insert((gateway, cluster.clone()), now + BACK_OFF);
+            .insert((gateway, cluster.clone()), until);
     }
 
     /// No gateway has a tunnel to a cluster.
@@ -167,7 +170,8 @@ mod tests {
             &[gateway(1, &["west"], false), gateway(2, &["west"], false)],
             now,
         );
-        gateways.failed(SocketAddr::from(([127, 0, 0, 1], 1)), &west, now);
+        let one = SocketAddr::from(([127, 0, 0, 1], 1));
+        gateways.failed(one, &west, now + BACK_OFF);
         for _ in 0..3 {
             assert_eq!(ports(&gateways.towards(&west, now)), [2, 1]);
         }

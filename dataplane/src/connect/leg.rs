@@ -6,12 +6,14 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use linkspan_api::v1::{StreamCode, StreamResult};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::{Sleep, sleep},
 };
 
 use crate::{
@@ -36,6 +38,8 @@ pub(crate) enum ResultError {
     Refused { code: StreamCode, message: String },
     #[error("the gateway's answer cannot be read")]
     Frame(#[from] FrameError),
+    #[error("the gateway gave no answer within {0:?}")]
+    Silent(Duration),
 }
 
 impl Leg {
@@ -45,12 +49,12 @@ impl Leg {
         Self { tcp, result: None }
     }
 
-    /// A connection on which a gateway's `StreamResult` comes first.
+    /// A connection on which a gateway's `StreamResult` comes first, within `limit` from now.
     #[must_use]
-    pub fn gateway(tcp: TcpStream) -> Self {
+    pub fn gateway(tcp: TcpStream, limit: Duration) -> Self {
         Self {
             tcp,
-            result: Some(Box::default()),
+            result: Some(Box::new(ResultReader::new(limit))),
         }
     }
 }
@@ -60,20 +64,34 @@ impl Leg {
 struct ResultReader {
     bytes: [u8; HEAD + MAX_STREAM_RESULT],
     filled: usize,
-}
-
-impl Default for ResultReader {
-    fn default() -> Self {
-        Self {
-            bytes: [0; HEAD + MAX_STREAM_RESULT],
-            filled: 0,
-        }
-    }
+    limit: Duration,
+    late: Pin<Box<Sleep>>,
 }
 
 impl ResultReader {
-    /// Ready when the gateway said `ok`. After an error it gives the same error again.
+    fn new(limit: Duration) -> Self {
+        Self {
+            bytes: [0; HEAD + MAX_STREAM_RESULT],
+            filled: 0,
+            limit,
+            late: Box::pin(sleep(limit)),
+        }
+    }
+
+    /// Ready when the gateway said `ok`, or too late. After an error it gives the same error again.
     fn poll(&mut self, cx: &mut Context<'_>, tcp: &mut TcpStream) -> Poll<Result<(), ResultError>> {
+        if let Poll::Ready(result) = self.poll_read(cx, tcp) {
+            return Poll::Ready(result);
+        }
+        ready!(self.late.as_mut().poll(cx));
+        Poll::Ready(Err(ResultError::Silent(self.limit)))
+    }
+
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        tcp: &mut TcpStream,
+    ) -> Poll<Result<(), ResultError>> {
         loop {
             let seen = &self.bytes[..self.filled];
             if let Some((result, _)) = frame::decode::<StreamResult>(seen, MAX_STREAM_RESULT)? {

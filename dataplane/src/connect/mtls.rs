@@ -146,6 +146,9 @@ pub struct ConnectLimits {
     pub connect: Duration,
     /// TLS handshake with an endpoint of the own cluster. Default 2 s.
     pub handshake_direct: Duration,
+    /// A gateway's answer. Default 3 s: the other gateway says after 1.5 s at most, and a round trip
+    /// between clusters, that an endpoint does not take the connection.
+    pub result: Duration,
     /// Gateway's answer and TLS handshake through it: several round trips between clusters. Default 5 s.
     pub handshake_gateway: Duration,
 }
@@ -155,6 +158,7 @@ impl Default for ConnectLimits {
         Self {
             connect: Duration::from_secs(1),
             handshake_direct: Duration::from_secs(2),
+            result: Duration::from_secs(3),
             handshake_gateway: Duration::from_secs(5),
         }
     }
@@ -181,6 +185,14 @@ pub enum ConnectError {
     #[error("no handshake with {via} within {waited:?}")]
     Timeout {
         /// Where to.
+        via: Via,
+        /// How long.
+        waited: Duration,
+    },
+    /// The own gateway, or its tunnel, does not answer.
+    #[error("no answer from {via} within {waited:?}")]
+    Silent {
+        /// Which gateway.
         via: Via,
         /// How long.
         waited: Duration,
@@ -221,7 +233,7 @@ impl ConnectError {
                 code: StreamCode::EndpointGone,
                 ..
             } => Failure::Gone,
-            Self::Timeout { .. } => Failure::Timeout,
+            Self::Timeout { .. } | Self::Silent { .. } => Failure::Timeout,
             _ => Failure::Connect,
         }
     }
@@ -233,7 +245,7 @@ impl ConnectError {
     pub fn is_path(&self) -> bool {
         use StreamCode::{BadRequest, Busy, Draining, NoTunnel, Unspecified};
         match self {
-            Self::Material(_) | Self::Name | Self::Answer(_) => true,
+            Self::Material(_) | Self::Name | Self::Answer(_) | Self::Silent { .. } => true,
             Self::Refused { code, .. } => {
                 matches!(code, NoTunnel | Busy | Draining | BadRequest | Unspecified)
             }
@@ -247,6 +259,7 @@ impl ConnectError {
         match error.downcast::<ResultError>() {
             Ok(ResultError::Refused { code, message }) => Self::Refused { code, message },
             Ok(ResultError::Frame(error)) => Self::Answer(error),
+            Ok(ResultError::Silent(waited)) => Self::Silent { via, waited },
             Err(source) => Self::Handshake { via, source },
         }
     }
@@ -313,7 +326,10 @@ impl Connector {
                 // Fits into the empty send buffer of a new connection, so it does not wait.
                 let sent = tcp.write_all(&header).await;
                 sent.map_err(|source| ConnectError::Connect { via, source })?;
-                (self.limits.handshake_gateway, Leg::gateway(tcp))
+                (
+                    self.limits.handshake_gateway,
+                    Leg::gateway(tcp, self.limits.result),
+                )
             }
         };
         let handshake = TlsConnector::from(config).connect(name, leg);

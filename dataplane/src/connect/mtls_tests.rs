@@ -21,6 +21,7 @@ const SHORT: Duration = Duration::from_millis(30);
 const LIMITS: ConnectLimits = ConnectLimits {
     connect: LONG,
     handshake_direct: LONG,
+    result: LONG,
     handshake_gateway: LONG,
 };
 
@@ -347,6 +348,45 @@ async fn a_cut_within_the_handshake_is_not_held_against_the_endpoint_behind_a_ga
         assert!(matches!(error, ConnectError::Handshake { .. }), "{error:?}");
         assert_eq!(error.is_path(), path);
     }
+}
+
+/// A stopped process: the kernel still accepts for it, and nothing comes back.
+#[tokio::test]
+async fn a_silent_gateway_is_to_blame_itself() {
+    let world = world();
+    let (_stopped, address) = listener().await;
+    let limits = ConnectLimits {
+        result: SHORT,
+        ..LIMITS
+    };
+    let via = Via::Gateway(address);
+    let upstream = world.to(via, InnerAlpn::Http);
+    let connecting = world.connector(limits).connect(&upstream).await;
+    let error = connecting.unwrap_err();
+    assert!(
+        matches!(error, ConnectError::Silent { via: found, waited: SHORT } if found == via),
+        "{error:?}"
+    );
+    assert!(error.is_path());
+}
+
+/// Once the gateway has answered, what is slow is the endpoint.
+#[tokio::test]
+async fn a_silent_endpoint_behind_a_gateway_is_to_blame_itself() {
+    let world = world();
+    let (_stopped, endpoint) = listener().await;
+    let (address, _gateway) = gateway(result(StreamCode::Ok, ""), Some(endpoint)).await;
+    let limits = ConnectLimits {
+        handshake_gateway: SHORT * 10,
+        ..LIMITS
+    };
+    let upstream = world.to(Via::Gateway(address), InnerAlpn::Http);
+    let connecting = world.connector(limits).connect(&upstream).await;
+    let error = connecting.unwrap_err();
+    assert_eq!(
+        (error.failure(), error.is_path()),
+        (Failure::Timeout, false)
+    );
 }
 
 #[tokio::test]

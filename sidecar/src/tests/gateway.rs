@@ -177,6 +177,26 @@ async fn a_gateway_that_cannot_help_is_passed_over() {
 }
 
 #[tokio::test]
+async fn a_silent_gateway_is_passed_over_and_no_endpoint_is_blamed() {
+    let mut world = World::new();
+    let server = west(&mut world, "w").await;
+    let (silent, good) = (
+        gateway(&world, &[&server]).await,
+        gateway(&world, &[&server]).await,
+    );
+    silent.manner.send_replace(Manner::Swallows);
+    // The first one is tried first.
+    let known = snapshot([&server.endpoint], AppProtocol::Http);
+    let known = by_gateways(known, &[silent.address, good.address], true);
+    let source = world.source(Some(known)).await;
+    let (status, who) = ask(&source.http2().await, post(full("x"))).await.unwrap();
+    assert_eq!((status, who.as_str()), (StatusCode::OK, "w"));
+    assert_eq!(silent.connections.load(SeqCst), 1);
+    let shares = source.destination().balancer.explain();
+    assert!(shares.iter().all(|share| share.endpoints_ejected == 0));
+}
+
+#[tokio::test]
 async fn no_request_fails_when_a_gateway_is_killed() {
     let mut world = World::new();
     let servers = [west(&mut world, "w1").await, west(&mut world, "w2").await];
