@@ -80,6 +80,7 @@ fn service(service: &Service) -> Value {
             "identity": endpoint.identity.to_string(),
             "ready": endpoint.ready,
             "weight": endpoint.weight,
+            "incarnation": endpoint.incarnation,
             "address": endpoint.address,
         })
     });

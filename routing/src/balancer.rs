@@ -137,13 +137,14 @@ impl Shared {
         self.plan.store(Arc::new(Some(roster.plan(now))));
     }
 
-    fn eject(&self, now: Instant, vitals: &Arc<Vitals>, on_trial: bool) {
+    fn eject(&self, now: Instant, pick: &Pick, on_trial: bool) {
+        let (vitals, incarnation) = (&pick.vitals, pick.endpoint.incarnation);
         // One loss fails many requests; only the first needs the lock.
         if vitals.is_ejected() && !on_trial {
             return;
         }
         let mut roster = self.roster();
-        if roster.eject(now, vitals, on_trial) {
+        if roster.eject(now, vitals, incarnation, on_trial) {
             self.publish(now, &mut roster);
         }
     }
@@ -252,7 +253,7 @@ impl Pick {
         }
         let on_trial = self.choice == Choice::Trial;
         if on_trial || failure.ejects_at_once() || self.vitals.count_error() {
-            self.shared.eject(now, &self.vitals, on_trial);
+            self.shared.eject(now, self, on_trial);
         }
     }
 }

@@ -108,6 +108,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Where inner mTLS is accepted; known for endpoints of the own cluster only.
     pub address: Option<SocketAddr>,
+    /// Greater after each restart; 0 if unknown. A restart clears what was learnt of its health.
+    pub incarnation: u64,
 }
 
 /// Names an endpoint: ids are made of UIDs, which are distinct within their cluster only.

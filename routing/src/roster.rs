@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::balancer::NoEndpoint;
 use crate::explain::{Group, Standing};
 use crate::failback::Failback;
-use crate::health::{Outlier, Vitals};
+use crate::health::{FORGET_EJECTIONS, Outlier, Vitals};
 use crate::ids::ClusterId;
 use crate::locality::{PerRank, RANKS, Rank};
 use crate::model::{Endpoint, FailbackConfig, Locality, Place, Service, UsablePeers};
@@ -41,6 +41,31 @@ struct Member {
     group: usize,
     vitals: Arc<Vitals>,
     outlier: Outlier,
+    pardon: Pardon,
+}
+
+/// When an endpoint's record was last cleared for its own sake.
+#[derive(Debug)]
+struct Pardon {
+    /// The incarnation that has used up its pardon.
+    incarnation: u64,
+    at: Option<Instant>,
+}
+
+impl Pardon {
+    /// Whether an endpoint that is ready, and was not if `again`, gets a clean record. A restart
+    /// does, once. Becoming ready again does only if the last pardon is long ago, lest flapping
+    /// be a way to avoid ejection.
+    fn grant(&mut self, now: Instant, incarnation: u64, again: bool) -> bool {
+        let restarted = incarnation > self.incarnation;
+        let lately = |at: Instant| now.saturating_duration_since(at) < FORGET_EJECTIONS;
+        let granted = restarted || again && !self.at.is_some_and(lately);
+        if granted {
+            self.incarnation = self.incarnation.max(incarnation);
+            self.at = Some(now);
+        }
+        granted
+    }
 }
 
 impl Member {
@@ -50,13 +75,24 @@ impl Member {
             group,
             vitals: Arc::new(Vitals::new(now)),
             outlier: Outlier::default(),
+            pardon: Pardon {
+                incarnation: endpoint.incarnation,
+                at: None,
+            },
         }
     }
 
     /// The same endpoint as a new snapshot lists it.
-    fn relisted(mut self, endpoint: &Arc<Endpoint>, group: usize, reachable_again: bool) -> Self {
-        let ready_again = endpoint.ready && !self.endpoint.ready;
-        if reachable_again || ready_again || endpoint.address != self.endpoint.address {
+    fn relisted(
+        mut self,
+        now: Instant,
+        endpoint: &Arc<Endpoint>,
+        group: usize,
+        reachable_again: bool,
+    ) -> Self {
+        let ready_again = !self.endpoint.ready;
+        let pardoned = endpoint.ready && self.pardon.grant(now, endpoint.incarnation, ready_again);
+        if reachable_again || pardoned || endpoint.address != self.endpoint.address {
             self.outlier = Outlier::default();
             self.vitals.set_ejected(false);
         }
@@ -90,9 +126,9 @@ impl Roster {
     }
 
     /// Takes over a new snapshot. Load and outlier state stay with endpoints that are listed
-    /// again, except that an endpoint which comes back (ready again, at a new address, or in a
-    /// cluster that is usable again) starts with a clean record: what it did wrong was done by
-    /// what it was before.
+    /// again, except that an endpoint which comes back (restarted, ready again, at a new address,
+    /// or in a cluster that is usable again) starts with a clean record: what it did wrong was done
+    /// by what it was before. See [`Pardon`].
     pub(crate) fn update(&mut self, now: Instant, service: &Service, peers: &UsablePeers) {
         let former_peers = std::mem::replace(&mut self.peers, peers.clone());
         let mut former: HashMap<_, _> = std::mem::take(&mut self.members)
@@ -120,7 +156,7 @@ impl Roster {
                 Some(member) => {
                     let reachable_again = self.usable(&endpoint.cluster)
                         && !usable(&self.place, &former_peers, &endpoint.cluster);
-                    member.relisted(endpoint, *group, reachable_again)
+                    member.relisted(now, endpoint, *group, reachable_again)
                 }
                 None => Member::new(now, endpoint, *group),
             };
@@ -183,9 +219,18 @@ impl Roster {
         usable(&self.place, &self.peers, cluster)
     }
 
-    /// Takes an endpoint out of rotation. False if that is no news.
-    pub(crate) fn eject(&mut self, now: Instant, vitals: &Arc<Vitals>, on_trial: bool) -> bool {
+    /// Takes an endpoint out of rotation for what this incarnation of it, or a later one, has done.
+    /// False if that is no news.
+    pub(crate) fn eject(
+        &mut self,
+        now: Instant,
+        vitals: &Arc<Vitals>,
+        incarnation: u64,
+        on_trial: bool,
+    ) -> bool {
         match self.member(vitals) {
+            // A straggler of the process that was there before.
+            Some(member) if incarnation < member.endpoint.incarnation => false,
             Some(member) if on_trial || member.outlier.ejected_until().is_none() => {
                 member.outlier.eject(now);
                 vitals.set_ejected(true);

@@ -51,6 +51,7 @@ impl Fixture {
                 ready: true,
                 weight: 1,
                 address: None,
+                incarnation: 0,
             }));
         }
         self.peers.insert(cluster.clone(), true);

@@ -1,6 +1,10 @@
 //! From a configuration to a running sidecar.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use linkspan_api::v1;
 use linkspan_dataplane::{
@@ -266,7 +270,7 @@ impl Control {
             gates,
             cell,
         } = self;
-        let first = workload::registration(&config.workload, advertised);
+        let first = workload::registration(&config.workload, advertised, incarnation());
         let (registration, registered) = watch::channel(Registration::Workload(first));
         let (_subscription, subscribed) = watch::channel(config.services());
         // Only gateways have links to tell of.
@@ -342,6 +346,14 @@ fn mesh(
         inbound,
         snapshots: snapshots.clone(),
     }
+}
+
+/// A number that grows with each start of the process: the clock's milliseconds. Should the clock
+/// have been set back, others take this for no restart, and learn of our health by trying.
+fn incarnation() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let millis = since.unwrap_or_default().as_millis();
+    u64::try_from(millis).unwrap_or(u64::MAX)
 }
 
 /// A number that differs between workloads and stays with each of them (FNV-1a of its id).

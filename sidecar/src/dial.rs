@@ -35,6 +35,8 @@ pub(crate) struct Remote {
     pub(crate) identity: SpiffeId,
     /// Known in the own cluster only.
     pub(crate) address: Option<SocketAddr>,
+    /// Connections do not outlive the process that they lead to.
+    pub(crate) incarnation: u64,
 }
 
 impl From<&Endpoint> for Remote {
@@ -44,6 +46,7 @@ impl From<&Endpoint> for Remote {
             cluster: endpoint.cluster.clone(),
             identity: endpoint.identity.clone(),
             address: endpoint.address,
+            incarnation: endpoint.incarnation,
         }
     }
 }

@@ -65,6 +65,7 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         "identity": endpoint.identity,
         "ready": endpoint.ready,
         "weight": endpoint.weight,
+        "incarnation": endpoint.incarnation,
         "address": endpoint.address,
     })
 }

@@ -20,7 +20,12 @@ use crate::config::{Probe, Readiness, Workload};
 const FAILURES: u32 = 2;
 
 /// What federation is told at first. A workload that is probed is not ready before its first success.
-pub(crate) fn registration(workload: &Workload, address: SocketAddr) -> WorkloadRegistration {
+/// `incarnation` must be greater than that of any earlier process for this workload.
+pub(crate) fn registration(
+    workload: &Workload,
+    address: SocketAddr,
+    incarnation: u64,
+) -> WorkloadRegistration {
     WorkloadRegistration {
         uid: workload.uid.clone(),
         namespace: workload.namespace.clone(),
@@ -34,6 +39,7 @@ pub(crate) fn registration(workload: &Workload, address: SocketAddr) -> Workload
         ready: workload.readiness == Readiness::Fixed(true),
         weight: workload.weight,
         hostname: workload.hostname.clone(),
+        incarnation,
     }
 }
 
@@ -207,7 +213,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let workload = workload(Readiness::Probe(probe(address.port(), None)));
-        let first = Registration::Workload(registration(&workload, address));
+        let first = Registration::Workload(registration(&workload, address, 7));
         assert!(!is_ready(&first));
         let (writer, mut reader) = watch::channel(first);
         let stop = Stop::new();

@@ -239,6 +239,7 @@ fn endpoint(endpoint: v1::Endpoint) -> Result<(ServiceKey, Endpoint), RecordErro
         identity: parse("spiffe_id", &endpoint.spiffe_id)?,
         ready: endpoint.ready,
         weight: endpoint.weight.clamp(1, MAX_WEIGHT),
+        incarnation: endpoint.incarnation,
         address,
     };
     Ok((key(endpoint.service)?, typed))

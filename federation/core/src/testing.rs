@@ -142,6 +142,7 @@ pub fn endpoint(cluster: &str, key: &str, uid: &str) -> ExportedEndpoint {
         identity: identity(cluster, service.namespace.as_str(), "sa"),
         ready: true,
         weight: 1,
+        incarnation: 0,
         address: None,
     };
     ExportedEndpoint {
@@ -173,6 +174,7 @@ pub fn registration(uid: &str, namespace: &str, app: &str) -> Registration {
         address: ([127, 0, 0, 1], 15008).into(),
         ready: true,
         weight: 1,
+        incarnation: 0,
         hostname: uid.into(),
     }
 }

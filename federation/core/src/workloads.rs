@@ -52,6 +52,9 @@ pub struct Registration {
     pub weight: u32,
     /// Host name; may be empty.
     pub hostname: String,
+    /// Greater after each start of the sidecar; 0 if unknown.
+    #[serde(default)]
+    pub incarnation: u64,
 }
 
 /// Why a registration is refused. The sidecar's operator is to blame.

@@ -41,6 +41,7 @@ pub(crate) fn workload(
         address,
         ready: said.ready,
         weight: said.weight.max(1),
+        incarnation: said.incarnation,
         hostname: said.hostname,
     })
 }

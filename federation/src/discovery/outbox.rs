@@ -24,7 +24,7 @@ pub(crate) enum Removals {
 }
 
 enum Change {
-    Upsert(v1::DiscoverRecord),
+    Upsert(Box<v1::DiscoverRecord>),
     Remove(String),
     Complete,
 }
@@ -74,7 +74,8 @@ impl Outbox {
         let mut wanted = HashSet::with_capacity(records.len());
         for record in records {
             if self.sent.get(&record.key) != Some(&self.hash(&record)) {
-                self.pending.push_back(Change::Upsert(record.clone()));
+                self.pending
+                    .push_back(Change::Upsert(Box::new(record.clone())));
             }
             wanted.insert(record.key);
         }
@@ -108,7 +109,7 @@ impl Outbox {
         let message = match self.pending.pop_front()? {
             Change::Upsert(record) => {
                 self.sent.insert(record.key.clone(), self.hash(&record));
-                Message::Upsert(record)
+                Message::Upsert(*record)
             }
             Change::Remove(key) => {
                 self.sent.remove(&key);

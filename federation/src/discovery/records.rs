@@ -170,6 +170,7 @@ fn endpoint(key: &ServiceKey, of: &Endpoint) -> v1::DiscoverRecord {
         spiffe_id: of.identity.to_string(),
         ready: of.ready,
         weight: of.weight,
+        incarnation: of.incarnation,
         address: of
             .address
             .map(|address| address.to_string())

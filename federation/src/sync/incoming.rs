@@ -142,6 +142,7 @@ fn typed_endpoint(
             identity: endpoint.spiffe_id.parse().map_err(text)?,
             ready: endpoint.ready,
             weight: endpoint.weight.max(1),
+            incarnation: endpoint.incarnation,
             address: None,
         }),
         hostname: endpoint.hostname,

@@ -83,6 +83,7 @@ fn endpoint_record(of: &ExportedEndpoint) -> v1::SyncRecord {
         locality: Some(wire_locality(&of.endpoint.locality)),
         ready: of.endpoint.ready,
         weight: of.endpoint.weight,
+        incarnation: of.endpoint.incarnation,
         spiffe_id: of.endpoint.identity.to_string(),
         hostname: of.hostname.clone(),
     };

@@ -187,6 +187,7 @@ pub(super) fn workload(uid: &str, name: &str) -> v1::WorkloadRegistration {
         address: "127.0.0.1:15008".into(),
         ready: true,
         weight: 0,
+        incarnation: 0,
         hostname: uid.into(),
     }
 }

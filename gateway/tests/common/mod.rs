@@ -106,6 +106,7 @@ pub(crate) fn endpoint(cluster: &str, uid: &str, address: SocketAddr) -> Arc<End
         identity: linkspan_trust::testing::workload(&domain(cluster), "shop", "checkout"),
         ready: true,
         weight: 1,
+        incarnation: 0,
         address: Some(address),
     })
 }

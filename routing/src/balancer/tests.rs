@@ -469,6 +469,52 @@ fn not_ready_endpoints_stay_out_of_panic() {
 }
 
 #[test]
+fn a_restart_clears_the_record_once() {
+    let mut bench = Bench::demo();
+    let restart = |bench: &mut Bench, to: u64| {
+        bench
+            .fixture
+            .change(&east(0), |endpoint| endpoint.incarnation = to);
+        bench.update();
+    };
+    let ejected = |bench: &Bench| -> u32 {
+        let shares = bench.balancer.explain();
+        shares.iter().map(|share| share.endpoints_ejected).sum()
+    };
+    restart(&mut bench, 1);
+    let straggler = bench.pick_at(&east(0));
+    bench.fail(&east(0), Failure::Connect);
+    assert_eq!(ejected(&bench), 1);
+    restart(&mut bench, 2);
+    assert_eq!(ejected(&bench), 0);
+    // What was sent to the process before says nothing about this one.
+    straggler.failed(bench.now, Failure::Reset);
+    assert_eq!(ejected(&bench), 0);
+    bench.fail(&east(0), Failure::Connect);
+    // Neither being told the same again, nor an older record, nor flapping helps.
+    for incarnation in [2, 1, 2] {
+        restart(&mut bench, incarnation);
+        bench.set_ready(&[east(0)], false);
+        bench.set_ready(&[east(0)], true);
+        assert_eq!(ejected(&bench), 1);
+    }
+    restart(&mut bench, 3);
+    assert_eq!(ejected(&bench), 0);
+}
+
+#[test]
+fn an_incarnation_uses_its_pardon_when_it_is_ready() {
+    let mut bench = Bench::demo();
+    bench.fail(&east(0), Failure::Connect);
+    bench.fixture.change(&east(0), |endpoint| {
+        (endpoint.incarnation, endpoint.ready) = (1, false);
+    });
+    bench.update();
+    bench.set_ready(&[east(0)], true);
+    assert_eq!(bench.balancer.explain()[0].endpoints_available, 3);
+}
+
+#[test]
 fn what_comes_back_has_a_clean_record() {
     let mut bench = Bench::demo();
     let all_home = [east(0), east(1), east(2)];

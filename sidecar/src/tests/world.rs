@@ -171,6 +171,7 @@ impl World {
             identity,
             ready: true,
             weight: 1,
+            incarnation: 1,
             address: local.then_some(address),
         };
         Server {

@@ -474,6 +474,9 @@ pub struct WorkloadRegistration {
     pub weight: u32,
     #[prost(string, tag = "9")]
     pub hostname: ::prost::alloc::string::String,
+    /// Greater after each start of the sidecar (its clock, Unix milliseconds); 0 if unknown.
+    #[prost(uint64, tag = "10")]
+    pub incarnation: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GatewayRegistration {
@@ -623,6 +626,9 @@ pub struct Endpoint {
     /// Where inner mTLS is accepted; set for endpoints of the own cluster only.
     #[prost(string, tag = "8")]
     pub address: ::prost::alloc::string::String,
+    /// Greater after each restart; 0 if unknown. What its former self did wrong is not held against it.
+    #[prost(uint64, tag = "9")]
+    pub incarnation: u64,
 }
 /// A replica of the own cluster's gateway, to sidecars.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1166,6 +1172,9 @@ pub struct EndpointRecord {
     pub spiffe_id: ::prost::alloc::string::String,
     #[prost(string, tag = "7")]
     pub hostname: ::prost::alloc::string::String,
+    /// Greater after each restart of the workload's sidecar; 0 if unknown.
+    #[prost(uint64, tag = "8")]
+    pub incarnation: u64,
 }
 /// The roots of the sender's own trust domain; the domain itself is the link's.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

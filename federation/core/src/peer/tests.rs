@@ -526,7 +526,7 @@ fn quotas_bound_what_a_peer_can_contribute() {
     let quotas = Quotas {
         services: 1,
         endpoints: 2,
-        bytes: 1200,
+        bytes: 1400,
     };
     let mut hand = Hand::with(PeerSettings {
         quotas,
@@ -557,7 +557,7 @@ fn quotas_bound_what_a_peer_can_contribute() {
     refused(
         &mut hand,
         RecordBody::Export(export("shop/checkout", many, 1)),
-        "1200 bytes",
+        "1400 bytes",
     );
 }
 

@@ -129,6 +129,7 @@ fn endpoint(known: &Known<'_>, workload: &Registration) -> Endpoint {
         identity: workload.identity.clone(),
         ready: workload.ready,
         weight: workload.weight,
+        incarnation: workload.incarnation,
         address: Some(workload.address),
     }
 }
