@@ -23,6 +23,12 @@ use crate::gateways::{BACK_OFF, Gateways, SILENT_BACK_OFF};
 const MAX_GATEWAYS: usize = 4;
 /// Part of the certificates' remaining life after which connections made with them are replaced.
 const RETIRE_AFTER: f64 = 0.8;
+/// How long an endpoint of the own cluster may take to show that it lives when it is asked, after 1 s
+/// of silence, while requests wait: a process that is stopped for 2 s keeps its connections.
+const PATIENCE_DIRECT: Duration = Duration::from_secs(2);
+/// The same behind gateways, where the question may wait behind what is being uploaded; the gateways
+/// find out more quickly that a tunnel is lost, and tell.
+const PATIENCE_GATEWAY: Duration = Duration::from_secs(5);
 /// No connection is replaced before this age, lest certificates at their end cause one dial after
 /// another.
 const MIN_LIFE: Duration = Duration::from_secs(10);
@@ -224,6 +230,11 @@ impl Dial<Remote> for Dialler {
             retire_at: retire_at([own, connected.expires()]),
             io: connected,
             generation,
+            patience: Some(if remote.address.is_some() {
+                PATIENCE_DIRECT
+            } else {
+                PATIENCE_GATEWAY
+            }),
         })
     }
 

@@ -81,6 +81,8 @@ impl Dial<SocketAddr> for Plain {
             io,
             retire_at: None,
             generation: 0,
+            // Its owner may have stopped it, to look at it.
+            patience: None,
         })
     }
 }

@@ -1,10 +1,12 @@
 //! One pooled connection: its driver, its count of requests, its age.
 
 use std::{
+    future::poll_fn,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -17,7 +19,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-use super::{Dialled, PoolLimits};
+use super::{
+    Dialled, PoolLimits,
+    silence::{Listening, Next, Pace, Silence},
+};
 
 /// How long the other side may take to answer our settings; it has just finished a handshake.
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,13 +51,14 @@ pub(super) async fn begin<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (io, heard) = Listening::new(dialled.io);
     let handshake = h2::client::Builder::new()
         .initial_window_size(limits.stream_window)
         .initial_connection_window_size(limits.connection_window)
         .max_send_buffer_size(limits.send_buffer)
         .max_header_list_size(MAX_HEAD)
         .enable_push(false)
-        .handshake(dialled.io);
+        .handshake(io);
     let (requests, mut driver) = timeout(SETTINGS_TIMEOUT, handshake)
         .await
         .map_err(|_| h2::Error::from(h2::Reason::SETTINGS_TIMEOUT))??;
@@ -67,11 +73,11 @@ where
     });
     // The task must not keep the connection open: a connection ends when nobody holds it.
     let weak = Arc::downgrade(&connection);
-    let (pings, limits) = (driver.ping_pong(), *limits);
+    let (pings, silence) = (driver.ping_pong(), silence(limits, dialled.patience));
     tasks.spawn(async move {
         let ended = tokio::select! {
             ended = driver => ended.map_err(|error| error.to_string()),
-            () = silent(pings, limits) => Err("no answer to a ping".to_owned()),
+            () = silent(pings, silence, &heard, &weak) => Err("no answer to a ping".to_owned()),
         };
         if let Some(connection) = weak.upgrade() {
             connection.closed.store(true, Relaxed);
@@ -83,20 +89,51 @@ where
     Ok(connection)
 }
 
+fn silence(limits: &PoolLimits, patience: Option<Duration>) -> Silence {
+    let idle = Pace {
+        ask: limits.keep_alive,
+        patience: limits.keep_alive_timeout,
+    };
+    let busy = patience.map(|patience| Pace {
+        ask: limits.keep_alive_busy,
+        patience,
+    });
+    Silence::new(idle, busy.unwrap_or(idle))
+}
+
 /// Returns when the other side no longer answers.
-async fn silent(pings: Option<PingPong>, limits: PoolLimits) {
+async fn silent(
+    pings: Option<PingPong>,
+    mut silence: Silence,
+    heard: &AtomicBool,
+    connection: &Weak<Connection>,
+) {
     let Some(mut pings) = pings else {
         return std::future::pending().await;
     };
     loop {
-        sleep(limits.keep_alive).await;
-        match timeout(limits.keep_alive_timeout, pings.ping(h2::Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            // The driver tells why.
-            Ok(Err(_)) => std::future::pending().await,
-            Err(_) => return,
+        let looked = tokio::time::Instant::now();
+        sleep(silence.tick()).await;
+        let connection = connection.upgrade();
+        let busy = connection.is_some_and(|connection| connection.in_flight() > 0);
+        match silence.look(looked.elapsed(), heard.swap(false, Relaxed), busy) {
+            Next::Wait => {}
+            Next::Ask => ask(&mut pings).await,
+            Next::GiveUp => return,
         }
     }
+}
+
+/// Sends a ping. If the last one has not been answered, it will do; if the connection has ended,
+/// its driver tells why.
+async fn ask(pings: &mut PingPong) {
+    poll_fn(|cx| {
+        // Takes the last answer in, without which no other ping can be sent.
+        let _ = pings.poll_pong(cx);
+        Poll::Ready(())
+    })
+    .await;
+    let _ = pings.send_ping(h2::Ping::opaque());
 }
 
 impl Connection {

@@ -11,6 +11,7 @@
 //!   for a dial, or for an answer, is told.
 
 mod connection;
+mod silence;
 mod slot;
 
 use std::{
@@ -37,9 +38,11 @@ pub struct PoolLimits {
     pub connections: usize,
     /// How long a connection may be unused. Default 90 s.
     pub idle: Duration,
-    /// How often a connection is asked whether it still lives. Default 10 s.
+    /// After how long of silence a connection is asked whether it still lives. Default 10 s.
     pub keep_alive: Duration,
-    /// How long it may take to answer. Default 5 s.
+    /// The same while requests are in flight. Default 1 s.
+    pub keep_alive_busy: Duration,
+    /// How long it may take to answer, where [`Dialled::patience`] says nothing else. Default 5 s.
     pub keep_alive_timeout: Duration,
     /// Bytes of an answer that may be under way before it is read. Default 512 KiB: 40 Mbit/s for
     /// one answer over a path of 100 ms.
@@ -57,6 +60,7 @@ impl Default for PoolLimits {
             connections: 8,
             idle: Duration::from_secs(90),
             keep_alive: Duration::from_secs(10),
+            keep_alive_busy: Duration::from_secs(1),
             keep_alive_timeout: Duration::from_secs(5),
             stream_window: 512 * 1024,
             connection_window: 4 * 1024 * 1024,
@@ -92,6 +96,9 @@ pub struct Dialled<IO> {
     pub retire_at: Option<Instant>,
     /// What it was made with.
     pub generation: u64,
+    /// While requests are in flight, how long the other side may take to answer when it is asked
+    /// whether it still lives. `None` where nobody should hurry: at the pace of idle connections.
+    pub patience: Option<Duration>,
 }
 
 /// Why there is no connection. Shared by all requests that waited for it.

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::forward::http::{BodyError, send};
+use crate::forward::http::{BodyError, SendError, send};
 
 /// Dials servers in this process, each of which answers when it is let.
 struct Servers {
@@ -24,8 +24,11 @@ struct Servers {
     /// Dials that may end.
     permits: Semaphore,
     answers: watch::Receiver<bool>,
+    stopped: watch::Sender<bool>,
     fail: bool,
 }
+
+type Stopped = watch::Receiver<bool>;
 
 impl Dial<u8> for Servers {
     type Io = DuplexStream;
@@ -42,16 +45,37 @@ impl Dial<u8> for Servers {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        tokio::spawn(answer(theirs, self.answers.clone()));
+        tokio::spawn(stoppable(
+            theirs,
+            self.answers.clone(),
+            self.stopped.subscribe(),
+        ));
         Ok(Dialled {
             io: ours,
             retire_at: *self.retire_at.lock().unwrap(),
             generation: self.generation.load(SeqCst),
+            patience: Some(Duration::from_secs(2)),
         })
     }
 
     fn generation(&self, _: &u8) -> u64 {
         self.generation.load(SeqCst)
+    }
+}
+
+/// As [`answer`], but a process that does nothing while `stopped` is true.
+async fn stoppable(io: DuplexStream, answers: watch::Receiver<bool>, stopped: Stopped) {
+    let mut serving = Box::pin(answer(io, answers));
+    let mut waiting = stopped.clone();
+    loop {
+        tokio::select! {
+            biased;
+            _ = waiting.wait_for(|stopped| *stopped) => {}
+            () = serving.as_mut() => return,
+        }
+        if waiting.wait_for(|stopped| !*stopped).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -76,6 +100,7 @@ fn pool(permits: usize, fail: bool) -> (Pool<u8, Servers>, watch::Sender<bool>) 
         retire_at: Mutex::new(None),
         permits: Semaphore::new(permits),
         answers,
+        stopped: watch::Sender::new(false),
         fail,
     };
     let limits = PoolLimits {
@@ -227,4 +252,52 @@ async fn unused_connections_are_swept_and_close_waits_for_the_rest() {
     answer.send_replace(true);
     assert_eq!(asking.await.unwrap(), 200);
     closing.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_vanishes_is_noticed_while_somebody_waits() {
+    let (pool, _answer) = pool(1, false);
+    let lease = pool.lease(&1).await.unwrap();
+    assert_eq!(request(&lease).await, 200);
+    pool.dial().stopped.send_replace(true);
+    let began = tokio::time::Instant::now();
+    let body = Empty::new().map_err(|_| BodyError::broken("never"));
+    let asked = Request::get("http://x/").body(body).unwrap();
+    let error = send(lease.requests(), asked).await.unwrap_err();
+    assert!(matches!(error, SendError::Lost(_)), "{error:?}");
+    let took = began.elapsed();
+    assert!(
+        (Duration::from_secs(3)..Duration::from_secs(4)).contains(&took),
+        "{took:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stops_for_two_seconds_loses_nothing() {
+    let (pool, answer) = pool(1, false);
+    let lease = pool.lease(&1).await.unwrap();
+    answer.send_replace(false);
+    let asked = request(&lease);
+    let stopping = async {
+        for _ in 0..5 {
+            pool.dial().stopped.send_replace(true);
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            pool.dial().stopped.send_replace(false);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        answer.send_replace(true);
+    };
+    assert_eq!(tokio::join!(asked, stopping).0, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_hurries_an_idle_connection() {
+    let (pool, _answer) = pool(1, false);
+    drop(pool.lease(&1).await.unwrap());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    pool.dial().stopped.send_replace(true);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(pool.usage()[0].1, [0]);
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert!(pool.usage()[0].1.is_empty());
 }
