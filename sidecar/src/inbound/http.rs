@@ -15,7 +15,7 @@ use linkspan_dataplane::{
     forward::{
         bytes::Duplex,
         http::{
-            BodyError, Incoming, Observer, Upload, Watched, headers,
+            BodyError, Incoming, Moved, Observer, Upload, Watched, headers,
             retry::is_grpc,
             serve,
             serve::{ServeLimits, lost, refused},
@@ -105,17 +105,19 @@ impl Session {
         }
         self.still_admitted()?;
         let mut report = self.report(&request);
-        let idle = self.inbound.inner.idle;
-        let answer = match timeout(idle, self.ask(request)).await {
-            Ok(answer) => answer,
-            Err(_) => return Ok(no_answer(report, idle)),
+        let (idle, moved) = (self.inbound.inner.idle, Moved::default());
+        let request = Upload::from_request(request, moved.clone());
+        let answer = tokio::select! {
+            answer = self.ask(request) => answer,
+            () = moved.idle(idle) => return Ok(no_answer(report, idle)),
         };
         match answer {
             Ok(mut answer) => {
                 report.status(answer.status().as_u16());
                 headers::strip_hop_by_hop(answer.headers_mut());
                 *answer.version_mut() = http::Version::default();
-                Ok(answer.map(|body| Watched::new(body, Passing(report), idle).boxed_unsync()))
+                let watched = |body| Watched::new(body, Passing(report), moved, idle);
+                Ok(answer.map(|body| watched(body).boxed_unsync()))
             }
             Err(AppError::BadAuthority(error)) => {
                 report.fail(&error);
@@ -146,8 +148,7 @@ impl Session {
     }
 
     /// Sends the request to the application, which is told who calls.
-    async fn ask(&self, request: Request<Incoming>) -> Result<Response<Body>, AppError> {
-        let request = Upload::from_request(request);
+    async fn ask(&self, request: Request<Upload>) -> Result<Response<Body>, AppError> {
         let (mut head, body) = request.into_parts();
         let app = &self.inbound.inner.app;
         let http2 = match self.caller.passage.port.app_protocol {

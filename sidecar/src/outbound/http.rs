@@ -8,17 +8,14 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use linkspan_dataplane::{
     connect::pool::Lease,
     forward::http::{
-        BodyError, Incoming, Observer, ReceivedBody, Replay, ReplayBody, SendError, Upload,
+        BodyError, Incoming, Moved, Observer, ReceivedBody, Replay, ReplayBody, SendError, Upload,
         Watched, headers, retry::is_idempotent, send, serve, serve::ServeLimits,
     },
     report::{Access, RequestReport},
 };
 use linkspan_routing::{Endpoint, Failure, Pick};
 use linkspan_runtime::{BoxError, process::chain};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::timeout,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
 use super::{
@@ -79,7 +76,8 @@ impl Outbound {
         access.source = Some(resolved.own.clone());
         let report = report(access, &request, &resolved.destination);
         let attempts = Attempts::new(is_idempotent(request.method(), request.headers()));
-        let (mut head, body) = Upload::from_request(request).into_parts();
+        let moved = Moved::default();
+        let (mut head, body) = Upload::from_request(request, moved.clone()).into_parts();
         headers::for_http2(&mut head, &fallback_authority(&resolved.destination))?;
         let body = Replay::new(body);
         Ok(Call {
@@ -88,6 +86,7 @@ impl Outbound {
             body,
             attempts,
             report,
+            moved,
             idle: self.inner.idle,
         })
     }
@@ -129,6 +128,7 @@ struct Call {
     body: Replay<Upload>,
     attempts: Attempts,
     report: RequestReport,
+    moved: Moved,
     idle: std::time::Duration,
 }
 
@@ -165,9 +165,11 @@ impl Call {
             .await?;
         let began = Instant::now();
         let may_leave = self.attempts.is_idempotent() && self.body.can_repeat();
-        let answer = timeout(self.idle, send(lease.requests(), self.try_of(body)));
+        // Each try has its time.
+        self.moved.note();
         let answer = tokio::select! {
-            answer = answer => answer.map_err(|_| TryError::Timeout(self.idle))?,
+            answer = send(lease.requests(), self.try_of(body)) => answer,
+            () = self.moved.idle(self.idle) => return Err(TryError::Timeout(self.idle)),
             // Its answer would come late or never; somebody else has one now.
             () = lease.abandoned(), if may_leave => return Err(TryError::Abandoned),
         };
@@ -204,13 +206,18 @@ impl Call {
         }
         self.report.status(answer.status().as_u16());
         self.describe(endpoint.clone(), &pick);
-        let Self { report, idle, .. } = self;
+        let Self {
+            report,
+            moved,
+            idle,
+            ..
+        } = self;
         let passing = Passing {
             pick,
             report,
             _lease: lease,
         };
-        let mut answer = answer.map(|body| Watched::new(body, passing, idle).boxed_unsync());
+        let mut answer = answer.map(|body| Watched::new(body, passing, moved, idle).boxed_unsync());
         *answer.version_mut() = http::Version::default();
         headers::strip_hop_by_hop(answer.headers_mut());
         answer

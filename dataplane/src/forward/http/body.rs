@@ -3,13 +3,16 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::task::AbortHandle;
+
+use super::Moved;
 
 /// Why a body broke off.
 ///
@@ -45,96 +48,163 @@ pub trait Observer {
     fn ended(self, end: Result<(), &BodyError>);
 }
 
-/// A body that tells an observer how it ends, and breaks off when nothing moves for too long.
+/// A body that tells an observer how it ends, and breaks off when nothing of its exchange moves for
+/// too long, even while nobody reads it.
 #[derive(Debug)]
-pub struct Watched<B, O> {
-    body: B,
-    observer: Option<O>,
+pub struct Watched<B: Send + 'static, O: Observer + Send + 'static> {
+    passing: Arc<Mutex<Passing<B, O>>>,
+    moved: Moved,
     idle: Duration,
-    timer: Pin<Box<Sleep>>,
+    watch: Option<AbortHandle>,
 }
 
-impl<B: Body<Data = Bytes, Error = BodyError> + Unpin, O: Observer + Unpin> Watched<B, O> {
-    /// `body`, which may be silent for `idle` at a time.
-    pub fn new(body: B, observer: O, idle: Duration) -> Self {
-        let mut watched = Self {
+#[derive(Debug)]
+struct Passing<B, O> {
+    /// None once it has been cut.
+    body: Option<B>,
+    observer: Option<O>,
+    reader: Option<Waker>,
+}
+
+impl<B, O> Watched<B, O>
+where
+    B: Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
+    O: Observer + Send + Unpin + 'static,
+{
+    /// `body`, whose exchange may stand still for `idle` at a time.
+    pub fn new(body: B, observer: O, moved: Moved, idle: Duration) -> Self {
+        moved.note();
+        let ended = body.is_end_stream();
+        let passing = Arc::new(Mutex::new(Passing {
+            body: Some(body),
             observer: Some(observer),
-            idle,
-            timer: Box::pin(sleep_until(Instant::now() + idle)),
-            body,
-        };
+            reader: None,
+        }));
         // A server does not poll a body that has ended before it began.
-        if watched.body.is_end_stream() {
-            watched.end(Ok(()));
+        let watch = if ended {
+            let observer = lock(&passing).observer.take();
+            end(observer, Ok(()));
+            None
+        } else {
+            // A task, because a server whose client takes nothing does not poll the body either.
+            // It ends with this body.
+            let watching = watch(Arc::downgrade(&passing), moved.clone(), idle);
+            Some(tokio::spawn(watching).abort_handle())
+        };
+        Self {
+            passing,
+            moved,
+            idle,
+            watch,
         }
-        watched
     }
+}
 
-    fn end(&mut self, end: Result<(), &BodyError>) {
-        if let Some(observer) = self.observer.take() {
-            observer.ended(end);
+impl<B: Send + 'static, O: Observer + Send + 'static> Drop for Watched<B, O> {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.abort();
         }
     }
+}
 
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            self.timer.as_mut().reset(Instant::now() + self.idle);
-            return Poll::Ready(frame);
-        }
-        ready!(self.timer.as_mut().poll(cx));
-        Poll::Ready(Some(Err(BodyError::Idle(self.idle))))
+/// Cuts an exchange that stands still: lets go of what the body holds, and tells reader and observer.
+async fn watch<B, O: Observer>(passing: Weak<Mutex<Passing<B, O>>>, moved: Moved, idle: Duration) {
+    moved.idle(idle).await;
+    let Some(passing) = passing.upgrade() else {
+        return;
+    };
+    let (body, observer, reader) = {
+        let mut passing = lock(&passing);
+        (
+            passing.body.take(),
+            passing.observer.take(),
+            passing.reader.take(),
+        )
+    };
+    drop(body);
+    end(observer, Err(&BodyError::Idle(idle)));
+    if let Some(reader) = reader {
+        reader.wake();
     }
+}
+
+fn end<O: Observer>(observer: Option<O>, end: Result<(), &BodyError>) {
+    if let Some(observer) = observer {
+        observer.ended(end);
+    }
+}
+
+fn lock<B, O>(passing: &Mutex<Passing<B, O>>) -> MutexGuard<'_, Passing<B, O>> {
+    // Each change leaves it whole.
+    passing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<B, O> Body for Watched<B, O>
 where
-    B: Body<Data = Bytes, Error = BodyError> + Unpin,
-    O: Observer + Unpin,
+    B: Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
+    O: Observer + Send + Unpin + 'static,
 {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(self.poll_body(cx));
+        let mut passing = lock(&self.passing);
+        let passing = &mut *passing;
+        let Some(body) = &mut passing.body else {
+            return Poll::Ready(Some(Err(BodyError::Idle(self.idle))));
+        };
+        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+            match &mut passing.reader {
+                Some(reader) => reader.clone_from(cx.waker()),
+                reader => *reader = Some(cx.waker().clone()),
+            }
+            return Poll::Pending;
+        };
+        self.moved.note();
         match &frame {
             Some(Ok(frame)) => {
-                if let (Some(data), Some(observer)) = (frame.data_ref(), &mut self.observer) {
+                if let (Some(data), Some(observer)) = (frame.data_ref(), &mut passing.observer) {
                     observer.bytes(data.len());
                 }
                 // The reader may not ask again after the last frame.
-                if self.body.is_end_stream() {
-                    self.end(Ok(()));
+                if body.is_end_stream() {
+                    end(passing.observer.take(), Ok(()));
                 }
             }
-            Some(Err(error)) => self.end(Err(error)),
-            None => self.end(Ok(())),
+            Some(Err(error)) => end(passing.observer.take(), Err(error)),
+            None => end(passing.observer.take(), Ok(())),
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        let passing = lock(&self.passing);
+        passing.body.as_ref().is_some_and(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let passing = lock(&self.passing);
+        passing
+            .body
+            .as_ref()
+            .map(Body::size_hint)
+            .unwrap_or_default()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        convert::Infallible,
-        sync::{Arc, Mutex},
-    };
+    use std::convert::Infallible;
 
     use futures_util::stream;
     use http_body_util::{BodyExt, Empty, StreamBody};
 
     use super::*;
+    use crate::forward::http::Upload;
 
     #[derive(Clone, Default)]
     struct Seen(Arc<Mutex<Vec<String>>>);
@@ -150,6 +220,14 @@ mod tests {
         }
     }
 
+    fn watched<B>(body: B, seen: &Seen, idle: u64) -> Watched<B, Seen>
+    where
+        B: Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
+    {
+        let idle = Duration::from_secs(idle);
+        Watched::new(body, seen.clone(), Moved::default(), idle)
+    }
+
     #[tokio::test]
     async fn an_observer_learns_of_bytes_and_end() {
         let frames = [
@@ -158,7 +236,7 @@ mod tests {
         ];
         let seen = Seen::default();
         let body = StreamBody::new(stream::iter(frames));
-        let watched = Watched::new(body, seen.clone(), Duration::from_secs(1));
+        let watched = watched(body, &seen, 1);
         assert!(watched.collect().await.is_err());
         assert_eq!(*seen.0.lock().unwrap(), ["3", "the body broke off: cut"]);
     }
@@ -167,7 +245,7 @@ mod tests {
     async fn an_empty_body_ends_at_once() {
         let seen = Seen::default();
         let empty = Empty::new().map_err(|error: Infallible| match error {});
-        let _unread = Watched::new(empty, seen.clone(), Duration::from_secs(1));
+        let _unread = watched(empty, &seen, 1);
         assert_eq!(*seen.0.lock().unwrap(), ["end"]);
     }
 
@@ -175,10 +253,47 @@ mod tests {
     async fn silence_breaks_a_body_off() {
         let seen = Seen::default();
         let silent = StreamBody::new(stream::pending());
-        let watched = Watched::new(silent, seen.clone(), Duration::from_secs(5));
+        let watched = watched(silent, &seen, 5);
         assert_eq!(
             watched.collect().await.unwrap_err(),
             BodyError::Idle(Duration::from_secs(5))
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_nobody_reads_is_let_go() {
+        let (seen, held) = (Seen::default(), Arc::new(()));
+        let holding = Arc::clone(&held);
+        let frames = stream::repeat_with(move || {
+            let _ = &holding;
+            Ok(Frame::data(Bytes::from_static(b"x")))
+        });
+        let mut unread = watched(StreamBody::new(frames), &seen, 5);
+        unread.frame().await.unwrap().unwrap();
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert_eq!(*seen.0.lock().unwrap(), ["1", "nothing moved for 5s"]);
+        assert_eq!(Arc::strong_count(&held), 1);
+        assert!(unread.frame().await.unwrap().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_that_moves_keeps_a_silent_answer_alive() {
+        let (seen, moved) = (Seen::default(), Moved::default());
+        let silent = StreamBody::new(stream::pending());
+        let limit = Duration::from_secs(5);
+        let answer = Watched::new(silent, seen.clone(), moved.clone(), limit);
+        let pieces = Box::pin(stream::unfold(0, |sent| async move {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            let piece = Ok::<_, BodyError>(Frame::data(Bytes::from_static(b"x")));
+            (sent < 20).then_some((piece, sent + 1))
+        }));
+        let request = http::Request::new(StreamBody::new(pieces));
+        let upload = Upload::from_request(request, moved).into_body();
+        let began = tokio::time::Instant::now();
+        let (uploaded, answered) = tokio::join!(upload.collect(), answer.collect());
+        assert_eq!(uploaded.unwrap().to_bytes().len(), 20);
+        assert_eq!(answered.unwrap_err(), BodyError::Idle(limit));
+        // The last piece moved after 80 s, and the end after 84 s.
+        assert_eq!(began.elapsed().as_secs(), 89);
     }
 }

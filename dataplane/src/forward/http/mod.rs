@@ -11,12 +11,14 @@
 //! | [`send`](mod@send) | one try over one HTTP/2 connection, and what its failure proves |
 //! | [`retry`] | whether there may be another try |
 //! | [`body`] | what is known when a body ends |
+//! | [`moved`] | whether anything of a request and its answer moves |
 //!
 //! Bodies stream with backpressure at each hop; nothing is collected beyond the replay bound.
 //! A body that breaks off is an error on the other side, too, never a clean end.
 
 pub mod body;
 pub mod headers;
+pub mod moved;
 pub mod replay;
 pub mod retry;
 pub mod send;
@@ -24,6 +26,7 @@ pub mod serve;
 pub mod upload;
 
 pub use body::{BodyError, Observer, Watched};
+pub use moved::Moved;
 pub use replay::{Replay, ReplayBody};
 pub use retry::RetryBudget;
 pub use send::{ReceivedBody, SendError, send};

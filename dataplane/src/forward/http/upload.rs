@@ -10,7 +10,7 @@ use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::BodyError;
+use super::{BodyError, Moved};
 
 /// The body of a request that a server took in.
 #[derive(Debug)]
@@ -19,13 +19,18 @@ pub struct Upload<B = Incoming> {
     /// HTTP/2 gives no error when the client cancels its stream; the stream's state still tells
     /// that from an end. HTTP/1.1 does give one, and knows no such state.
     framed: bool,
+    moved: Moved,
 }
 
 impl<B: Body<Data = Bytes>> Upload<B> {
-    /// Takes over a request.
-    pub fn from_request(request: Request<B>) -> Request<Self> {
+    /// Takes over a request; what is read of its body is noted as a movement of its exchange.
+    pub fn from_request(request: Request<B>, moved: Moved) -> Request<Self> {
         let framed = request.version() == Version::HTTP_2;
-        request.map(|body| Self { body, framed })
+        request.map(|body| Self {
+            body,
+            framed,
+            moved,
+        })
     }
 }
 
@@ -42,6 +47,7 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        this.moved.note();
         Poll::Ready(match frame {
             Some(frame) => Some(frame.map_err(BodyError::broken)),
             None if this.framed && !this.body.is_end_stream() => {
@@ -72,7 +78,7 @@ mod tests {
         let half = Ok::<_, BodyError>(Frame::data(Bytes::from_static(b"half")));
         let mut request = Request::new(StreamBody::new(stream::iter([half])));
         *request.version_mut() = version;
-        let body = Upload::from_request(request).into_body();
+        let body = Upload::from_request(request, Moved::default()).into_body();
         body.collect().await.map(|collected| collected.to_bytes())
     }
 
