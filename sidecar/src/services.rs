@@ -26,7 +26,7 @@ use linkspan_runtime::{
 use linkspan_trust::MaterialReader;
 use tokio::{
     sync::watch,
-    time::{sleep_until, timeout_at},
+    time::{sleep_until, timeout, timeout_at},
 };
 use tracing::info;
 
@@ -38,6 +38,8 @@ use crate::{
 
 /// How often unused connections are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How long others may take to see connections close that carry nothing any more.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// One port of one service, as the workload calls it.
 #[derive(Debug)]
@@ -306,10 +308,11 @@ impl Driver {
         loop {
             let due = self.apply(Instant::now()).min(sweep);
             tokio::select! {
-                () = stop.aborted() => return,
+                () = stop.aborted() => return self.close().await,
                 changed = self.snapshots.changed() => if changed.is_err() {
                     // Discovery has ended with the process; what is known stays.
-                    return stop.aborted().await;
+                    stop.aborted().await;
+                    return self.close().await;
                 },
                 () = self.services.gateways.learnt_more() => {}
                 () = sleep_until(due.into()) => {}
@@ -398,6 +401,19 @@ impl Driver {
         if !same {
             destination.update(now, service, peers);
         }
+    }
+
+    /// Says goodbye on all connections; nobody calls any more.
+    async fn close(&self) {
+        let pools = || self.services.by_port.values().map(|to| &to.pool);
+        pools().for_each(|pool| pool.retain(|_| false));
+        let closing = async {
+            for pool in pools() {
+                pool.close().await;
+            }
+        };
+        // Whoever does not take it in time goes without.
+        let _ = timeout(FAREWELL, closing).await;
     }
 
     fn next_change(&self, now: Instant) -> Instant {

@@ -61,11 +61,17 @@ pub(super) struct App {
     tasks: TaskTracker,
 }
 
-/// Connections of HTTP/1.1 that wait for a request, by address, newest last.
+/// Connections of HTTP/1.1 that wait for a request.
 #[derive(Debug, Default)]
 struct Idle(Mutex<Waiting>);
 
-type Waiting = HashMap<SocketAddr, Vec<(Instant, SendRequest<Upload>)>>;
+#[derive(Debug, Default)]
+struct Waiting {
+    /// By address, newest last.
+    by_app: HashMap<SocketAddr, Vec<(Instant, SendRequest<Upload>)>>,
+    /// Nothing is kept any more.
+    closed: bool,
+}
 
 /// Dials the application.
 #[derive(Debug)]
@@ -99,6 +105,20 @@ impl App {
             http2: Pool::new(Plain, limits),
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// Closes connections that have been unused for long. Meant to be called every few seconds.
+    pub(super) fn sweep(&self, now: Instant) {
+        self.http1.sweep(now);
+        self.http2.sweep(now);
+    }
+
+    /// Once no more requests come: closes what is unused, and waits for the rest.
+    pub(super) async fn close(&self) {
+        self.http1.close();
+        self.tasks.close();
+        self.http2.close().await;
+        self.tasks.wait().await;
     }
 
     /// Sends a request over HTTP/1.1.
@@ -212,7 +232,7 @@ impl Idle {
     /// The connection used last that is still good.
     fn take(&self, app: SocketAddr, now: Instant) -> Option<SendRequest<Upload>> {
         let mut idle = self.lock();
-        let kept = idle.get_mut(&app)?;
+        let kept = idle.by_app.get_mut(&app)?;
         while let Some((since, sender)) = kept.pop() {
             if now.saturating_duration_since(since) >= IDLE {
                 // Those below it are older still.
@@ -228,11 +248,28 @@ impl Idle {
 
     fn put(&self, app: SocketAddr, sender: SendRequest<Upload>, now: Instant) {
         let mut idle = self.lock();
-        let kept = idle.entry(app).or_default();
-        kept.retain(|(since, _)| now.saturating_duration_since(*since) < IDLE);
+        if idle.closed {
+            return;
+        }
+        let kept = idle.by_app.entry(app).or_default();
         if kept.len() < MAX_IDLE {
             kept.push((now, sender));
         }
+    }
+
+    /// Drops those that have waited for too long.
+    fn sweep(&self, now: Instant) {
+        self.lock().by_app.retain(|_, kept| {
+            kept.retain(|(since, _)| now.saturating_duration_since(*since) < IDLE);
+            !kept.is_empty()
+        });
+    }
+
+    /// Drops all, and keeps none from now on.
+    fn close(&self) {
+        let mut idle = self.lock();
+        idle.closed = true;
+        idle.by_app.clear();
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -277,6 +314,7 @@ mod tests {
 
     use http_body::Frame;
     use http_body_util::Empty;
+    use linkspan_dataplane::forward::http::{Moved, serve, serve::ServeLimits};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
@@ -329,6 +367,82 @@ mod tests {
         frame(&mut request);
         sender.send_request(request).await.unwrap();
         reading.await.unwrap()
+    }
+
+    /// An application that speaks HTTP/2 or HTTP/1.1 and tells when a connection to it has ended.
+    async fn application() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let app = listener.local_addr().unwrap();
+        let (ended, ends) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let ended = ended.clone();
+                tokio::spawn(async move {
+                    let stop = linkspan_runtime::stop::Stop::new();
+                    let handler = |_| async { Ok(Response::new(Empty::new().map_err(never))) };
+                    let _ = serve(socket, ServeLimits::default(), stop, handler).await;
+                    let _ = ended.send(());
+                });
+            }
+        });
+        (app, ends)
+    }
+
+    fn never(error: Infallible) -> BodyError {
+        match error {}
+    }
+
+    /// A request as a server takes it in.
+    async fn request(http2: bool) -> Request<Upload> {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let (take, mut taken) = tokio::sync::mpsc::unbounded_channel();
+        let handler = move |request| {
+            let _ = take.send(request);
+            async { Ok(Response::new(Empty::new().map_err(never))) }
+        };
+        let stop = linkspan_runtime::stop::Stop::new();
+        tokio::spawn(serve(server, ServeLimits::default(), stop, handler));
+        let head = b"GET / HTTP/1.1\r\nHost: app\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        let mut request = Upload::from_request(taken.recv().await.unwrap(), Moved::default());
+        if http2 {
+            *request.uri_mut() = "http://app/".parse().unwrap();
+            *request.version_mut() = http::Version::HTTP_2;
+            request.headers_mut().clear();
+        }
+        request
+    }
+
+    async fn asked(http2: bool) -> (App, tokio::sync::mpsc::UnboundedReceiver<()>) {
+        let (app, (address, ends)) = (App::new(), application().await);
+        let request = request(http2).await;
+        let answer = if http2 {
+            app.http2(address, request).await
+        } else {
+            app.http1(address, request).await
+        };
+        answer.unwrap().into_body().collect().await.unwrap();
+        (app, ends)
+    }
+
+    #[tokio::test]
+    async fn unused_connections_are_swept() {
+        for (http2, idle) in [(false, IDLE), (true, PoolLimits::default().idle)] {
+            let (app, mut ends) = asked(http2).await;
+            app.sweep(Instant::now());
+            assert!(ends.try_recv().is_err());
+            app.sweep(Instant::now() + idle);
+            ends.recv().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn close_leaves_no_connection_behind() {
+        for http2 in [false, true] {
+            let (app, mut ends) = asked(http2).await;
+            app.close().await;
+            ends.recv().await.unwrap();
+        }
     }
 
     #[tokio::test]

@@ -38,6 +38,7 @@ use linkspan_trust::{ClientPolicy, MaterialReader, SpiffeId, TrustDomain, TrustP
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
+    time::{interval, timeout},
 };
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
@@ -48,6 +49,10 @@ use check::{Own, Passage};
 
 /// Between two warnings of refused calls.
 const REFUSALS: Duration = Duration::from_secs(10);
+/// How often unused connections to the application are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How long the application may take to see connections close that carry nothing any more.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Serves the mesh's calls to the workload.
 #[derive(Clone, Debug)]
@@ -134,8 +139,10 @@ impl Inbound {
         }
     }
 
-    /// Takes over what discovery says of calls to this workload, until the stop aborts.
+    /// Takes over what discovery says of calls to this workload, until the stop aborts. Meanwhile
+    /// closes unused connections to the application.
     pub(crate) async fn follow(self, mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>) {
+        let mut sweep = interval(SWEEP);
         loop {
             if let Some(snapshot) = snapshots.borrow_and_update().clone() {
                 self.apply(&snapshot);
@@ -143,6 +150,10 @@ impl Inbound {
             let changed = tokio::select! {
                 () = self.inner.stop.aborted() => return,
                 changed = snapshots.changed() => changed,
+                now = sweep.tick() => {
+                    self.inner.app.sweep(now.into_std());
+                    continue;
+                }
             };
             if changed.is_err() {
                 return;
@@ -165,7 +176,8 @@ impl Inbound {
         self.inner.rules.store(Arc::new(rules));
     }
 
-    /// Accepts connections until drained, and serves them to their ends.
+    /// Accepts connections until drained, serves them to their ends, and closes those to the
+    /// application.
     pub(crate) async fn run(self, listener: TcpListener) {
         let stop = self.inner.stop.clone();
         let handler = |socket, caller| {
@@ -173,6 +185,10 @@ impl Inbound {
             async move { Box::pin(inbound.connection(socket, caller)).await }
         };
         Accept::default().run(listener, stop, handler).await;
+        let closed = timeout(FAREWELL, self.inner.app.close()).await;
+        if closed.is_err() {
+            debug!("the application holds on to connections");
+        }
     }
 
     /// One connection: who, where to, may they, and on.
