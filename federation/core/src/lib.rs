@@ -10,6 +10,7 @@
 //! Time is an argument everywhere: [`std::time::Instant`] for what must not jump
 //! (leases, ages), [`std::time::SystemTime`] for what others wrote down.
 
+pub mod announced;
 pub mod backend;
 pub mod capacity;
 pub mod declared;

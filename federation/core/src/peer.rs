@@ -18,9 +18,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::announced::{Announced, declaration};
 use crate::delta::{Known, RecordHash};
-use crate::model::Link;
-use crate::record::{PeerRecords, ReceivedRecord, Refusal};
+use crate::model::{Bundle, Link};
+use crate::record::{BUNDLE_KEY, PeerRecords, ReceivedRecord, RecordBody, Refusal};
 
 mod events;
 #[cfg(test)]
@@ -64,6 +65,9 @@ pub struct SubscriptionStart {
     pub known: Known<String>,
     /// The highest epoch seen; 0 if none.
     pub epoch: u64,
+    /// The peer may be authenticated by one of these only: what an operator has just dropped
+    /// must not bring itself back.
+    pub roots: Vec<Bundle>,
 }
 
 /// One peer.
@@ -74,6 +78,8 @@ pub struct Peer {
     state: State,
     tunnel: Tunnel,
     records: Arc<PeerRecords>,
+    /// What the peer announced of its roots upon the present declaration.
+    announced: Option<Bundle>,
     epoch: u64,
     completed: bool,
     refusals: Refusals,
@@ -90,11 +96,29 @@ impl Peer {
             state: State::Pending,
             tunnel: Tunnel::Down { since: now.instant },
             records: Arc::default(),
+            announced: None,
             epoch: 0,
             completed: false,
             refusals: Refusals::default(),
             trouble: None,
         }
+    }
+
+    /// Takes in what the peer announced before a restart, unless the link declares other roots
+    /// now than then.
+    pub fn restore(&mut self, announced: Announced) {
+        if announced.on == declaration(&self.link) {
+            self.announced = Some(announced.bundle);
+        }
+    }
+
+    /// What to keep for [`Peer::restore`].
+    pub fn announced(&self) -> Option<Announced> {
+        Some(Announced {
+            cluster: self.link.cluster.clone(),
+            on: declaration(&self.link),
+            bundle: self.announced.clone()?,
+        })
     }
 
     /// The link.
@@ -119,6 +143,12 @@ impl Peer {
         SubscriptionStart {
             known: self.records.known(),
             epoch: self.epoch,
+            roots: self
+                .announced
+                .iter()
+                .chain([&self.link.bundle])
+                .cloned()
+                .collect(),
         }
     }
 
@@ -146,6 +176,7 @@ impl Peer {
                 .map(|at| now.instant.saturating_duration_since(at)),
             epoch: self.epoch,
             records: Arc::clone(&self.records),
+            announced: self.announced.clone(),
             refused: self.refusals.count,
             refused_total: self.refusals.total,
             problems: trouble.chain(problems).collect(),
@@ -195,13 +226,15 @@ impl Peer {
         if former.trust_domain != self.link.trust_domain {
             // Whoever spoke before was somebody else.
             self.records = Arc::default();
+            self.announced = None;
             self.epoch = 0;
         } else if former.imports != self.link.imports {
             Arc::make_mut(&mut self.records).retain_allowed(&self.link);
         }
         if former.bundle != self.link.bundle {
             // Declared anew on purpose; what was announced under the old roots counts no more.
-            Arc::make_mut(&mut self.records).remove(crate::record::BUNDLE_KEY);
+            Arc::make_mut(&mut self.records).remove(BUNDLE_KEY);
+            self.announced = None;
         }
         let only_addresses = Link {
             addresses: self.link.addresses.clone(),
@@ -344,6 +377,10 @@ impl Peer {
 
     fn record(&mut self, record: ReceivedRecord, now: Now) -> bool {
         let key = record.key.clone();
+        if let Err(refusal) = self.check_roots(&record.body) {
+            self.refuse(&key, &refusal);
+            return false;
+        }
         let quotas = &self.settings.quotas;
         let accepted = match &mut self.state {
             // What is held already keeps the time of its first receipt.
@@ -352,19 +389,40 @@ impl Peer {
                 carried.map(|()| false)
             }
             State::Syncing(syncing) => {
-                let in_force = self.records.check_successor(&record.body);
-                let accepted = in_force.and_then(|()| {
-                    let staged = &mut syncing.staged;
-                    staged.accept(&self.link, quotas, record, now.wall)
-                });
+                let staged = &mut syncing.staged;
+                let accepted = staged.accept(&self.link, quotas, record, now.wall);
                 accepted.map(|_| false)
             }
             _ => Arc::make_mut(&mut self.records).accept(&self.link, quotas, record, now.wall),
         };
-        accepted.unwrap_or_else(|refusal| {
+        let changed = accepted.unwrap_or_else(|refusal| {
             self.refuse(&key, &refusal);
             false
-        })
+        });
+        self.note_roots();
+        changed
+    }
+
+    /// Roots never give way to older ones, whatever was said or left out meanwhile.
+    fn check_roots(&self, body: &RecordBody) -> Result<(), Refusal> {
+        match (body, &self.announced) {
+            (RecordBody::Bundle(offered), Some(held)) if held.sequence > offered.sequence => {
+                Err(Refusal::OldBundle {
+                    held: held.sequence,
+                    offered: offered.sequence,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers the roots in force, if the peer announced any.
+    fn note_roots(&mut self) {
+        if let Some(bundle) = self.records.bundle()
+            && self.announced.as_ref() != Some(bundle)
+        {
+            self.announced = Some(bundle.clone());
+        }
     }
 
     /// Counts a refusal. What was good under that key before stays, within the quotas.
@@ -404,6 +462,7 @@ impl Peer {
         match std::mem::replace(&mut self.state, State::Live { heard: now.instant }) {
             State::Syncing(syncing) => {
                 self.records = Arc::new(syncing.staged);
+                self.note_roots();
                 self.completed = true;
                 self.trouble = None;
                 Ok(())

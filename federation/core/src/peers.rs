@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::announced::Announced;
 use crate::gateways::Gateways;
 use crate::model::{ClusterId, Link};
 use crate::peer::{Decision, Event, Now, Peer, PeerSettings, PeerView};
@@ -21,6 +22,8 @@ pub type Decisions = Vec<(ClusterId, Decision)>;
 pub struct Peers {
     settings: Arc<PeerSettings>,
     peers: BTreeMap<ClusterId, Peer>,
+    /// Roots announced before a restart, of peers whose links have not been declared since.
+    restored: BTreeMap<ClusterId, Announced>,
 }
 
 impl Peers {
@@ -29,7 +32,24 @@ impl Peers {
         Self {
             settings: Arc::new(settings),
             peers: BTreeMap::new(),
+            restored: BTreeMap::new(),
         }
+    }
+
+    /// Remembers what peers announced before a restart, for when their links are declared.
+    pub fn restore(&mut self, announced: impl IntoIterator<Item = Announced>) {
+        let by_cluster = |announced: Announced| (announced.cluster.clone(), announced);
+        self.restored.extend(announced.into_iter().map(by_cluster));
+    }
+
+    /// The roots that peers announced, to be kept; also those of links that have not been declared
+    /// since the restart, whose file may only be broken now.
+    pub fn announced(&self) -> impl Iterator<Item = Announced> {
+        let restored = self.restored.values().cloned();
+        self.peers
+            .values()
+            .filter_map(Peer::announced)
+            .chain(restored)
     }
 
     /// Makes the peers those of the declared links. A link that is gone yields a decision
@@ -47,7 +67,10 @@ impl Peers {
             let decision = match self.peers.get_mut(cluster) {
                 Some(peer) => peer.relink(link.clone(), now),
                 None => {
-                    let peer = Peer::new(link.clone(), Arc::clone(&self.settings), now);
+                    let mut peer = Peer::new(link.clone(), Arc::clone(&self.settings), now);
+                    if let Some(announced) = self.restored.remove(cluster) {
+                        peer.restore(announced);
+                    }
                     self.peers.insert(cluster.clone(), peer);
                     Decision {
                         changed: true,

@@ -435,18 +435,6 @@ impl PeerRecords {
         }
     }
 
-    /// Whether a record may follow what is held here, though it is to be kept elsewhere: a new
-    /// snapshot starts empty, and must not bring back roots that were replaced.
-    ///
-    /// # Errors
-    /// The record is of older roots.
-    pub(crate) fn check_successor(&self, body: &RecordBody) -> Result<(), Refusal> {
-        match body {
-            RecordBody::Bundle(offered) => self.check_sequence(offered),
-            _ => Ok(()),
-        }
-    }
-
     fn put_addresses(&mut self, mut addresses: Vec<Address>) -> Result<Place, Refusal> {
         if !addresses.iter().all(can_be_dialled) {
             return Err(Refusal::Value("it has an address without a host or port"));

@@ -655,6 +655,55 @@ fn connecting_again_does_not_bring_old_roots_back() {
 }
 
 #[test]
+fn roots_that_are_left_out_or_outlived_are_not_forgotten() {
+    let mut hand = Hand::live();
+    let announced = bundle("west.test", 9);
+    let _ = hand.record(RecordBody::Bundle(announced.clone()));
+    let old = || RecordBody::Bundle(bundle("west.test", 8));
+    // A snapshot without roots, a removal, and the loss of all records.
+    let _ = hand.begin(8);
+    let _ = hand.does(Event::Complete);
+    refused(&mut hand, old(), "lower than 9");
+    let _ = hand.does(Event::Remove {
+        key: crate::record::BUNDLE_KEY.into(),
+    });
+    refused(&mut hand, old(), "lower than 9");
+    assert_eq!(hand.view().bundle(), &announced);
+    let _ = hand.does(Event::Tunnel { gateways_up: 0 });
+    let _ = hand.does(Event::Lost);
+    hand.clock.pass(MINUTE * 60 * 25);
+    let _ = hand.does(Event::Tick);
+    assert!(hand.view().records.is_empty(), "withdrawn");
+    assert_eq!(hand.view().bundle(), &announced);
+}
+
+#[test]
+fn announced_roots_outlive_a_restart_but_not_the_declaration() {
+    let mut hand = Hand::live();
+    let announced = bundle("west.test", 9);
+    let _ = hand.record(RecordBody::Bundle(announced.clone()));
+    let kept = hand.peer.announced().expect("it announced");
+    let now = hand.clock.now();
+    let settings = || Arc::new(PeerSettings::new("demo"));
+    let declared = (**hand.peer.link()).clone();
+    let mut again = Peer::new(declared.clone(), settings(), now);
+    again.restore(kept.clone());
+    assert_eq!(again.view(now).bundle(), &announced);
+    assert_eq!(again.subscription().roots[0], announced);
+    let edited = Link {
+        bundle: Bundle {
+            roots: bundle("north.test", 0).roots,
+            ..declared.bundle.clone()
+        },
+        ..declared
+    };
+    let mut other = Peer::new(edited.clone(), settings(), now);
+    other.restore(kept);
+    assert_eq!(other.view(now).bundle(), &edited.bundle);
+    assert_eq!(other.subscription().roots, [edited.bundle]);
+}
+
+#[test]
 fn narrower_imports_take_effect_at_once() {
     let mut hand = Hand::live();
     let imports = ImportFilter {

@@ -50,6 +50,8 @@ pub struct PeerView {
     pub epoch: u64,
     /// The records in force.
     pub records: Arc<PeerRecords>,
+    /// The roots that the peer announced upon what the link declares; they outlive its records.
+    pub announced: Option<Bundle>,
     /// Records refused since the last snapshot began.
     pub refused: u64,
     /// Records refused since the link was declared, or federation started.
@@ -61,7 +63,7 @@ pub struct PeerView {
 impl PeerView {
     /// The roots that count for the peer: those it announced over the link, else those declared.
     pub fn bundle(&self) -> &Bundle {
-        match self.records.bundle() {
+        match &self.announced {
             Some(announced) if announced.sequence >= self.link.bundle.sequence => announced,
             _ => &self.link.bundle,
         }
