@@ -13,8 +13,13 @@ use serde::{Deserialize, Serialize};
 use crate::model::{EndpointId, Locality, SYSTEM_NAMESPACE, SpiffeId};
 use crate::presence::{Heard, Presence, Registry, Session, Terms};
 
+mod owners;
 #[cfg(test)]
 mod tests;
+
+pub use owners::Owned;
+
+use owners::Owners;
 
 /// How long a workload counts after it was last heard.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -70,11 +75,8 @@ pub enum RegistrationError {
         /// What it should say.
         fix: &'static str,
     },
-    /// The UID belongs to a live workload of another identity.
-    #[error(
-        "workload uid {uid:?} is in use by {holder}; give each workload a uid of its own, \
-         or wait until the other has been gone for {LEASE:?}"
-    )]
+    /// The UID belongs to another identity.
+    #[error("workload uid {uid:?} belongs to {holder}; give each workload a uid of its own")]
     Taken {
         /// The UID.
         uid: String,
@@ -218,6 +220,7 @@ pub struct Workload<'a> {
 #[derive(Clone, Debug)]
 pub struct Workloads {
     registry: Registry<Registration>,
+    owners: Owners,
 }
 
 impl Default for Workloads {
@@ -235,7 +238,33 @@ impl Workloads {
                 parted: lease,
                 keep_lapsed: KEEP_LAPSED,
             }),
+            owners: Owners::default(),
         }
+    }
+
+    /// After a restart: whose uids were, lapsed ones included; oldest first.
+    pub fn restore_owners(&mut self, owned: impl IntoIterator<Item = Owned>) {
+        for Owned { uid, identity } in owned {
+            self.claim(&uid, &identity);
+        }
+    }
+
+    /// Whose uids are, to be kept; oldest first.
+    pub fn owned(&self) -> Vec<Owned> {
+        self.owners.all()
+    }
+
+    /// Grows whenever [`Workloads::owned`] changes.
+    pub fn claims(&self) -> u64 {
+        self.owners.claims()
+    }
+
+    fn claim(&mut self, uid: &str, identity: &SpiffeId) {
+        let counts = |uid: &str| {
+            let held = self.registry.get(uid);
+            held.is_some_and(|held| held.presence.counts())
+        };
+        self.owners.claim(uid, identity, counts);
     }
 
     /// After a restart: each counts as before for one full lease. Those that no longer pass
@@ -246,13 +275,21 @@ impl Workloads {
         now: Instant,
     ) -> Self {
         let mut this = Self::new(lease);
+        this.restore(persisted, now);
+        this
+    }
+
+    /// As [`Workloads::restored`], into this one. A uid that belongs to another identity is left
+    /// out.
+    pub fn restore(&mut self, persisted: impl IntoIterator<Item = Registration>, now: Instant) {
         for registration in persisted.into_iter().take(MAX_WORKLOADS) {
-            if registration.check().is_ok() {
-                this.registry
+            self.claim(&registration.uid, &registration.identity);
+            let own = self.owners.owner(&registration.uid) == Some(&registration.identity);
+            if own && registration.check().is_ok() {
+                self.registry
                     .restore(registration.uid.clone(), registration, now);
             }
         }
-        this
     }
 
     /// A registration or heartbeat on a stream. True where it changes what should be planned.
@@ -267,18 +304,20 @@ impl Workloads {
     ) -> Result<bool, RegistrationError> {
         registration.check()?;
         let uid = registration.uid.clone();
+        if let Some(holder) = self.owners.owner(&uid)
+            && *holder != registration.identity
+        {
+            let holder = holder.clone();
+            return Err(RegistrationError::Taken { uid, holder });
+        }
         match self.registry.get(&uid) {
-            Some(held) if held.presence.counts() && held.said.identity == registration.identity => {
-            }
-            Some(held) if held.presence.counts() => {
-                let holder = held.said.identity.clone();
-                return Err(RegistrationError::Taken { uid, holder });
-            }
+            Some(held) if held.presence.counts() => {}
             held => {
                 let is_new = held.is_none();
                 self.admit(&registration.identity, is_new)?;
             }
         }
+        self.claim(&uid, &registration.identity);
         match self.registry.hear(&uid, registration, session, now) {
             Heard::Changed => Ok(true),
             Heard::Same => Ok(false),

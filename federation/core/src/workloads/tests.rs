@@ -138,7 +138,7 @@ fn those_that_lapsed_make_room() {
 }
 
 #[test]
-fn a_uid_cannot_be_taken_from_a_live_workload() {
+fn a_uid_stays_with_the_identity_that_registered_it_first() {
     let (mut clock, mut workloads) = (Clock::default(), Workloads::default());
     register(&mut workloads, "w1", 1, &clock).expect("good");
     let thief = Registration {
@@ -150,11 +150,20 @@ fn a_uid_cannot_be_taken_from_a_live_workload() {
         matches!(refused, Err(RegistrationError::Taken { .. })),
         "{refused:?}"
     );
+    // Nor from one that is gone, also after a restart.
     workloads.tick(clock.pass(LEASE).instant);
-    assert_eq!(
-        workloads.register(thief, Session(3), clock.now().instant),
-        Ok(true)
-    );
+    let now = clock.pass(LEASE * 1_000).instant;
+    workloads.tick(now);
+    assert!(workloads.iter().next().is_none());
+    let mut again = Workloads::restored([], LEASE, now);
+    again.restore_owners(workloads.owned());
+    for workloads in [&mut workloads, &mut again] {
+        let refused = workloads.register(thief.clone(), Session(3), now);
+        assert!(
+            matches!(refused, Err(RegistrationError::Taken { .. })),
+            "{refused:?}"
+        );
+    }
 }
 
 #[test]
