@@ -114,8 +114,9 @@ fn apply_bundles(
     set_if_changed(writer, reader, newer);
 }
 
-/// The bundles to use: discovery's word on linked domains is final, so that what is unlinked goes;
-/// our own domain stays, and no bundle gives way to an older one.
+/// The bundles to use: discovery's word on linked domains is final, so that what is unlinked goes
+/// and what an operator declares anew counts; federation itself keeps a peer from bringing back
+/// older roots. Our own domain stays, and does not give way to an older bundle.
 pub(super) fn merged(
     now: &BundleSet,
     own: &TrustDomain,
@@ -130,14 +131,6 @@ pub(super) fn merged(
     ];
     if let Some(newest) = newest(candidates.into_iter().flatten()) {
         insert(&mut bundles, own, newest);
-    }
-    for (domain, bundle) in now.iter() {
-        if bundles
-            .get(domain)
-            .is_some_and(|found| found.sequence < bundle.sequence)
-        {
-            insert(&mut bundles, domain, bundle);
-        }
     }
     bundles
 }

@@ -221,7 +221,7 @@ fn linked_domains_come_and_go_but_the_own_one_stays() {
 }
 
 #[test]
-fn no_bundle_gives_way_to_an_older_one() {
+fn our_own_bundle_does_not_give_way_to_an_older_one() {
     let pki = Pki::new(&[DOMAIN]);
     let at = |sequence| Bundle {
         sequence,
@@ -233,8 +233,11 @@ fn no_bundle_gives_way_to_an_older_one() {
         ..west.authority("west.test").bundle()
     };
     let now = set(&[(DOMAIN, at(5)), ("west.test", west_at(5))]);
-    let older = set(&[(DOMAIN, at(4)), ("west.test", west_at(4))]);
+    let older = set(&[(DOMAIN, at(4)), ("west.test", west_at(5))]);
     assert_eq!(merged(&now, &own(), Some(&at(3)), Some(&older)), now);
+    // What an operator declares has no sequence, and counts at once.
+    let edited = set(&[(DOMAIN, at(5)), ("west.test", west_at(0))]);
+    assert_eq!(merged(&now, &own(), None, Some(&edited)), edited);
     let newer = set(&[(DOMAIN, at(6)), ("west.test", west_at(7))]);
     assert_eq!(merged(&now, &own(), None, Some(&newer)), newer);
     assert_eq!(
