@@ -105,8 +105,29 @@ impl Operator {
             namespace: namespace.to_owned(),
             service_account: service_account.to_owned(),
             ttl_seconds: ttl.as_secs(),
+            ..v1::CreateJoinTokenRequest::default()
         };
+        self.create_token_with(request).await
+    }
+
+    /// Makes a join token that may bind something.
+    pub async fn create_token_with(
+        &mut self,
+        request: v1::CreateJoinTokenRequest,
+    ) -> Result<v1::CreateJoinTokenResponse, Failure> {
         answer(self.client.create_join_token(request).await)
+    }
+
+    /// The join tokens that are good for anything.
+    pub async fn list_tokens(&mut self) -> Result<Vec<v1::JoinToken>, Failure> {
+        let request = v1::ListJoinTokensRequest {};
+        Ok(answer(self.client.list_join_tokens(request).await)?.tokens)
+    }
+
+    /// Takes a join token back.
+    pub async fn revoke_token(&mut self, id: &str) -> Result<v1::RevokeJoinTokenResponse, Failure> {
+        let request = v1::RevokeJoinTokenRequest { id: id.to_owned() };
+        answer(self.client.revoke_join_token(request).await)
     }
 }
 

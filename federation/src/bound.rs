@@ -8,7 +8,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use linkspan_core::{OwnCluster, workloads::Registration};
+use linkspan_core::{
+    OwnCluster,
+    announced::Announced,
+    workloads::{Owned, Registration},
+};
 use linkspan_runtime::{
     BoxError,
     process::Exit,
@@ -23,9 +27,9 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::{
     config::Config,
     directory::DirectorySource,
-    identity::{Authority, Credentials, Issuer, tokens::JoinTokens},
+    identity::{Authority, Credentials, Issuer, issued::Issued, tokens::JoinTokens},
     operator::socket,
-    state::{Epoch, StateDir, StateError, next_epoch, registrations},
+    state::{Epoch, StateDir, StateError, kept, next_epoch, roots},
     sync::Dial,
     wiring,
 };
@@ -88,6 +92,8 @@ pub struct Bound {
     pub(crate) state: StateDir,
     pub(crate) epoch: Epoch,
     pub(crate) registrations: Vec<Registration>,
+    pub(crate) announced: Vec<Announced>,
+    pub(crate) owned: Vec<Owned>,
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) credentials: Credentials,
     pub(crate) material: (MaterialWriter, MaterialReader),
@@ -125,8 +131,11 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
     let registry = Registry::new();
     let metrics = FederationMetrics::register(&registry)?;
     let credentials = Credentials::new(Arc::clone(&authority), &domain, lifetime);
-    let issuer = Issuer::new(domain, authority, tokens, lifetime, &metrics);
-    let registrations = registrations::load(&state.registrations())?;
+    let issued = Issued::open(&state.issued())?;
+    let issuer = Issuer::new(domain, authority, (tokens, issued), lifetime, &metrics);
+    let registrations = kept::load(&state.registrations())?;
+    let announced = roots::load(&state.roots())?;
+    let owned = kept::load(&state.uids())?;
     let source = watch_resources(&config)?;
     let listeners = Listeners::bind(&config, &state.operator_socket()).await?;
     // Last, so that a start that failed is not taken for a life.
@@ -137,6 +146,8 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
         state,
         epoch,
         registrations,
+        announced,
+        owned,
         issuer: Arc::new(issuer),
         material: credentials
             .first()

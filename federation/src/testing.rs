@@ -217,7 +217,7 @@ impl Federation {
         let request = v1::CreateJoinTokenRequest {
             namespace: namespace.into(),
             service_account: service_account.into(),
-            ttl_seconds: 0,
+            ..v1::CreateJoinTokenRequest::default()
         };
         let response = self
             .operator()

@@ -19,9 +19,10 @@ use linkspan_api::v1::{
 };
 use linkspan_core::{
     OwnCluster,
+    announced::Announced,
     backend::Sink,
     peer::{Now, PeerSettings},
-    workloads::Registration,
+    workloads::{Owned, Registration},
 };
 use linkspan_runtime::{
     BoxError,
@@ -51,7 +52,7 @@ use crate::{
     identity::{IdentityService, Issuer, keep_authority, keep_fresh},
     listener::{accept, follow_links},
     operator::OperatorService,
-    state::{Epoch, StateDir, registrations},
+    state::{Epoch, StateDir, kept, roots::Kept},
     sync::{self, Dial, GatewayPaths, SyncService, ViaGateways},
 };
 
@@ -120,7 +121,8 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     let status = DirectorySink::new(bound.state.status());
     let wait = site.config.timers.export_wait;
 
-    let foundation = site.foundation(&mut tasks, &bound.state, bound.registrations, dial);
+    let before = (bound.registrations, bound.announced, bound.owned);
+    let foundation = site.foundation(&mut tasks, &bound.state, before, dial);
     let state = State::new(
         foundation,
         Now {
@@ -192,12 +194,12 @@ impl Site {
         })
     }
 
-    /// What the controller starts with, and the task that keeps its registrations.
+    /// What the controller starts with, and the tasks that keep what must outlive it.
     fn foundation(
         &self,
         tasks: &mut Tasks,
         state: &StateDir,
-        registrations: Vec<Registration>,
+        (registrations, announced, owned): (Vec<Registration>, Vec<Announced>, Vec<Owned>),
         dial: Arc<dyn Dial>,
     ) -> Foundation {
         let timers = &self.config.timers;
@@ -205,12 +207,16 @@ impl Site {
         peers.stale_ttl = self.config.stale_ttl;
         peers.silence = timers.sync_silence;
         peers.max_skew = timers.tolerated_skew();
-        let (persist, kept) = watch::channel(Arc::new(registrations.clone()));
-        let keep = registrations::keep(state.registrations(), kept, self.stop.clone());
-        tasks.essential("registrations", async move {
-            keep.await;
-            Ok(())
-        });
+        let (persist, newest) = watch::channel(Arc::new(registrations.clone()));
+        let keep = kept::keep(state.registrations(), newest, self.stop.clone());
+        tasks.essential("registrations", done(keep));
+        let roots = announced.iter().map(Kept::from).collect();
+        let (persist_roots, newest) = watch::channel(Arc::new(roots));
+        let keep = kept::keep(state.roots(), newest, self.stop.clone());
+        tasks.essential("announced-roots", done(keep));
+        let (persist_owned, newest) = watch::channel(Arc::new(owned.clone()));
+        let keep = kept::keep(state.uids(), newest, self.stop.clone());
+        tasks.essential("uids", done(keep));
         Foundation {
             own: self.own.clone(),
             own_bundle: self.issuer.authority.bundle(),
@@ -219,6 +225,8 @@ impl Site {
             lease: timers.lease,
             restarted: self.epoch.restarted,
             registrations,
+            announced,
+            owned,
             context: sync::Context {
                 own: self.own.clone(),
                 dial,
@@ -230,6 +238,8 @@ impl Site {
             tasks: self.streams.clone(),
             metrics: self.metrics.clone(),
             persist,
+            persist_roots,
+            persist_owned,
         }
     }
 
@@ -279,6 +289,7 @@ impl Site {
     fn discovery(&self, applied: AppliedWriter) -> discovery::Shared {
         discovery::Shared {
             domain: self.own.trust_domain.clone(),
+            issuer: Arc::clone(&self.issuer),
             inputs: self.inputs.clone(),
             worlds: self.worlds.clone(),
             applied,
@@ -360,6 +371,11 @@ impl Site {
             Ok(())
         });
     }
+}
+
+async fn done(task: impl Future<Output = ()>) -> Result<(), BoxError> {
+    task.await;
+    Ok(())
 }
 
 impl Derived {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use linkspan_core::{
     ClusterId, FailbackConfig, OwnCluster,
+    announced::Announced,
     capacity::HighWater,
     declared::Declared,
     gateways::Gateways,
@@ -11,7 +12,7 @@ use linkspan_core::{
     peer::{Decision, Event, Hangup, Now, PeerSettings, PeerState},
     peers::{Decisions, Peers, PeersView},
     plan::{Known, listed, plan},
-    workloads::{Registration, Workloads},
+    workloads::{Owned, Registration, Workloads},
 };
 use linkspan_runtime::telemetry::{FederationMetrics, LinkLabels};
 use linkspan_trust::Bundle;
@@ -24,7 +25,10 @@ use super::{
     links::Links,
     world::{World, bundles, live_gateways},
 };
-use crate::sync::{Context, Heard};
+use crate::{
+    state::roots::Kept,
+    sync::{Context, Heard},
+};
 
 /// How often a plan is made although nothing happened: high-water marks decay.
 const REPLAN: Duration = Duration::from_secs(5);
@@ -39,11 +43,19 @@ pub(crate) struct Foundation {
     /// Whether there was a life before this one, of which others still hold something.
     pub(crate) restarted: bool,
     pub(crate) registrations: Vec<Registration>,
+    /// Whose uids were before the restart.
+    pub(crate) owned: Vec<Owned>,
+    /// Roots that peers announced before the restart.
+    pub(crate) announced: Vec<Announced>,
     pub(crate) context: Context,
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: FederationMetrics,
     /// Where the registrations that count go, to be kept on disk.
     pub(crate) persist: watch::Sender<Arc<Vec<Registration>>>,
+    /// Where announced roots go, likewise.
+    pub(crate) persist_roots: watch::Sender<Arc<Vec<Kept>>>,
+    /// Where the owners of uids go, likewise.
+    pub(crate) persist_owned: watch::Sender<Arc<Vec<Owned>>>,
 }
 
 /// The registries, the peers, and the last plan.
@@ -62,6 +74,10 @@ pub(crate) struct State {
     pub(super) links: Links,
     metrics: FederationMetrics,
     persist: watch::Sender<Arc<Vec<Registration>>>,
+    persist_roots: watch::Sender<Arc<Vec<Kept>>>,
+    persist_owned: watch::Sender<Arc<Vec<Owned>>>,
+    /// Claims of uids when these were kept last.
+    kept_claims: u64,
     dirty: bool,
     planned: Option<Now>,
     pub(super) last: Arc<World>,
@@ -71,20 +87,28 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn new(foundation: Foundation, now: Now) -> Self {
         let f = foundation;
+        let mut workloads = Workloads::new(f.lease);
+        workloads.restore_owners(f.owned);
+        workloads.restore(f.registrations, now.instant);
+        let mut peers = Peers::new(f.peers);
+        peers.restore(f.announced);
         Self {
             own: f.own,
             own_bundle: f.own_bundle,
             failback: f.failback,
             restarted: f.restarted,
             declared: None,
-            workloads: Workloads::restored(f.registrations, f.lease, now.instant),
+            workloads,
             gateways: Gateways::new(),
-            peers: Peers::new(f.peers),
+            peers,
             high_water: HighWater::new(),
             hold: None,
             links: Links::new(f.context, f.tasks),
             metrics: f.metrics,
             persist: f.persist,
+            persist_roots: f.persist_roots,
+            persist_owned: f.persist_owned,
+            kept_claims: 0,
             dirty: false,
             planned: None,
             last: Arc::default(),
@@ -321,8 +345,23 @@ impl State {
         }
     }
 
-    /// Has the registrations that count kept on disk.
-    pub(super) fn persist(&self) {
+    /// Has the registrations that count, the owners of uids, and announced roots kept on disk.
+    pub(super) fn persist(&mut self) {
+        if std::mem::replace(&mut self.kept_claims, self.workloads.claims())
+            != self.workloads.claims()
+        {
+            let newest = Arc::new(self.workloads.owned());
+            self.persist_owned.send_replace(newest);
+        }
+        // Before links are declared, what was restored is all that there is.
+        if self.declared.is_some() {
+            let newest: Vec<_> = self.peers.announced().map(|of| Kept::from(&of)).collect();
+            self.persist_roots.send_if_modified(|last| {
+                let news = **last != newest;
+                *last = Arc::new(newest);
+                news
+            });
+        }
         self.persist.send_if_modified(|last| {
             let news = !self.workloads.counting().eq(last.iter());
             if news {

@@ -33,6 +33,7 @@ pub(crate) use outbox::Removals;
 use self::session::Session;
 use crate::{
     controller::{Input, World},
+    identity::{Issuer, Standing},
     listener::Caller,
 };
 
@@ -44,6 +45,7 @@ const RESPONSES: usize = 16;
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) domain: TrustDomain,
+    pub(crate) issuer: Arc<Issuer>,
     pub(crate) inputs: mpsc::Sender<Input>,
     pub(crate) worlds: watch::Receiver<Arc<World>>,
     pub(crate) applied: AppliedWriter,
@@ -80,15 +82,17 @@ impl v1::discovery_server::Discovery for DiscoveryService {
         &self,
         request: Request<Streaming<v1::DiscoverRequest>>,
     ) -> Result<Response<Self::DiscoverStream>, Status> {
-        let identity = Caller::of(&request)?.authenticated()?.clone();
+        let caller = Caller::of(&request)?;
+        let identity = caller.authenticated()?.clone();
         if *identity.trust_domain() != self.shared.domain {
             return Err(Status::permission_denied(
                 "discovery serves proxies of the own cluster only",
             ));
         }
+        let standing = Standing::of(Arc::clone(&self.shared.issuer), caller)?;
         let number = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, receiver) = mpsc::channel(RESPONSES);
-        let session = Session::new(number, identity, self.shared.clone(), sender);
+        let session = Session::new(number, (identity, standing), self.shared.clone(), sender);
         self.tasks.spawn(session.run(request.into_inner()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }

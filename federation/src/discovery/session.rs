@@ -15,7 +15,10 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{Removals, Shared, applied::AppliedGuard, incoming, outbox::Outbox, records};
-use crate::controller::{Input, Member, World};
+use crate::{
+    controller::{Input, Member, World},
+    identity::Standing,
+};
 
 type Responses = mpsc::Sender<Result<v1::DiscoverResponse, Status>>;
 type Requests = Streaming<v1::DiscoverRequest>;
@@ -24,6 +27,7 @@ type Requests = Streaming<v1::DiscoverRequest>;
 pub(super) struct Session {
     number: Number,
     identity: SpiffeId,
+    standing: Standing,
     shared: Shared,
     responses: Responses,
 }
@@ -45,13 +49,14 @@ enum Role {
 impl Session {
     pub(super) fn new(
         number: u64,
-        identity: SpiffeId,
+        (identity, standing): (SpiffeId, Standing),
         shared: Shared,
         responses: Responses,
     ) -> Self {
         Self {
             number: Number(number),
             identity,
+            standing,
             shared,
             responses,
         }
@@ -110,6 +115,7 @@ impl Session {
 
     async fn register_workload(&self, said: v1::WorkloadRegistration) -> Result<(), Status> {
         let registration = incoming::workload(said, &self.identity)?;
+        self.standing.allows(&registration)?;
         self.ask(|reply| Input::Workload(registration, self.number, reply))
             .await
     }
@@ -184,10 +190,16 @@ impl Open<'_> {
         let shared = &self.session.shared;
         let (mut worlds, stop) = (shared.worlds.clone(), shared.stop.clone());
         let mut silent_at = Instant::now() + shared.silence;
+        let mut revocations = self.session.standing.revocations();
+        // One that came since the stream began counts, too.
+        self.session.standing.check()?;
         self.aim(&mut worlds);
         loop {
             tokio::select! {
                 () = stop.draining() => return Err(stopping()),
+                Ok(()) = revocations.changed() => {
+                    self.session.standing.check()?;
+                }
                 () = sleep_until(silent_at) => {
                     return Err(Status::deadline_exceeded("no heartbeat within the lease"));
                 }

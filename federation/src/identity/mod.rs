@@ -4,8 +4,10 @@
 //! the caller renews; never from the request, of which only the key counts.
 
 mod authority;
+pub(crate) mod issued;
 mod limiter;
 mod own;
+mod standing;
 pub(crate) mod tokens;
 
 use std::{
@@ -20,11 +22,16 @@ use linkspan_trust::{Bundle, Csr, Grant, SYSTEM_NAMESPACE, SpiffeId, TrustDomain
 use prometheus::IntCounter;
 use tonic::{Request, Response, Status};
 
-use self::{limiter::Limiter, tokens::JoinTokens};
+use self::{
+    issued::{Issued, Leaf},
+    limiter::Limiter,
+    tokens::{JoinTokens, TokenId},
+};
 use crate::listener::Caller;
 
 pub(crate) use authority::{Authority, keep_authority};
 pub(crate) use own::{Credentials, keep_fresh};
+pub(crate) use standing::Standing;
 
 /// Largest certificate request that is looked at; a P-256 one has a few hundred bytes.
 const MAX_CSR: usize = 8 * 1024;
@@ -34,9 +41,10 @@ pub(crate) struct Issuer {
     pub(crate) domain: TrustDomain,
     pub(crate) authority: Arc<Authority>,
     pub(crate) tokens: Arc<JoinTokens>,
+    pub(crate) issued: Issued,
     pub(crate) lifetime: Duration,
     limiter: Limiter,
-    issued: IntCounter,
+    granted: IntCounter,
     refused: IntCounter,
 }
 
@@ -44,7 +52,7 @@ impl Issuer {
     pub(crate) fn new(
         domain: TrustDomain,
         authority: Arc<Authority>,
-        tokens: Arc<JoinTokens>,
+        (tokens, issued): (Arc<JoinTokens>, Issued),
         lifetime: Duration,
         metrics: &FederationMetrics,
     ) -> Self {
@@ -52,29 +60,44 @@ impl Issuer {
             domain,
             authority,
             tokens,
+            issued,
             lifetime,
             limiter: Limiter::default(),
-            issued: metrics.issued(),
+            granted: metrics.issued(),
             refused: metrics.not_issued(),
         }
     }
 
-    /// Whose certificate this caller may have.
-    fn identity(&self, caller: &Caller, token: &str) -> Result<SpiffeId, Status> {
-        let id = if token.is_empty() {
-            caller
-                .identity
-                .clone()
-                .ok_or_else(|| Status::unauthenticated("neither join token nor certificate"))?
+    /// Whose certificate this caller may have, and by which token.
+    fn identity(&self, caller: &Caller, token: &str) -> Result<(TokenId, SpiffeId), Status> {
+        let now = SystemTime::now();
+        let found = if token.is_empty() {
+            self.renewed(caller, now)?
         } else {
-            self.tokens
-                .identity(token, SystemTime::now())
-                .ok_or_else(|| {
-                    Status::unauthenticated("the join token is not valid here, or has expired")
-                })?
+            self.tokens.identity(token, now).ok_or_else(|| {
+                Status::unauthenticated("the join token is not valid here, or has expired")
+            })?
         };
-        may_be_issued(&id, &self.domain)?;
-        Ok(id)
+        may_be_issued(&found.1, &self.domain)?;
+        Ok(found)
+    }
+
+    /// A certificate renews itself for as long as the token for which it was issued says.
+    fn renewed(&self, caller: &Caller, now: SystemTime) -> Result<(TokenId, SpiffeId), Status> {
+        let (Some(id), Some(leaf)) = (&caller.identity, &caller.leaf) else {
+            return Err(Status::unauthenticated(
+                "neither join token nor certificate",
+            ));
+        };
+        let token = self.issued.token(leaf);
+        match token.filter(|token| self.tokens.renews(token, now)) {
+            Some(token) => Ok((token, id.clone())),
+            None => Err(Status::unauthenticated(format!(
+                "this certificate of `{id}` cannot be renewed by itself: its join token was \
+                 revoked or has no more renewals, or is not known; use a token \
+                 (`linkspan token create`)"
+            ))),
+        }
     }
 
     fn admit(&self, caller: &Caller) -> Result<(), Status> {
@@ -89,7 +112,11 @@ impl Issuer {
             })
     }
 
-    fn issue(&self, id: SpiffeId, csr: &[u8]) -> Result<v1::IssueResponse, Status> {
+    fn issue(
+        &self,
+        (token, id): (TokenId, SpiffeId),
+        csr: &[u8],
+    ) -> Result<v1::IssueResponse, Status> {
         if csr.len() > MAX_CSR {
             return Err(Status::invalid_argument(
                 "the certificate request is too long",
@@ -102,15 +129,17 @@ impl Issuer {
             id,
             lifetime: self.lifetime,
         };
+        let now = SystemTime::now();
         let chain = self
             .authority
             .current()
-            .issue(&csr, &grant, SystemTime::now())
+            .issue(&csr, &grant, now)
             .map_err(|error| {
                 tracing::error!(%error, id = %grant.id, "cannot issue a certificate");
                 Status::internal("the certificate could not be issued")
             })?;
-        tracing::debug!(id = %grant.id, "issued a certificate");
+        self.note(&token, &chain[0], now)?;
+        tracing::debug!(id = %grant.id, token, "issued a certificate");
         Ok(v1::IssueResponse {
             chain: chain
                 .iter()
@@ -118,6 +147,20 @@ impl Issuer {
                 .collect(),
             bundle: Some(trust_bundle(&self.domain, &self.authority.bundle())),
         })
+    }
+}
+
+impl Issuer {
+    /// Writes down for which token `leaf` was issued, without which it could not be taken back.
+    fn note(&self, token: &TokenId, leaf: &[u8], now: SystemTime) -> Result<(), Status> {
+        let until = now + self.lifetime;
+        let noted = self.issued.note(Leaf::of(leaf), token, until, now);
+        noted.map_err(|error| {
+            tracing::error!(%error, "cannot note a certificate; check free space");
+            Status::internal("the certificate could not be noted")
+        })?;
+        self.tokens.used(token, until, now);
+        Ok(())
     }
 }
 
@@ -165,7 +208,7 @@ impl v1::identity_server::Identity for IdentityService {
         let caller = Caller::of(&request)?.clone();
         let result = self.answer(caller, request.into_inner()).await;
         match &result {
-            Ok(_) => self.0.issued.inc(),
+            Ok(_) => self.0.granted.inc(),
             Err(_) => self.0.refused.inc(),
         }
         result.map(Response::new)
@@ -180,9 +223,9 @@ impl IdentityService {
     ) -> Result<v1::IssueResponse, Status> {
         let issuer = Arc::clone(&self.0);
         issuer.admit(&caller)?;
-        let id = issuer.identity(&caller, &asked.join_token)?;
+        let found = issuer.identity(&caller, &asked.join_token)?;
         // Checking and signing take a millisecond of CPU: not on the threads that serve streams.
-        let issued = tokio::task::spawn_blocking(move || issuer.issue(id, &asked.csr));
+        let issued = tokio::task::spawn_blocking(move || issuer.issue(found, &asked.csr));
         issued
             .await
             .map_err(|_| Status::internal("issuing was cut short"))?

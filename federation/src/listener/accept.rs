@@ -13,6 +13,8 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 
+use crate::identity::issued::Leaf;
+
 use super::{Caller, Connection, Permits, shares::Shares};
 
 /// Connections of one federation: every proxy of a large cluster has one, with room for renewals.
@@ -126,8 +128,12 @@ impl Accepting {
         self.tasks.spawn(async move {
             let result = shake_hands(stream, config).await;
             drop(handshake);
-            let connection = result.and_then(|(stream, identity)| {
-                let caller = Caller { identity, remote };
+            let connection = result.and_then(|(stream, identity, leaf)| {
+                let caller = Caller {
+                    identity,
+                    leaf,
+                    remote,
+                };
                 admitted(stream, caller, permit, anonymous, &shares)
             });
             match connection {
@@ -174,14 +180,16 @@ fn admitted(
 async fn shake_hands(
     stream: TcpStream,
     config: Arc<rustls::ServerConfig>,
-) -> io::Result<(TlsStream<TcpStream>, Option<SpiffeId>)> {
+) -> io::Result<(TlsStream<TcpStream>, Option<SpiffeId>, Option<Leaf>)> {
     stream.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    let identity = match stream.get_ref().1.peer_certificates() {
-        None => None,
-        Some(chain) => Some(spiffe_id_of(chain).map_err(io::Error::other)?),
-    };
-    Ok((stream, identity))
+    let chain = stream.get_ref().1.peer_certificates();
+    let identity = chain
+        .map(spiffe_id_of)
+        .transpose()
+        .map_err(io::Error::other)?;
+    let leaf = chain.and_then(<[_]>::first).map(|leaf| Leaf::of(leaf));
+    Ok((stream, identity, leaf))
 }

@@ -30,11 +30,15 @@ use self::shares::Share;
 pub(crate) use accept::accept;
 pub(crate) use tls::follow_links;
 
+use crate::identity::issued::Leaf;
+
 /// Who is at the other end of a connection, as its handshake proved.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     /// `None` for a connection without a certificate.
     pub(crate) identity: Option<SpiffeId>,
+    /// The certificate itself.
+    pub(crate) leaf: Option<Leaf>,
     pub(crate) remote: SocketAddr,
 }
 

@@ -80,16 +80,64 @@ impl v1::operator_server::Operator for OperatorService {
             0 => tokens::DEFAULT_TTL,
             seconds => Duration::from_secs(seconds),
         };
-        let (issuer, holder) = (Arc::clone(&self.issuer), id.clone());
-        let made = tokio::task::spawn_blocking(move || {
-            issuer.tokens.create(holder, ttl, SystemTime::now())
-        });
+        let renew_for = match asked.renew_for_seconds {
+            0 => tokens::DEFAULT_RENEW_FOR,
+            seconds => Duration::from_secs(seconds),
+        };
+        let wanted = tokens::Wanted {
+            id: id.clone(),
+            ttl,
+            renew_for,
+            binding: binding(asked.labels, asked.any_address)?,
+        };
+        let issuer = Arc::clone(&self.issuer);
+        let made =
+            tokio::task::spawn_blocking(move || issuer.tokens.create(wanted, SystemTime::now()));
         let made = made.await.map_err(|_| stopping())?.map_err(token_refused)?;
-        tracing::info!(%id, ttl = ?ttl, "made a join token");
+        tracing::info!(%id, token = made.id, ttl = ?ttl, "made a join token");
         Ok(Response::new(v1::CreateJoinTokenResponse {
+            id: made.id,
             token: made.secret.to_string(),
             spiffe_id: id.to_string(),
             expires_unix: unix(made.expires),
+        }))
+    }
+
+    async fn list_join_tokens(
+        &self,
+        _request: Request<v1::ListJoinTokensRequest>,
+    ) -> Result<Response<v1::ListJoinTokensResponse>, Status> {
+        let tokens = self.issuer.tokens.list(SystemTime::now());
+        let seconds = |unix: u64| i64::try_from(unix).unwrap_or(i64::MAX);
+        let token = |of: tokens::Listed| v1::JoinToken {
+            id: of.id,
+            spiffe_id: of.spiffe_id.to_string(),
+            labels: of.binding.labels.into_iter().collect(),
+            any_address: of.binding.any_address,
+            expires_unix: seconds(of.expires_unix),
+            renews_until_unix: seconds(of.renews_until_unix),
+            last_used_unix: of.last_used_unix.map(seconds),
+        };
+        Ok(Response::new(v1::ListJoinTokensResponse {
+            tokens: tokens.into_iter().map(token).collect(),
+        }))
+    }
+
+    async fn revoke_join_token(
+        &self,
+        request: Request<v1::RevokeJoinTokenRequest>,
+    ) -> Result<Response<v1::RevokeJoinTokenResponse>, Status> {
+        let (issuer, id) = (Arc::clone(&self.issuer), request.into_inner().id);
+        let token = id.clone();
+        let revoked =
+            tokio::task::spawn_blocking(move || issuer.tokens.revoke(&id, SystemTime::now()));
+        let of = revoked
+            .await
+            .map_err(|_| stopping())?
+            .map_err(token_refused)?;
+        tracing::info!(id = %of, token, "revoked a join token");
+        Ok(Response::new(v1::RevokeJoinTokenResponse {
+            spiffe_id: of.to_string(),
         }))
     }
 
@@ -152,9 +200,31 @@ fn exportable(declared: &Declared, key: &ServiceKey, resources: &Path) -> Result
     Ok(())
 }
 
+/// What can be registered at all: a token that binds anything else would let nobody in.
+fn binding(
+    labels: std::collections::HashMap<String, String>,
+    any_address: bool,
+) -> Result<tokens::Binding, Status> {
+    let plain = |text: &str, most| text.len() <= most && !text.chars().any(char::is_control);
+    let good =
+        |(key, value): (&String, &String)| !key.is_empty() && plain(key, 317) && plain(value, 63);
+    if labels.len() > 64 || !labels.iter().all(good) {
+        return Err(Status::invalid_argument(
+            "a token binds at most 64 labels, with printable keys, and values of at most 63 characters",
+        ));
+    }
+    Ok(tokens::Binding {
+        labels: labels.into_iter().collect(),
+        any_address,
+    })
+}
+
 fn token_refused(error: tokens::TokenError) -> Status {
     match error {
-        tokens::TokenError::Lifetime(_) => Status::invalid_argument(error.to_string()),
+        tokens::TokenError::Unknown(_) => Status::not_found(error.to_string()),
+        tokens::TokenError::Lifetime(_) | tokens::TokenError::RenewFor(_) => {
+            Status::invalid_argument(error.to_string())
+        }
         tokens::TokenError::TooMany => Status::resource_exhausted(error.to_string()),
         tokens::TokenError::State(error) => {
             tracing::error!(%error, "cannot keep a join token");

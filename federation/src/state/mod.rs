@@ -7,7 +7,10 @@
 //!   ca.new/              the same, while it is being made
 //!   epoch                the epoch of the last start
 //!   tokens.json          hashes of join tokens, with identity and expiry
-//!   registrations.json   the workloads and gateways last registered
+//!   issued               for which token each certificate was issued
+//!   registrations.json   the workloads last registered
+//!   uids.json            whose each workload uid is
+//!   roots.json           the roots that peers announced
 //!   status/              what is wrong with resources, per object
 //!   operator.sock        the operator API
 //! ```
@@ -16,7 +19,8 @@
 
 mod epoch;
 pub(crate) mod files;
-pub(crate) mod registrations;
+pub(crate) mod kept;
+pub(crate) mod roots;
 
 use std::{
     fs::{File, OpenOptions},
@@ -143,6 +147,18 @@ impl StateDir {
 
     pub(crate) fn registrations(&self) -> PathBuf {
         self.root.join("registrations.json")
+    }
+
+    pub(crate) fn issued(&self) -> PathBuf {
+        self.root.join("issued")
+    }
+
+    pub(crate) fn uids(&self) -> PathBuf {
+        self.root.join("uids.json")
+    }
+
+    pub(crate) fn roots(&self) -> PathBuf {
+        self.root.join("roots.json")
     }
 
     pub(crate) fn status(&self) -> PathBuf {

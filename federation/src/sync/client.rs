@@ -21,7 +21,7 @@ use linkspan_runtime::{
     backoff::Backoff,
     telemetry::{FederationMetrics, LinkLabels},
 };
-use linkspan_trust::MaterialReader;
+use linkspan_trust::{Bundle, MaterialReader};
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
@@ -90,6 +90,8 @@ enum StreamEnd {
     Gap { last: u64, found: u64 },
     #[error("the peer's federation closed the stream")]
     Closed,
+    #[error("the roots of the link are not in use yet")]
+    Roots,
     #[error(
         "the peer has said more than its quota allows (bytes or messages a second) for {PATIENCE:?}; \
          see what changes there all the time"
@@ -211,7 +213,8 @@ impl Subscriber {
     }
 
     async fn stream(&mut self, order: &Order) -> Result<std::convert::Infallible, StreamEnd> {
-        let start = self.start().await?;
+        let (start, roots) = self.start().await?;
+        self.until_in_force(order, &roots).await?;
         let io = self
             .context
             .dial
@@ -270,7 +273,31 @@ impl Subscriber {
         }
     }
 
-    async fn start(&self) -> Result<v1::SyncStart, StreamEnd> {
+    /// Waits until the peer would be authenticated by one of `roots`: after a change of the
+    /// declared ones, a session under the former must not announce these again.
+    async fn until_in_force(&self, order: &Order, roots: &[Bundle]) -> Result<(), StreamEnd> {
+        let domain = order.destination.federation.trust_domain();
+        let mut material = self.context.material.clone();
+        let in_force = async {
+            loop {
+                let current = material.current();
+                if current
+                    .bundles()
+                    .get(domain)
+                    .is_some_and(|held| roots.contains(held))
+                {
+                    return Ok(());
+                }
+                material.changed().await.map_err(|_| StreamEnd::Unwanted)?;
+            }
+        };
+        timeout(OPEN_TIMEOUT, in_force)
+            .await
+            .map_err(|_| StreamEnd::Roots)?
+    }
+
+    /// The start, and the roots by one of which the peer must be authenticated.
+    async fn start(&self) -> Result<(v1::SyncStart, Vec<Bundle>), StreamEnd> {
         let (reply, answer) = oneshot::channel();
         let input = Input::Subscription(self.peer.clone(), reply);
         self.context
@@ -283,14 +310,15 @@ impl Subscriber {
             key,
             hash: bytes::Bytes::copy_from_slice(hash.as_bytes()),
         });
-        Ok(v1::SyncStart {
+        let start = v1::SyncStart {
             cluster: self.context.own.cluster.to_string(),
             clusterset: self.context.own.clusterset.clone(),
             version: VERSION.into(),
             now_unix_millis: now_unix_millis(),
             known: known.collect(),
             epoch: held.epoch,
-        })
+        };
+        Ok((start, held.roots))
     }
 
     async fn apply(&mut self, order: &Order, events: Vec<Event>) -> Result<(), StreamEnd> {

@@ -370,3 +370,38 @@ async fn only_the_linked_federation_may_subscribe() {
     }
     east.stop().await;
 }
+
+/// What a peer announced of its roots is not forgotten by a restart without the peer, and not
+/// believed any more once an operator declares other ones.
+#[tokio::test]
+async fn announced_roots_outlive_a_restart_until_others_are_declared() {
+    let (east_side, west_side) = (Side::new("east"), Side::new("west"));
+    let east = east_side.start(&west_side).await;
+    let west = west_side.start(&east_side).await;
+    link((&east_side, &east), (&west_side, &west)).await;
+    let tunnels = (tunnel(&east, "west").await, tunnel(&west, "east").await);
+    let sequence = |world: &std::sync::Arc<crate::controller::World>| {
+        let link = world.desired.links.get(&cluster("west"));
+        link.map_or(0, |link| link.bundle.sequence)
+    };
+    let world = east
+        .until("west's own word", |world| sequence(world) > 1)
+        .await;
+    let announced = sequence(&world);
+    drop(tunnels);
+    east.stop().await;
+    west.stop().await;
+
+    let east = east_side.start(&west_side).await;
+    let links = |world: &std::sync::Arc<crate::controller::World>| !world.desired.links.is_empty();
+    let world = east.until("the link", links).await;
+    assert_eq!(sequence(&world), announced);
+    let edited = crate::testing::link_yaml("west");
+    east_side.home.declare("west.yaml", &edited);
+    let world = east
+        .until("the operator's word", |world| sequence(world) < announced)
+        .await;
+    let link = &world.desired.links[&cluster("west")];
+    assert_eq!(link.bundle, link.link.bundle);
+    east.stop().await;
+}

@@ -1,9 +1,10 @@
-//! The registered workloads on disk, so that a restart does not make them vanish.
+//! What must outlive a restart, on disk: the registered workloads, so that they do not vanish, and
+//! the roots that peers announced.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use linkspan_core::workloads::Registration;
 use linkspan_runtime::stop::Stop;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::watch, time::sleep};
 
 use super::{StateError, files};
@@ -13,8 +14,8 @@ const DEBOUNCE: Duration = Duration::from_millis(500);
 /// Pause after a write that failed (disk full): serving goes on meanwhile.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What was registered before the restart; nothing at the first start.
-pub(crate) fn load(path: &std::path::Path) -> Result<Vec<Registration>, StateError> {
+/// What was kept before the restart; nothing at the first start.
+pub(crate) fn load<T: DeserializeOwned>(path: &std::path::Path) -> Result<Vec<T>, StateError> {
     let Some(bytes) = files::read_private(path)? else {
         return Ok(Vec::new());
     };
@@ -24,48 +25,48 @@ pub(crate) fn load(path: &std::path::Path) -> Result<Vec<Registration>, StateErr
     })
 }
 
-/// Keeps the file what `registrations` says, until `stop` drains.
-pub(crate) async fn keep(
+/// Keeps the file what `newest` says, until `stop` drains.
+pub(crate) async fn keep<T: Serialize + Send + Sync + 'static>(
     path: PathBuf,
-    mut registrations: watch::Receiver<Arc<Vec<Registration>>>,
+    mut newest: watch::Receiver<Arc<Vec<T>>>,
     stop: Stop,
 ) {
     let mut failing = false;
     loop {
         tokio::select! {
             () = stop.draining() => break,
-            changed = registrations.changed() => if changed.is_err() { break },
+            changed = newest.changed() => if changed.is_err() { break },
         }
         tokio::select! {
             () = stop.draining() => break,
             () = sleep(if failing { RETRY } else { DEBOUNCE }) => {}
         }
-        let newest = Arc::clone(&registrations.borrow_and_update());
-        failing = !write(&path, &newest, failing).await;
+        let now = Arc::clone(&newest.borrow_and_update());
+        failing = !write(&path, &now, failing).await;
         if failing {
-            registrations.mark_changed();
+            newest.mark_changed();
         }
     }
     // The state at the end, or those that came last would be missing after the restart.
-    let last = registrations.borrow().clone();
+    let last = newest.borrow().clone();
     write(&path, &last, failing).await;
 }
 
 /// Whether it was written. The first failure and the recovery are logged, not each try.
-async fn write(
+async fn write<T: Serialize + Send + Sync + 'static>(
     path: &std::path::Path,
-    registrations: &Arc<Vec<Registration>>,
+    newest: &Arc<Vec<T>>,
     failing: bool,
 ) -> bool {
-    let (to, registrations) = (path.to_owned(), Arc::clone(registrations));
+    let (to, newest) = (path.to_owned(), Arc::clone(newest));
     let written = tokio::task::spawn_blocking(move || {
-        let bytes = serde_json::to_vec(&*registrations)?;
+        let bytes = serde_json::to_vec(&*newest)?;
         files::write_atomic(&to, &bytes, files::PRIVATE_FILE)
     });
     match written.await {
         Ok(Ok(())) => {
             if failing {
-                tracing::info!(path = %path.display(), "registrations are being kept again");
+                tracing::info!(path = %path.display(), "the file is being kept again");
             }
             true
         }
@@ -73,8 +74,9 @@ async fn write(
             if !failing {
                 tracing::error!(
                     path = %path.display(), %error,
-                    "registrations cannot be kept; serving goes on, but free space before the \
-                     next restart, or workloads will be unknown until they reconnect"
+                    "the file cannot be kept; serving goes on, but free space before the next \
+                     restart, or what it should hold is unknown until workloads and peers \
+                     reconnect"
                 );
             }
             false
@@ -87,6 +89,8 @@ async fn write(
 mod tests {
     use std::fs;
 
+    use linkspan_core::workloads::Registration;
+
     use super::*;
 
     fn registration(uid: &str) -> Registration {
@@ -97,14 +101,14 @@ mod tests {
     async fn what_was_registered_is_there_after_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("registrations.json");
-        assert!(load(&path).unwrap().is_empty());
+        assert!(load::<Registration>(&path).unwrap().is_empty());
         let (sender, receiver) = watch::channel(Arc::default());
         let stop = Stop::new();
         let keeping = tokio::spawn(keep(path.clone(), receiver, stop.clone()));
         sender.send_replace(Arc::new(vec![registration("one"), registration("two")]));
         stop.drain();
         keeping.await.unwrap();
-        let loaded = load(&path).unwrap();
+        let loaded: Vec<Registration> = load(&path).unwrap();
         assert_eq!(loaded, [registration("one"), registration("two")]);
     }
 
@@ -116,7 +120,7 @@ mod tests {
         assert!(!write(&path, &newest, false).await);
         fs::create_dir(path.parent().unwrap()).unwrap();
         assert!(write(&path, &newest, true).await);
-        assert_eq!(load(&path).unwrap(), *newest);
+        assert_eq!(load::<Registration>(&path).unwrap(), *newest);
     }
 
     #[test]
@@ -124,7 +128,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("registrations.json");
         files::write_atomic(&path, b"[{", files::PRIVATE_FILE).unwrap();
-        let error = load(&path).unwrap_err().to_string();
+        let error = load::<Registration>(&path).unwrap_err().to_string();
         assert!(error.contains("remove it to start anew"), "{error}");
     }
 }
