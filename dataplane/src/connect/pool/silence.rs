@@ -2,7 +2,8 @@
 //!
 //! While requests are in flight the other side is asked soon, and given up soon, as somebody waits;
 //! while there are none, there is no hurry. What counts is silence, so bytes of any kind are an
-//! answer; and time in which we ran late ourselves does not count.
+//! answer, and nothing else is: callers who give up and come again do not make it begin anew. Time
+//! in which we ran late ourselves does not count.
 
 use std::{
     io,
@@ -47,9 +48,11 @@ pub(super) struct Silence {
     idle: Pace,
     busy: Pace,
     is_busy: bool,
-    /// Since something was heard, or since the connection became busy or idle.
+    /// Since something was heard.
     quiet: Duration,
-    /// Since the other side was asked.
+    /// The part of it in which requests were in flight.
+    waited: Duration,
+    /// Since the other side was asked; only what is heard forgets it.
     asked: Option<Duration>,
 }
 
@@ -61,6 +64,7 @@ impl Silence {
             busy,
             is_busy: false,
             quiet: Duration::ZERO,
+            waited: Duration::ZERO,
             asked: None,
         }
     }
@@ -72,23 +76,30 @@ impl Silence {
 
     /// Looks, `elapsed` after the last time: whether anything was heard since, and whether
     /// requests are in flight.
+    ///
+    /// Silence of the idle pace's `ask + patience` is the end in any case; where requests wait, be
+    /// it now and then only, the end comes sooner.
     pub(super) fn look(&mut self, elapsed: Duration, heard: bool, busy: bool) -> Next {
         let elapsed = elapsed.min(self.tick() * 2);
-        let changed = std::mem::replace(&mut self.is_busy, busy) != busy;
-        if heard || changed {
-            (self.quiet, self.asked) = (Duration::ZERO, None);
+        self.is_busy = busy;
+        if heard {
+            (self.quiet, self.waited, self.asked) = (Duration::ZERO, Duration::ZERO, None);
             return Next::Wait;
         }
         self.quiet += elapsed;
-        let pace = if busy { self.busy } else { self.idle };
+        if busy {
+            // A request that has just come has not waited since the last look.
+            self.waited += elapsed.min(BUSY_TICK);
+        }
         match &mut self.asked {
-            None if self.quiet >= pace.ask => {
+            None if self.quiet >= self.idle.ask || self.waited >= self.busy.ask => {
                 self.asked = Some(Duration::ZERO);
                 Next::Ask
             }
             None => Next::Wait,
             Some(since) => {
                 *since += elapsed;
+                let pace = if busy { self.busy } else { self.idle };
                 if *since >= pace.patience {
                     Next::GiveUp
                 } else {
@@ -203,10 +214,30 @@ mod tests {
         );
         // However long it has been silent before, without anybody waiting.
         let mut silence = silence();
-        for _ in 0..18 {
+        for _ in 0..16 {
             assert_eq!(silence.look(silence.tick(), false, false), Next::Wait);
         }
         assert_eq!(given_up(&mut silence, true), Some(busy));
+        // And it is known sooner if the other side owes an answer already.
+        let mut silence = self::silence();
+        while silence.look(silence.tick(), false, false) != Next::Ask {}
+        assert!(given_up(&mut silence, true) < Some(busy));
+    }
+
+    #[test]
+    fn callers_who_give_up_and_come_again_do_not_hide_that_nothing_is_heard() {
+        // A request waits for 1 s in every 2.
+        let (mut silence, mut passed) = (silence(), Duration::ZERO);
+        let gone = loop {
+            let tick = silence.tick();
+            passed += tick;
+            let waiting = passed.as_millis() % 2000 < 1000;
+            match silence.look(tick, false, waiting) {
+                Next::GiveUp => break passed,
+                _ => assert!(passed < Duration::from_secs(60), "never given up"),
+            }
+        };
+        assert!(gone <= Duration::from_secs(6), "{gone:?}");
     }
 
     #[test]
@@ -218,6 +249,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn who_is_not_heard_is_given_up_however_requests_come_and_go(
+            looks in prop::collection::vec(any::<bool>(), 80),
+        ) {
+            let (mut silence, mut passed) = (silence(), Duration::ZERO);
+            let mut looks = looks.into_iter();
+            loop {
+                let tick = silence.tick();
+                passed += tick;
+                // At the pace of idle connections, and a look late at each of the two steps.
+                prop_assert!(passed <= Duration::from_secs(15) + 2 * IDLE_TICK);
+                let Some(busy) = looks.next() else { break };
+                if silence.look(tick, false, busy) == Next::GiveUp {
+                    break;
+                }
+            }
+        }
+
         #[test]
         fn whoever_answers_within_two_seconds_is_never_given_up(
             looks in prop::collection::vec((any::<bool>(), any::<bool>(), 0u64..10_000), 1..200),

@@ -2,7 +2,7 @@ use std::{
     io,
     sync::{
         Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
 };
 
@@ -25,6 +25,8 @@ struct Servers {
     permits: Semaphore,
     answers: watch::Receiver<bool>,
     stopped: watch::Sender<bool>,
+    /// Whether its patience is short.
+    hurry: AtomicBool,
     fail: bool,
 }
 
@@ -54,7 +56,7 @@ impl Dial<u8> for Servers {
             io: ours,
             retire_at: *self.retire_at.lock().unwrap(),
             generation: self.generation.load(SeqCst),
-            patience: Some(Duration::from_secs(2)),
+            patience: self.hurry.load(SeqCst).then_some(Duration::from_secs(2)),
         })
     }
 
@@ -101,6 +103,7 @@ fn pool(permits: usize, fail: bool) -> (Pool<u8, Servers>, watch::Sender<bool>) 
         permits: Semaphore::new(permits),
         answers,
         stopped: watch::Sender::new(false),
+        hurry: AtomicBool::new(true),
         fail,
     };
     let limits = PoolLimits {
@@ -112,9 +115,14 @@ fn pool(permits: usize, fail: bool) -> (Pool<u8, Servers>, watch::Sender<bool>) 
 }
 
 async fn request(lease: &Lease) -> http::StatusCode {
+    request_or_loss(lease).await.unwrap()
+}
+
+async fn request_or_loss(lease: &Lease) -> Result<http::StatusCode, SendError> {
     let body = Empty::new().map_err(|_| BodyError::broken("never"));
     let request = Request::get("http://x/").body(body).unwrap();
-    send(lease.requests(), request).await.unwrap().status()
+    let answer = send(lease.requests(), request).await?;
+    Ok(answer.status())
 }
 
 fn dials(pool: &Pool<u8, Servers>) -> usize {
@@ -261,15 +269,33 @@ async fn a_host_that_vanishes_is_noticed_while_somebody_waits() {
     assert_eq!(request(&lease).await, 200);
     pool.dial().stopped.send_replace(true);
     let began = tokio::time::Instant::now();
-    let body = Empty::new().map_err(|_| BodyError::broken("never"));
-    let asked = Request::get("http://x/").body(body).unwrap();
-    let error = send(lease.requests(), asked).await.unwrap_err();
+    let error = request_or_loss(&lease).await.unwrap_err();
     assert!(matches!(error, SendError::Lost(_)), "{error:?}");
     let took = began.elapsed();
     assert!(
         (Duration::from_secs(3)..Duration::from_secs(4)).contains(&took),
         "{took:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_vanishes_is_noticed_though_each_caller_gives_up_soon() {
+    // What applies to endpoints, and at the pace of idle connections, as to applications.
+    for (hurry, limit) in [(true, 8), (false, 17)] {
+        let (pool, _answer) = pool(1, false);
+        pool.dial().hurry.store(hurry, SeqCst);
+        assert_eq!(request(&pool.lease(&1).await.unwrap()).await, 200);
+        pool.dial().stopped.send_replace(true);
+        let began = tokio::time::Instant::now();
+        while !pool.usage()[0].1.is_empty() {
+            let lease = pool.lease(&1).await.unwrap();
+            let second = Duration::from_secs(1);
+            let _ = tokio::time::timeout(second, request_or_loss(&lease)).await;
+            drop(lease);
+            tokio::time::sleep(second).await;
+            assert!(began.elapsed() < Duration::from_secs(limit));
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
