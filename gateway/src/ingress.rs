@@ -17,7 +17,7 @@ use linkspan_dataplane::detect::tls::{ClientHello, MAX_CLIENT_HELLO, peek_client
 use linkspan_dataplane::detect::{DetectError, Prefixed};
 use linkspan_dataplane::discover::Snapshot;
 use linkspan_dataplane::frame::{self, FrameError, MAX_STREAM_OPEN};
-use linkspan_routing::ClusterLabel;
+use linkspan_routing::{ClusterId, ClusterLabel};
 use linkspan_runtime::process::chain;
 use linkspan_runtime::stop::Stop;
 use quinn::{RecvStream, SendStream};
@@ -51,7 +51,7 @@ pub(crate) struct Ingress {
     pub(crate) reach: watch::Receiver<Arc<Reach>>,
     pub(crate) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     pub(crate) timers: Timers,
-    pub(crate) places: Places,
+    pub(crate) places: Places<ClusterId>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: Stop,
 }
@@ -89,7 +89,7 @@ enum Denied {
     Refused(#[from] Refusal),
     #[error("no endpoint took the connection")]
     Connect(#[source] io::Error),
-    #[error(transparent)]
+    #[error("too many streams of peers are open: {0}")]
     Full(#[from] Full),
     #[error("this gateway is draining")]
     Draining,
@@ -116,7 +116,7 @@ struct Begun {
     tcp: TcpStream,
     /// The inner ClientHello, which has been read from the stream.
     hello: Bytes,
-    place: Place,
+    place: Place<ClusterId>,
 }
 
 impl Ingress {

@@ -1,6 +1,7 @@
 //! Which addresses are our own parts', and so never dialled for a peer, whatever is registered.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +87,8 @@ pub(crate) fn parts(config: &Config, addresses: &Addresses) -> OwnParts {
 /// Whether a socket can be bound there. Asked anew each time: addresses come and go, and this is
 /// one system call for endpoints on our own ports only.
 fn is_here(ip: IpAddr) -> bool {
-    UdpSocket::bind((ip, 0)).is_ok()
+    // Any other error (no descriptors left) says nothing about the address: better not dialled.
+    !matches!(UdpSocket::bind((ip, 0)), Err(error) if error.kind() == ErrorKind::AddrNotAvailable)
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

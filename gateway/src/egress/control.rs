@@ -1,5 +1,6 @@
 //! The outer TLS with which our own federation proves itself before it may use reserved targets.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -7,17 +8,19 @@ use linkspan_trust::{
     ClientPolicy, MaterialError, MaterialReader, SpiffeId, TlsMaterial, TrustPolicy,
 };
 use rustls::ServerConfig;
+use rustls::server::Acceptor;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use crate::places::{Full, Places};
 
 /// The application protocol of the outer TLS.
 pub(super) const ALPN: &[u8] = b"linkspan-control/1";
 /// Handshakes in progress: each costs CPU, and anybody who reaches the port can begin one. Our
 /// federation needs one for each linked cluster, now and then.
-const MAX_HANDSHAKES: usize = 64;
+const MAX_HANDSHAKES: usize = 512;
 
 /// Why there is no outer TLS.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +31,8 @@ pub(crate) enum ControlError {
     Handshake(#[from] std::io::Error),
     #[error("the TLS handshake took longer than {0:?}")]
     Late(Duration),
-    #[error("{MAX_HANDSHAKES} TLS handshakes were in progress for longer than {0:?}")]
-    Busy(Duration),
+    #[error("too many TLS handshakes are in progress: {0}")]
+    Busy(#[from] Full),
     #[error("the caller speaks TLS but not the protocol of federation")]
     Protocol,
 }
@@ -40,7 +43,7 @@ pub(super) struct Control {
     material: MaterialReader,
     /// Made once for each generation of the material.
     config: Mutex<Option<(u64, Arc<ServerConfig>)>>,
-    handshakes: Semaphore,
+    handshakes: Places<IpAddr>,
 }
 
 impl Control {
@@ -49,22 +52,29 @@ impl Control {
             federation,
             material,
             config: Mutex::new(None),
-            handshakes: Semaphore::new(MAX_HANDSHAKES),
+            handshakes: Places::new(MAX_HANDSHAKES),
         }
     }
 
-    /// One handshake; waiting for its turn and shaking hands may take `limit` each.
+    /// One handshake; the caller's first words and all that follows may take `limit` each.
+    ///
+    /// Who says nothing, or speaks another protocol, takes no place among the handshakes.
     pub(super) async fn accept(
         &self,
         tcp: TcpStream,
         limit: Duration,
     ) -> Result<TlsStream<TcpStream>, ControlError> {
-        let turn = timeout(limit, self.handshakes.acquire()).await;
-        let _turn = turn.map_err(|_| ControlError::Busy(limit))?;
-        let acceptor = TlsAcceptor::from(self.config()?);
-        let tls = timeout(limit, acceptor.accept(tcp))
-            .await
-            .map_err(|_| ControlError::Late(limit))??;
+        let source = tcp.peer_addr()?.ip();
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
+        let start = timeout(limit, hello).await;
+        let start = start.map_err(|_| ControlError::Late(limit))??;
+        let offered = start.client_hello().alpn();
+        if !offered.is_some_and(|mut offered| offered.any(|protocol| protocol == ALPN)) {
+            return Err(ControlError::Protocol);
+        }
+        let _place = self.handshakes.take(&source)?;
+        let tls = timeout(limit, start.into_stream(self.config()?)).await;
+        let tls = tls.map_err(|_| ControlError::Late(limit))??;
         match tls.get_ref().1.alpn_protocol() {
             Some(ALPN) => Ok(tls),
             _ => Err(ControlError::Protocol),
@@ -115,32 +125,45 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &control.config().unwrap()));
     }
 
-    #[tokio::test]
-    async fn those_who_say_nothing_hold_so_many_places_and_not_for_long() {
-        tokio::time::pause();
-        let pki = Pki::new(&["east.test"]);
-        let own = SpiffeId::gateway(&trust_domain("east.test"));
-        let (_writer, material) = pki.material(&own);
-        let control = Arc::new(Control::new(own, material));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    /// A caller and its connection as we accept it.
+    async fn caller(listener: &TcpListener) -> (TcpStream, TcpStream) {
         let address = listener.local_addr().unwrap();
-        let mut silent = Vec::new();
-        let mut accepting = tokio::task::JoinSet::new();
-        for _ in 0..=MAX_HANDSHAKES {
-            let (caller, called) = tokio::join!(TcpStream::connect(address), listener.accept());
-            silent.push(caller.unwrap());
+        let (caller, called) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (caller.unwrap(), called.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn those_who_say_nothing_take_no_place_and_do_not_stay() {
+        let pki = Pki::new(&["east.test"]);
+        let own = SpiffeId::federation(&trust_domain("east.test"));
+        let (_writer, material) = pki.material(&own);
+        let control = Control {
+            handshakes: Places::new(2),
+            ..Control::new(own.clone(), material.clone())
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let short = Duration::from_millis(20);
+        let mut late = tokio::task::JoinSet::new();
+        let control = Arc::new(control);
+        for _ in 0..8 {
+            let (mut silent, called) = caller(&listener).await;
             let control = control.clone();
-            let tcp = called.unwrap().0;
-            accepting.spawn(async move { control.accept(tcp, LIMIT).await.err() });
+            late.spawn(async move {
+                let end = control.accept(called, short).await.err();
+                assert!(matches!(end, Some(ControlError::Late(_))), "{end:?}");
+                assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+            });
         }
-        // All have begun but the last, which waits for one of the others to end.
-        tokio::task::yield_now().await;
-        assert_eq!(control.handshakes.available_permits(), 0);
-        let ends = accepting.join_all().await;
-        let late = |end: &Option<ControlError>| matches!(end, Some(ControlError::Late(_)));
-        assert!(ends.iter().filter(|end| late(end)).count() >= MAX_HANDSHAKES);
-        assert_eq!(control.handshakes.available_permits(), MAX_HANDSHAKES);
-        let mut byte = [0];
-        assert_eq!(silent[0].read(&mut byte).await.unwrap(), 0);
+        // Meanwhile there is room for who has something to say.
+        let (federation, called) = caller(&listener).await;
+        let servers = TrustPolicy::Exactly([own].into());
+        let config = material.current().client_config(servers, &[ALPN]).unwrap();
+        let name = "gateway.linkspan.internal".try_into().unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let accepting = control.accept(called, LIMIT);
+        let (connected, accepted) = tokio::join!(connector.connect(name, federation), accepting);
+        connected.unwrap();
+        accepted.unwrap();
+        late.join_all().await;
     }
 }
