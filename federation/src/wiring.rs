@@ -53,7 +53,7 @@ use crate::{
     listener::{accept, follow_links},
     operator::OperatorService,
     state::{Epoch, StateDir, kept, roots::Kept},
-    sync::{self, Dial, GatewayPaths, SyncService, ViaGateways},
+    sync::{self, Dial, GatewayPaths, Subscribers, SyncService, ViaGateways},
 };
 
 /// Streams of one connection: a proxy has one, and a certificate request now and then.
@@ -256,10 +256,12 @@ impl Site {
         let domain = self.own.trust_domain.clone();
         let following = follow_links(domain.clone(), self.material.clone(), federations, configs);
         self.background(tasks, "tls", following);
-        let (accepting, incoming) = accept(port, domain, newest, self.stop.clone());
+        let subscribers = Subscribers::default();
+        let (accepting, incoming) =
+            accept(port, domain, newest, subscribers.clone(), self.stop.clone());
         self.background(tasks, "accept", accepting);
         let discovery = DiscoveryService::new(self.discovery(applied), self.streams.clone());
-        let sync = SyncService::new(self.sync(cleared), self.streams.clone());
+        let sync = SyncService::new(self.sync(cleared), subscribers, self.streams.clone());
         let identity = IdentityService(Arc::clone(&self.issuer));
         let stop = self.stop.clone();
         let server = Server::builder()

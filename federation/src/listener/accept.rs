@@ -13,7 +13,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 
-use crate::identity::issued::Leaf;
+use crate::{identity::issued::Leaf, sync::Subscribers};
 
 use super::{Caller, Connection, Permits, shares::Shares};
 
@@ -42,6 +42,7 @@ pub(crate) fn accept(
     listener: TcpListener,
     own: TrustDomain,
     configs: Configs,
+    subscribers: Subscribers,
     stop: Stop,
 ) -> (impl Future<Output = ()> + Send, Incoming) {
     let (sender, receiver) = mpsc::channel(ACCEPTED);
@@ -52,6 +53,7 @@ pub(crate) fn accept(
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
         anonymous: Arc::new(Semaphore::new(MAX_ANONYMOUS)),
         shares: Shares::new(own),
+        subscribers,
         tasks: TaskTracker::new(),
     };
     (accepting.run(listener, stop), ReceiverStream::new(receiver))
@@ -64,6 +66,7 @@ struct Accepting {
     handshakes: Arc<Semaphore>,
     anonymous: Arc<Semaphore>,
     shares: Shares,
+    subscribers: Subscribers,
     tasks: TaskTracker,
 }
 
@@ -124,7 +127,7 @@ impl Accepting {
             return;
         };
         let (sender, anonymous) = (self.sender.clone(), Arc::clone(&self.anonymous));
-        let shares = self.shares.clone();
+        let (shares, subscribers) = (self.shares.clone(), self.subscribers.clone());
         self.tasks.spawn(async move {
             let result = shake_hands(stream, config).await;
             drop(handshake);
@@ -134,7 +137,7 @@ impl Accepting {
                     leaf,
                     remote,
                 };
-                admitted(stream, caller, permit, anonymous, &shares)
+                admitted(stream, caller, permit, anonymous, &shares, &subscribers)
             });
             match connection {
                 // Without a receiver the server has stopped; the connection just closes.
@@ -152,6 +155,7 @@ fn admitted(
     connection: OwnedSemaphorePermit,
     anonymous: Arc<Semaphore>,
     shares: &Shares,
+    subscribers: &Subscribers,
 ) -> io::Result<Connection> {
     let (end, anonymous, share) = match &caller.identity {
         Some(id) => {
@@ -169,8 +173,10 @@ fn admitted(
         _anonymous: anonymous,
         _share: share,
     };
+    let peer = caller.identity.as_ref().filter(|id| !shares.is_own(id));
     Ok(Connection {
         stream,
+        metering: peer.map(|id| subscribers.metering(id)),
         caller,
         end,
         _permits: permits,

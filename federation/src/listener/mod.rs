@@ -12,7 +12,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use linkspan_trust::SpiffeId;
@@ -30,7 +30,7 @@ use self::shares::Share;
 pub(crate) use accept::accept;
 pub(crate) use tls::follow_links;
 
-use crate::identity::issued::Leaf;
+use crate::{identity::issued::Leaf, sync::Metering};
 
 /// Who is at the other end of a connection, as its handshake proved.
 #[derive(Clone, Debug)]
@@ -62,6 +62,8 @@ impl Caller {
 /// An accepted, authenticated connection; counts against the limit until it is dropped.
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
+    /// A peer is read no faster than its quota.
+    metering: Option<Metering>,
     caller: Caller,
     /// When the connection ends whatever it is doing; for those that proved nothing.
     end: Option<Pin<Box<Sleep>>>,
@@ -95,7 +97,20 @@ impl AsyncRead for Connection {
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        Pin::new(&mut this.stream).poll_read(context, buffer)
+        let Some(metering) = &mut this.metering else {
+            return Pin::new(&mut this.stream).poll_read(context, buffer);
+        };
+        ready!(metering.poll_ready(context))?;
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        if metering.charge(buffer.filled().len() - before) {
+            let identity = this.caller.identity.as_ref().map(SpiffeId::as_str);
+            tracing::warn!(
+                identity,
+                "a peer has said more than its quota allows for too long; its connection ends"
+            );
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

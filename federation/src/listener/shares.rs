@@ -34,9 +34,14 @@ impl Shares {
         }
     }
 
+    /// Whether it is of our own trust domain, and not a peer.
+    pub(super) fn is_own(&self, id: &SpiffeId) -> bool {
+        *id.trust_domain() == self.own
+    }
+
     /// One more connection of `id`; `None` where it has all that it may.
     pub(super) fn take(&self, id: &SpiffeId) -> Option<Share> {
-        let most = match *id.trust_domain() == self.own {
+        let most = match self.is_own(id) {
             true => MAX_OWN,
             false => MAX_PEER,
         };

@@ -43,6 +43,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// How long a stream must have been live to count as a success: one that a peer ends again and
 /// again right after its snapshot is not tried ever faster.
 const LASTING: Duration = Duration::from_secs(10);
+/// How long a peer may not be reached at first before that is worth a warning.
+const PATIENT_START: Duration = Duration::from_secs(15);
 /// Pause after a peer that said more than its quota allows for too long.
 const QUOTA_PAUSE: Duration = Duration::from_secs(30);
 /// Most characters of a reason that are shown; the peer wrote some of them.
@@ -137,6 +139,8 @@ pub(crate) async fn keep_subscribed(
         live_since: None,
         failed: false,
         was_live: false,
+        begun: Instant::now(),
+        warned: false,
     }
     .run()
     .await;
@@ -155,6 +159,9 @@ struct Subscriber {
     failed: bool,
     /// Whether any try ever succeeded.
     was_live: bool,
+    begun: Instant,
+    /// Whether it was told that the peer has not been reached since then.
+    warned: bool,
 }
 
 impl Subscriber {
@@ -194,9 +201,14 @@ impl Subscriber {
         let reason = shown(&end.to_string());
         if !matches!(end, StreamEnd::Unwanted) {
             if std::mem::replace(&mut self.failed, true) {
-                tracing::debug!(peer = %self.peer, reason, "sync stream lost again");
+                if !self.was_live && self.begun.elapsed() >= PATIENT_START && !self.warned {
+                    self.warned = true;
+                    tracing::warn!(peer = %self.peer, reason, "the peer's federation is still not reached; trying on");
+                } else {
+                    tracing::debug!(peer = %self.peer, reason, "sync stream lost again");
+                }
             } else if !self.was_live {
-                // Of a link that is being made nobody expects more.
+                // Of a link that is being made nobody expects more; a warning follows in time.
                 tracing::info!(peer = %self.peer, reason, "the peer's federation is not reached yet; trying on");
             } else {
                 tracing::warn!(peer = %self.peer, reason, "sync stream lost; trying again");
@@ -252,8 +264,11 @@ impl Subscriber {
                     batch.map_err(|_| StreamEnd::Silent)??
                 }
             };
-            let count = batch.len();
-            self.apply(order, batch).await?;
+            let Batch {
+                events,
+                responses: count,
+            } = batch;
+            self.apply(order, events).await?;
             let ack = sync_request::Message::Ack(v1::SyncAck { seq: last });
             // Closed only together with the responses, which say why.
             let _ = requests.send(request(ack)).await;
@@ -367,39 +382,47 @@ async fn batch(
     responses: &mut Streaming<v1::SyncResponse>,
     peer: &ClusterId,
     last: &mut u64,
-) -> Result<Vec<Event>, StreamEnd> {
-    let mut events = Vec::new();
+) -> Result<Batch, StreamEnd> {
+    let mut batch = Batch::default();
     let first = responses.message().await?.ok_or(StreamEnd::Closed)?;
-    push(&mut events, first, peer, last)?;
-    while events.len() < BATCH {
+    batch.push(first, peer, last)?;
+    while batch.responses < BATCH {
         // An end is seen again by the next call; what preceded it is applied first.
         let Some(Ok(Some(next))) = responses.message().now_or_never() else {
             break;
         };
-        push(&mut events, next, peer, last)?;
+        batch.push(next, peer, last)?;
     }
-    Ok(events)
+    Ok(batch)
 }
 
-fn push(
-    events: &mut Vec<Event>,
-    response: v1::SyncResponse,
-    peer: &ClusterId,
-    last: &mut u64,
-) -> Result<(), StreamEnd> {
-    if response.seq != last.saturating_add(1) {
-        return Err(StreamEnd::Gap {
-            last: *last,
-            found: response.seq,
-        });
+/// What is applied at once. A response may hold no event that we know; it counts all the same.
+#[derive(Debug, Default)]
+struct Batch {
+    events: Vec<Event>,
+    responses: usize,
+}
+
+impl Batch {
+    fn push(
+        &mut self,
+        response: v1::SyncResponse,
+        peer: &ClusterId,
+        last: &mut u64,
+    ) -> Result<(), StreamEnd> {
+        if response.seq != last.saturating_add(1) {
+            return Err(StreamEnd::Gap {
+                last: *last,
+                found: response.seq,
+            });
+        }
+        *last = response.seq;
+        self.responses += 1;
+        let message = response.message;
+        self.events
+            .extend(message.and_then(|message| incoming::event(message, peer)));
+        Ok(())
     }
-    *last = response.seq;
-    events.extend(
-        response
-            .message
-            .and_then(|message| incoming::event(message, peer)),
-    );
-    Ok(())
 }
 
 /// Waits until the controller wants another stream than this, or none.

@@ -32,6 +32,16 @@ impl Account {
         self.lock().debt(now())
     }
 
+    /// Whether it is as good as new.
+    pub(super) fn is_full(&self) -> bool {
+        self.lock().is_full(now())
+    }
+
+    /// Whether a connection or a stream still charges to it.
+    pub(super) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     fn lock(&self) -> MutexGuard<'_, Meter> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -41,12 +51,52 @@ fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-/// A byte stream whose reads are charged.
-pub(super) struct Metered<IO> {
-    io: IO,
+/// When the next read of a connection may be, by what the last ones have cost.
+pub(crate) struct Metering {
     account: Account,
     pause: Option<Pin<Box<Sleep>>>,
     ended: bool,
+}
+
+impl Metering {
+    pub(super) fn new(account: Account) -> Self {
+        Self {
+            account,
+            pause: None,
+            ended: false,
+        }
+    }
+
+    /// Whether more may be read.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::QuotaExceeded`] once it has been too much for too long.
+    pub(crate) fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ended {
+            return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
+        }
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// So much was read, which is handed on; the next read waits, or is none: then it is true.
+    pub(crate) fn charge(&mut self, bytes: usize) -> bool {
+        match self.account.charge(bytes, 0) {
+            Pace::Go => {}
+            Pace::Wait(pause) => self.pause = Some(Box::pin(sleep(pause))),
+            Pace::Close => self.ended = true,
+        }
+        self.ended
+    }
+}
+
+/// A byte stream whose reads are charged.
+pub(super) struct Metered<IO> {
+    io: IO,
+    metering: Metering,
     /// Set when the peer has been above its rates for too long.
     exceeded: Arc<tokio::sync::Notify>,
 }
@@ -56,9 +106,7 @@ impl<IO> Metered<IO> {
     pub(super) fn new(io: IO, account: Account, exceeded: Arc<tokio::sync::Notify>) -> Self {
         Self {
             io,
-            account,
-            pause: None,
-            ended: false,
+            metering: Metering::new(account),
             exceeded,
         }
     }
@@ -71,23 +119,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Metered<IO> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.ended {
-            return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
-        }
-        if let Some(pause) = &mut this.pause {
-            ready!(pause.as_mut().poll(context));
-            this.pause = None;
-        }
+        ready!(this.metering.poll_ready(context))?;
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(context, buffer))?;
-        match this.account.charge(buffer.filled().len() - before, 0) {
-            Pace::Go => {}
-            // What was read is handed on; the next read waits, or is none.
-            Pace::Wait(pause) => this.pause = Some(Box::pin(sleep(pause))),
-            Pace::Close => {
-                this.ended = true;
-                this.exceeded.notify_one();
-            }
+        if this.metering.charge(buffer.filled().len() - before) {
+            this.exceeded.notify_one();
         }
         Poll::Ready(Ok(()))
     }

@@ -20,4 +20,6 @@ pub(crate) use client::{Context, Heard, Order, keep_subscribed};
 pub(crate) use dial::{Destination, Dial, GatewayPath, GatewayPaths, ViaGateways};
 #[cfg(test)]
 pub(crate) use dial::{Io, peer_config, server_name};
+pub(crate) use metered::Metering;
 pub(crate) use server::{Shared, SyncService};
+pub(crate) use subscribers::Subscribers;

@@ -89,6 +89,10 @@ impl Bucket {
         self.level >= (self.rate.per_second * RECOVERED).min(self.rate.burst)
     }
 
+    fn is_full_after(&self, passed: f64) -> bool {
+        self.level + passed * self.rate.per_second >= self.rate.burst
+    }
+
     fn debt(&self) -> Duration {
         Duration::from_secs_f64((-self.level / self.rate.per_second).max(0.0))
     }
@@ -142,6 +146,12 @@ impl Meter {
             return Pace::Close;
         }
         Pace::Wait(debt)
+    }
+
+    /// Whether it is as good as new: only then may it be forgotten.
+    pub(super) fn is_full(&self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.bytes.is_full_after(passed) && self.messages.is_full_after(passed)
     }
 
     /// What must be waited for before anything more is taken from the peer.

@@ -12,7 +12,6 @@ use linkspan_runtime::{
     stop::Stop,
     telemetry::{FederationMetrics, LinkLabels},
 };
-use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
@@ -62,10 +61,10 @@ pub(crate) struct SyncService {
 
 impl SyncService {
     /// `tasks` owns the subscriptions, so that stopping can wait for them.
-    pub(crate) fn new(shared: Shared, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(shared: Shared, subscribers: Subscribers, tasks: TaskTracker) -> Self {
         Self {
             shared,
-            subscribers: Subscribers::default(),
+            subscribers,
             tasks,
         }
     }
@@ -88,7 +87,7 @@ impl v1::sync_server::Sync for SyncService {
         let mut requests = request.into_inner();
         let start = start(&mut requests).await?;
         // What it says too much is waited for before its next stream begins.
-        let _ = subscriber.account.charge(start.encoded_len(), 1);
+        let _ = subscriber.account.charge(0, 1);
         check(&start, &peer, &self.shared, SystemTime::now())?;
         let (responses, receiver) = mpsc::channel(RESPONSES);
         let subscription = Subscription {
@@ -221,7 +220,7 @@ impl Subscription {
                 () = sleep_until(reads_at), if reads_at > Instant::now() => {}
                 request = requests.message(), if reads_at <= Instant::now() => {
                     let Some(request) = request? else { return Ok(()) };
-                    reads_at = Instant::now() + self.charge(&request)?;
+                    reads_at = Instant::now() + self.charge()?;
                     if let Some(Message::Ack(ack)) = request.message {
                         self.outbox.acknowledge(ack.seq);
                         silent_at = self.deadline();
@@ -246,9 +245,10 @@ impl Subscription {
         }
     }
 
-    /// How long nothing more is to be read after `request`.
-    fn charge(&self, request: &v1::SyncRequest) -> Result<Duration, Status> {
-        match self.subscriber.account.charge(request.encoded_len(), 1) {
+    /// How long nothing more is to be read after one more message; its bytes were charged when
+    /// its connection was read.
+    fn charge(&self) -> Result<Duration, Status> {
+        match self.subscriber.account.charge(0, 1) {
             Pace::Go => Ok(Duration::ZERO),
             Pace::Wait(pause) => Ok(pause),
             Pace::Close => {
