@@ -3,7 +3,10 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use clap::{ValueHint, value_parser};
+use clap::{
+    ValueHint,
+    builder::{OsStringValueParser, TypedValueParser as _},
+};
 use hyper_util::rt::TokioIo;
 use linkspan_api::v1::{self, operator_client::OperatorClient};
 use tokio::net::UnixStream;
@@ -15,6 +18,7 @@ use crate::exit::Failure;
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/linkspan";
 /// Name of the socket in the state directory.
 pub const SOCKET_NAME: &str = "operator.sock";
+const SOCKET_VARIABLE: &str = "LINKSPAN_SOCKET";
 /// How long one question may take. Everything is answered from memory.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -26,18 +30,27 @@ const MAX_ANSWER: usize = 128 << 20;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct OperatorArgs {
     /// Operator socket of the federation to ask
-    #[arg(long, value_name = "PATH", env = "LINKSPAN_SOCKET", value_parser = value_parser!(OsString), value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "PATH", env = SOCKET_VARIABLE, value_parser = OsStringValueParser::new().try_map(socket), value_hint = ValueHint::FilePath)]
     pub socket: Option<OsString>,
     /// State directory of the federation to ask; goes before --socket
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }
 
+/// An empty variable is how shells spell an unset one; an empty option is one that was forgotten
+/// (`--socket "$SOCKET"`), and might lead to another federation than was meant.
+fn socket(value: OsString) -> Result<OsString, &'static str> {
+    let from_environment = std::env::var_os(SOCKET_VARIABLE).is_some_and(|set| set.is_empty());
+    match value.is_empty() && !from_environment {
+        true => Err("the path is empty"),
+        false => Ok(value),
+    }
+}
+
 impl OperatorArgs {
     /// The socket that these options name.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        // An empty variable is how shells spell an unset one.
         let socket = self.socket.as_ref().filter(|socket| !socket.is_empty());
         match (&self.state_dir, socket) {
             (Some(dir), _) => dir.join(SOCKET_NAME),

@@ -124,7 +124,13 @@ fn after_children_that_were_stopped() {
 fn after_the_binary_was_replaced() {
     let dir = tempfile::tempdir().expect("a directory");
     let program = dir.path().join("linkspan");
-    std::fs::copy(env!("CARGO_BIN_EXE_linkspan"), &program).expect("copied");
+    // By another process: were it open for writing here, a child of another test could still hold
+    // it when it is to be executed (ETXTBSY).
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_linkspan"))
+        .arg(&program)
+        .status();
+    assert!(copied.expect("copied").success());
     let mut nursery = nursery_of(&program, &["--unlink"]);
     assert!(!program.exists());
     drop(nursery.supervisor.stdin.take());

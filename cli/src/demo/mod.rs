@@ -84,8 +84,10 @@ async fn supervise(options: &Options) -> Result<(), Failure> {
     let view = world.view();
     let steps = RefCell::default();
     let outcome = tokio::select! {
-        outcome = show(options, &mut world, &board, &steps) => outcome,
+        // A part that died says more than what failed because of it.
+        biased;
         ended = ends.recv() => Err(died(ended)),
+        outcome = show(options, &mut world, &board, &steps) => outcome,
         () = interrupt.next() => Err(Failure::Interrupted),
         () = board.draw(&view) => pending().await,
     };
