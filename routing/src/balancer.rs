@@ -138,13 +138,13 @@ impl Shared {
     }
 
     fn eject(&self, now: Instant, pick: &Pick, on_trial: bool) {
-        let (vitals, incarnation) = (&pick.vitals, pick.endpoint.incarnation);
+        let vitals = &pick.vitals;
         // One loss fails many requests; only the first needs the lock.
         if vitals.is_ejected() && !on_trial {
             return;
         }
         let mut roster = self.roster();
-        if roster.eject(now, vitals, incarnation, on_trial) {
+        if roster.eject(now, vitals, on_trial) {
             self.publish(now, &mut roster);
         }
     }
@@ -245,6 +245,10 @@ impl Pick {
     /// before this returns. Counts even after [`Self::succeeded`] (a body that broke off).
     pub fn failed(&self, now: Instant, failure: Failure) {
         if self.outcome.swap(FAILED, Relaxed) == FAILED || failure == Failure::Gone {
+            return;
+        }
+        // A straggler of the process that was there before says nothing about this one.
+        if self.vitals.is_acquitted(self.endpoint.incarnation) {
             return;
         }
         let took = now.saturating_duration_since(self.began);

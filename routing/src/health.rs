@@ -6,12 +6,13 @@
 //! make it forgotten. After its time the endpoint is *half-open*: it gets one request at a
 //! time, does not yet count as available, and returns with the first good answer.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::load::Load;
+use crate::model::is_restart;
 
 /// Errors in a row that eject.
 pub const CONSECUTIVE_ERRORS: u32 = 5;
@@ -113,6 +114,8 @@ pub(crate) struct Vitals {
     ejected: AtomicBool,
     /// A half-open endpoint's one request is under way.
     on_trial: AtomicBool,
+    /// What earlier incarnations do no longer counts.
+    acquitted: AtomicU64,
 }
 
 impl Vitals {
@@ -122,6 +125,7 @@ impl Vitals {
             errors: AtomicU32::new(0),
             ejected: AtomicBool::new(false),
             on_trial: AtomicBool::new(false),
+            acquitted: AtomicU64::new(0),
         }
     }
 
@@ -145,6 +149,17 @@ impl Vitals {
     pub(crate) fn set_ejected(&self, ejected: bool) {
         self.ejected.store(ejected, Relaxed);
         self.end_errors();
+    }
+
+    /// Back in rotation, and what was done before this incarnation does not count.
+    pub(crate) fn acquit(&self, incarnation: u64) {
+        self.acquitted.store(incarnation, Relaxed);
+        self.set_ejected(false);
+    }
+
+    /// Whether what this incarnation does no longer counts.
+    pub(crate) fn is_acquitted(&self, incarnation: u64) -> bool {
+        is_restart(incarnation, self.acquitted.load(Relaxed))
     }
 
     /// Takes the one place on trial; false if it is taken.

@@ -44,7 +44,7 @@ pub use ids::{ClusterId, ClusterLabel, DnsLabel, EndpointId, IdError, ServiceKey
 pub use locality::Rank;
 pub use model::{
     AppProtocol, ClusterCapacity, Endpoint, EndpointKey, FailbackConfig, Locality, MAX_WEIGHT,
-    Place, Service, ServicePort, UsablePeers,
+    Place, Service, ServicePort, UsablePeers, is_restart,
 };
 pub use pick::SUBSET;
 pub use plan::Choice;

@@ -108,8 +108,14 @@ pub struct Endpoint {
     pub weight: u32,
     /// Where inner mTLS is accepted; known for endpoints of the own cluster only.
     pub address: Option<SocketAddr>,
-    /// Greater after each restart; 0 if unknown. A restart clears what was learnt of its health.
+    /// Greater after each restart; 0 if unknown. See [`is_restart`].
     pub incarnation: u64,
+}
+
+/// Whether an endpoint that was known by the incarnation `before` is another process `now`. Nothing
+/// follows where either is unknown, as those who tell may be of different versions.
+pub fn is_restart(before: u64, now: u64) -> bool {
+    before != 0 && now > before
 }
 
 /// Names an endpoint: ids are made of UIDs, which are distinct within their cluster only.

@@ -11,7 +11,7 @@ use crate::failback::Failback;
 use crate::health::{FORGET_EJECTIONS, Outlier, Vitals};
 use crate::ids::ClusterId;
 use crate::locality::{PerRank, RANKS, Rank};
-use crate::model::{Endpoint, FailbackConfig, Locality, Place, Service, UsablePeers};
+use crate::model::{Endpoint, FailbackConfig, Locality, Place, Service, UsablePeers, is_restart};
 use crate::pick::{Candidate, SUBSET, subset};
 use crate::plan::{Plan, Tier, Trial};
 use crate::priority::{EPSILON, health, loads, panic_loads, relieve};
@@ -44,24 +44,24 @@ struct Member {
     pardon: Pardon,
 }
 
-/// When an endpoint's record was last cleared for its own sake.
+/// When an endpoint's ejection was last ended for its own sake.
 #[derive(Debug)]
 struct Pardon {
-    /// The incarnation that has used up its pardon.
+    /// The latest incarnation that was ready; 0 while none is known.
     incarnation: u64,
     at: Option<Instant>,
 }
 
 impl Pardon {
-    /// Whether an endpoint that is ready, and was not if `again`, gets a clean record. A restart
-    /// does, once. Becoming ready again does only if the last pardon is long ago, lest flapping
-    /// be a way to avoid ejection.
+    /// Whether an endpoint that is ready, and was not if `again`, is pardoned: if it was restarted
+    /// or is ready again, and the last pardon is long ago, lest crashing or flapping be a way to
+    /// avoid ejection.
     fn grant(&mut self, now: Instant, incarnation: u64, again: bool) -> bool {
-        let restarted = incarnation > self.incarnation;
+        let restarted = is_restart(self.incarnation, incarnation);
+        self.incarnation = self.incarnation.max(incarnation);
         let lately = |at: Instant| now.saturating_duration_since(at) < FORGET_EJECTIONS;
-        let granted = restarted || again && !self.at.is_some_and(lately);
+        let granted = (restarted || again) && !self.at.is_some_and(lately);
         if granted {
-            self.incarnation = self.incarnation.max(incarnation);
             self.at = Some(now);
         }
         granted
@@ -92,7 +92,12 @@ impl Member {
     ) -> Self {
         let ready_again = !self.endpoint.ready;
         let pardoned = endpoint.ready && self.pardon.grant(now, endpoint.incarnation, ready_again);
-        if reachable_again || pardoned || endpoint.address != self.endpoint.address {
+        if pardoned {
+            // It may be tried now; if it fails, it is out for as long as if it had not been.
+            self.outlier.restore(now);
+            self.vitals.acquit(self.pardon.incarnation);
+        }
+        if reachable_again || endpoint.address != self.endpoint.address {
             self.outlier = Outlier::default();
             self.vitals.set_ejected(false);
         }
@@ -126,9 +131,9 @@ impl Roster {
     }
 
     /// Takes over a new snapshot. Load and outlier state stay with endpoints that are listed
-    /// again, except that an endpoint which comes back (restarted, ready again, at a new address,
-    /// or in a cluster that is usable again) starts with a clean record: what it did wrong was done
-    /// by what it was before. See [`Pardon`].
+    /// again, except that an endpoint which comes back (at a new address, or in a cluster that is
+    /// usable again) starts with a clean record: what it did wrong was done by what it was before.
+    /// One that was restarted, or is ready again, is put back into rotation; see [`Pardon`].
     pub(crate) fn update(&mut self, now: Instant, service: &Service, peers: &UsablePeers) {
         let former_peers = std::mem::replace(&mut self.peers, peers.clone());
         let mut former: HashMap<_, _> = std::mem::take(&mut self.members)
@@ -219,18 +224,9 @@ impl Roster {
         usable(&self.place, &self.peers, cluster)
     }
 
-    /// Takes an endpoint out of rotation for what this incarnation of it, or a later one, has done.
-    /// False if that is no news.
-    pub(crate) fn eject(
-        &mut self,
-        now: Instant,
-        vitals: &Arc<Vitals>,
-        incarnation: u64,
-        on_trial: bool,
-    ) -> bool {
+    /// Takes an endpoint out of rotation. False if that is no news.
+    pub(crate) fn eject(&mut self, now: Instant, vitals: &Arc<Vitals>, on_trial: bool) -> bool {
         match self.member(vitals) {
-            // A straggler of the process that was there before.
-            Some(member) if incarnation < member.endpoint.incarnation => false,
             Some(member) if on_trial || member.outlier.ejected_until().is_none() => {
                 member.outlier.eject(now);
                 vitals.set_ejected(true);

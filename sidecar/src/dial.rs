@@ -14,7 +14,7 @@ use linkspan_dataplane::{
     },
     target::Target,
 };
-use linkspan_routing::{ClusterId, Endpoint, EndpointId, Failure, ServiceKey};
+use linkspan_routing::{ClusterId, Endpoint, EndpointId, EndpointKey, Failure, ServiceKey};
 use linkspan_trust::{MaterialReader, SpiffeId};
 
 use crate::gateways::{BACK_OFF, Gateways, SILENT_BACK_OFF};
@@ -41,8 +41,16 @@ pub(crate) struct Remote {
     pub(crate) identity: SpiffeId,
     /// Known in the own cluster only.
     pub(crate) address: Option<SocketAddr>,
-    /// Connections do not outlive the process that they lead to.
-    pub(crate) incarnation: u64,
+}
+
+impl Remote {
+    /// Which endpoint it is, whatever its identity and address.
+    pub(crate) fn key(&self) -> EndpointKey {
+        EndpointKey {
+            cluster: self.cluster.clone(),
+            id: self.id.clone(),
+        }
+    }
 }
 
 impl From<&Endpoint> for Remote {
@@ -52,7 +60,6 @@ impl From<&Endpoint> for Remote {
             cluster: endpoint.cluster.clone(),
             identity: endpoint.identity.clone(),
             address: endpoint.address,
-            incarnation: endpoint.incarnation,
         }
     }
 }

@@ -15,6 +15,7 @@ mod gateways;
 mod inbound;
 mod mesh;
 mod outbound;
+mod restarts;
 mod services;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -33,6 +33,7 @@ use tracing::info;
 use crate::{
     dial::{Dialler, Remote},
     gateways::Gateways,
+    restarts::Restarts,
     told::Told,
 };
 
@@ -51,6 +52,8 @@ pub(crate) struct Destination {
     pub(crate) budget: RetryBudget,
     pub(crate) metrics: Meter,
     known: ArcSwapOption<Known>,
+    /// Locked by updates only.
+    restarts: Mutex<Restarts>,
     /// Counts what may have changed a choice.
     changes: watch::Sender<u64>,
 }
@@ -168,16 +171,25 @@ impl Destination {
             .iter()
             .map(|endpoint| Remote::from(&**endpoint))
             .collect();
-        self.pool.retain(|remote| listed.contains(remote));
+        // Connections do not outlive the process that they lead to.
+        let restarted = self.restarts().note(&service.endpoints);
+        self.pool
+            .retain(|remote| listed.contains(remote) && !restarted.contains(&remote.key()));
         self.note_change();
     }
 
     fn forget(&self) {
         if self.known.swap(None).is_some() {
             info!(service = %self.service, "service is no longer known");
+            self.restarts().note(&[]);
             self.pool.retain(|_| false);
             self.note_change();
         }
+    }
+
+    fn restarts(&self) -> MutexGuard<'_, Restarts> {
+        // Each change leaves it whole.
+        self.restarts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_change(&self) {
@@ -266,6 +278,7 @@ fn destination(
         budget: RetryBudget::new(Instant::now()),
         metrics: Meter::new(means.traffic.clone(), &service),
         known: ArcSwapOption::empty(),
+        restarts: Mutex::default(),
         changes: watch::Sender::new(0),
         service,
         port,

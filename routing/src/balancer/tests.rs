@@ -93,6 +93,15 @@ impl Bench {
         );
     }
 
+    /// How many of so many picks an endpoint gets.
+    fn measure_at(&mut self, id: &EndpointId, picks: u32) -> usize {
+        let mut count = 0;
+        for _ in 0..picks {
+            count += usize::from(self.pick(&[]).unwrap().endpoint().id == *id);
+        }
+        count
+    }
+
     /// The part of picks that each cluster gets.
     fn measure(&mut self, picks: u32) -> BTreeMap<String, f64> {
         let mut counts = BTreeMap::new();
@@ -468,19 +477,22 @@ fn not_ready_endpoints_stay_out_of_panic() {
     assert_eq!(bench.pick(&[east(2)]).unwrap_err(), NoEndpoint::AllExcluded);
 }
 
+/// Tells of this incarnation of an endpoint.
+fn restart(bench: &mut Bench, to: u64) {
+    bench
+        .fixture
+        .change(&east(0), |endpoint| endpoint.incarnation = to);
+    bench.update();
+}
+
+fn ejected(bench: &Bench) -> u32 {
+    let shares = bench.balancer.explain();
+    shares.iter().map(|share| share.endpoints_ejected).sum()
+}
+
 #[test]
-fn a_restart_clears_the_record_once() {
+fn a_restart_ends_an_ejection_once() {
     let mut bench = Bench::demo();
-    let restart = |bench: &mut Bench, to: u64| {
-        bench
-            .fixture
-            .change(&east(0), |endpoint| endpoint.incarnation = to);
-        bench.update();
-    };
-    let ejected = |bench: &Bench| -> u32 {
-        let shares = bench.balancer.explain();
-        shares.iter().map(|share| share.endpoints_ejected).sum()
-    };
     restart(&mut bench, 1);
     let straggler = bench.pick_at(&east(0));
     bench.fail(&east(0), Failure::Connect);
@@ -498,16 +510,90 @@ fn a_restart_clears_the_record_once() {
         bench.set_ready(&[east(0)], true);
         assert_eq!(ejected(&bench), 1);
     }
+    bench.pass(60.0);
     restart(&mut bench, 3);
     assert_eq!(ejected(&bench), 0);
 }
 
 #[test]
-fn an_incarnation_uses_its_pardon_when_it_is_ready() {
+fn who_restarts_all_the_time_is_out_of_rotation_as_long_as_who_does_not() {
     let mut bench = Bench::demo();
+    restart(&mut bench, 1);
+    let mut out = 0;
+    for second in 2..122 {
+        bench.pass(1.0);
+        restart(&mut bench, second);
+        match ejected(&bench) {
+            0 => bench.fail(&east(0), Failure::Connect),
+            _ => out += 1,
+        }
+    }
+    // In rotation for a moment at the beginning and after each of the pardons.
+    assert!(out >= 117, "{out} of 120 s");
+}
+
+#[test]
+fn a_restart_does_not_make_the_next_ejection_a_first_one() {
+    let mut bench = Bench::demo();
+    restart(&mut bench, 1);
+    bench.fail(&east(0), Failure::Connect);
+    restart(&mut bench, 2);
+    bench.fail(&east(0), Failure::Connect);
+    // Not half-open before 10 s.
+    let second = Duration::from_secs(10);
+    assert_eq!(bench.balancer.refresh(bench.now), Some(second));
+}
+
+#[test]
+fn an_incarnation_that_becomes_known_is_no_restart() {
+    let mut bench = Bench::demo();
+    let unknown = bench.pick_at(&east(0));
+    bench.fail(&east(0), Failure::Connect);
+    // As in an upgrade, and while those who tell are of both versions.
+    for incarnation in [7, 0, 7, 0, 7] {
+        restart(&mut bench, incarnation);
+        assert_eq!(ejected(&bench), 1);
+    }
+    restart(&mut bench, 0);
+    restart(&mut bench, 8);
+    assert_eq!(ejected(&bench), 0);
+    // Of which process it was is not known.
+    unknown.failed(bench.now, Failure::Reset);
+    assert_eq!(ejected(&bench), 1);
+}
+
+#[test]
+fn errors_of_the_process_before_do_not_count_against_the_next() {
+    let mut bench = Bench::demo();
+    restart(&mut bench, 1);
+    let stragglers: Vec<_> = (0..20).map(|_| bench.pick_at(&east(0))).collect();
+    for _ in 0..4 {
+        bench.fail(&east(0), Failure::Status5xx);
+    }
+    restart(&mut bench, 2);
+    let answered = |bench: &mut Bench, at: u32| {
+        let pick = bench.pick_at(&east(at));
+        pick.succeeded(bench.now, Duration::from_millis(2));
+    };
+    (0..3).for_each(|at| answered(&mut bench, at));
+    bench.pass(10.0);
+    for straggler in stragglers {
+        straggler.failed(bench.now, Failure::Timeout);
+    }
+    bench.fail(&east(0), Failure::Status5xx);
+    assert_eq!(ejected(&bench), 0);
+    // Nor do they make it look slow.
+    (0..3).for_each(|at| answered(&mut bench, at));
+    assert!(bench.measure_at(&east(0), 3_000) > 900);
+}
+
+#[test]
+fn an_endpoint_that_is_not_ready_is_pardoned_when_it_is() {
+    let mut bench = Bench::demo();
+    restart(&mut bench, 1);
     bench.fail(&east(0), Failure::Connect);
     bench.fixture.change(&east(0), |endpoint| {
-        (endpoint.incarnation, endpoint.ready) = (1, false);
+        (endpoint.incarnation, endpoint.ready) = (2, false);
     });
     bench.update();
     bench.set_ready(&[east(0)], true);
