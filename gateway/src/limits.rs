@@ -20,10 +20,13 @@ pub struct Timers {
     pub first_bytes: Duration,
     /// A TCP connection to an endpoint, 1.5 s: one lost SYN (sent again after 1 s) is survived.
     pub connect: Duration,
-    /// TCP connections to endpoints, one after the other where the peer leaves the choice, 2 s: a
-    /// source waits for the answer for 3 s, of which a round trip or two pass between the clusters.
+    /// TCP connections to endpoints, one after the other where the peer leaves the choice, 2 s: the
+    /// source's gateway waits for the answer for 3.5 s, of which a round trip or two pass between the
+    /// clusters.
     pub connect_any: Duration,
-    /// The answer to a stream opening, 5 s; longer than the peer needs to connect and to say no.
+    /// From a caller's ClientHello to the answer that it gets, however many connections to the peer
+    /// are tried, 3.5 s: longer than the peer needs to connect and to say no (2 s, and a round trip of
+    /// 500 ms with one loss), less than the 4 s that a sidecar waits.
     pub result: Duration,
     /// For the peer to take the answer to its stream opening, 5 s: it fits into any window but none.
     pub answer: Duration,
@@ -50,7 +53,7 @@ impl Default for Timers {
             first_bytes: Duration::from_secs(5),
             connect: Duration::from_millis(1_500),
             connect_any: Duration::from_secs(2),
-            result: Duration::from_secs(5),
+            result: Duration::from_millis(3_500),
             answer: Duration::from_secs(5),
             busy: Duration::from_secs(1),
             stream_idle: Duration::from_secs(3_600),

@@ -224,6 +224,32 @@ async fn several_gateways_of_a_peer_are_all_held() {
     east.until("both replicas and sync", "west", complete).await;
 }
 
+/// What a sidecar waits for is longer than what any of our own waits come to.
+#[tokio::test]
+async fn a_caller_is_answered_in_time_though_no_connection_has_a_place_for_long() {
+    let pki = common::pki();
+    let mut config = common::config("west", "west-1", &pki);
+    config.limits.streams = 1;
+    let west = common::Gateway::with(&pki, config, &common::gateway_id("west")).await;
+    let mut config = common::config("east", "east-1", &pki);
+    config.timers.busy = std::time::Duration::from_secs(3_600);
+    config.timers.result = std::time::Duration::from_secs(2);
+    let mut east = common::Gateway::with(&pki, config, &common::gateway_id("east")).await;
+    let (listener, address) = common::listener().await;
+    let exported = common::export(
+        &["east"],
+        vec![common::endpoint("west", "checkout-1", address)],
+    );
+    west.tell(vec![link("east", &[])], vec![exported]);
+    east.tell(vec![link("west", &[west.addresses.tunnel])], Vec::new());
+    east.until_up("west").await;
+    let name = target("west", None);
+    let (first, _there) = tokio::join!(east.ask(&name, TCP), common::accept(&listener));
+    assert_eq!(first.0, StreamCode::Ok);
+    let asking = patiently("an answer", east.ask(&name, TCP));
+    assert_eq!(asking.await.0, StreamCode::Busy);
+}
+
 #[tokio::test]
 async fn a_full_connection_is_busy_and_serves_again_when_a_stream_has_ended() {
     let pki = common::pki();

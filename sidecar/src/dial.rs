@@ -16,11 +16,15 @@ use linkspan_dataplane::{
 };
 use linkspan_routing::{ClusterId, Endpoint, EndpointId, EndpointKey, Failure, ServiceKey};
 use linkspan_trust::{MaterialReader, SpiffeId};
+use tokio::time::timeout_at;
 
 use crate::gateways::{BACK_OFF, Gateways, SILENT_BACK_OFF};
 
 /// Gateways tried for one connection; more would only delay the choice of another endpoint.
 const MAX_GATEWAYS: usize = 4;
+/// How long connecting through gateways may take in all. The first one tried has its whole time, TCP
+/// included; if it is silent, the next one has 2 s, which is four times what is usual.
+const BY_GATEWAYS: Duration = Duration::from_secs(6);
 /// Part of the certificates' remaining life after which connections made with them are replaced.
 const RETIRE_AFTER: f64 = 0.8;
 /// How long an endpoint of the own cluster may take to show that it lives when it is asked, after 1 s
@@ -98,6 +102,7 @@ impl DialError {
             self,
             Self::Connect(
                 ConnectError::Timeout { .. }
+                    | ConnectError::Silent { .. }
                     | ConnectError::Refused {
                         code: StreamCode::Busy,
                         ..
@@ -138,46 +143,11 @@ impl Dialler {
     ) -> Result<Connected, DialError> {
         match remote.address {
             Some(address) => Ok(self.try_via(remote, Via::Direct(address), alpn).await?),
-            None => self.connect_by_gateway(remote, alpn).await,
-        }
-    }
-
-    async fn connect_by_gateway(
-        &self,
-        remote: &Remote,
-        alpn: InnerAlpn,
-    ) -> Result<Connected, DialError> {
-        let cluster = &remote.cluster;
-        let mut last = None;
-        let mut no_tunnel = true;
-        for gateway in self
-            .gateways
-            .towards(cluster, Instant::now())
-            .into_iter()
-            .take(MAX_GATEWAYS)
-        {
-            let error = match self.try_via(remote, Via::Gateway(gateway), alpn).await {
-                Ok(connected) => return Ok(connected),
-                Err(error) => error,
-            };
-            if !error.is_path() {
-                return Err(error.into());
+            None => {
+                let attempt = |gateway| self.try_via(remote, Via::Gateway(gateway), alpn);
+                by_gateways(&self.gateways, &remote.cluster, attempt).await
             }
-            let cut = |error: &ConnectError| matches!(error, ConnectError::Handshake { .. });
-            if cut(&error) && last.as_ref().is_some_and(cut) {
-                return Err(DialError::Cut(error));
-            }
-            let silent = matches!(error, ConnectError::Silent { .. });
-            let pause = if silent { SILENT_BACK_OFF } else { BACK_OFF };
-            self.gateways
-                .failed(gateway, cluster, Instant::now() + pause);
-            no_tunnel &= has_no_tunnel(&error);
-            last = Some(error);
         }
-        if no_tunnel {
-            self.gateways.unreachable(cluster, Instant::now());
-        }
-        Err(last.map_or_else(|| DialError::NoGateway(cluster.clone()), DialError::Connect))
     }
 
     async fn try_via(
@@ -208,6 +178,62 @@ fn retire_at(expiries: [SystemTime; 2]) -> Option<Instant> {
     let left = expiries.map(|expiry| expiry.duration_since(now).unwrap_or_default());
     let left = left.into_iter().min().unwrap_or_default();
     Instant::now().checked_add(left.mul_f64(RETIRE_AFTER).max(MIN_LIFE))
+}
+
+/// Makes `attempt`s with one gateway that leads to `cluster` after the other.
+async fn by_gateways<T, F>(
+    gateways: &Gateways,
+    cluster: &ClusterId,
+    attempt: impl Fn(SocketAddr) -> F,
+) -> Result<T, DialError>
+where
+    F: Future<Output = Result<T, ConnectError>>,
+{
+    let until = tokio::time::Instant::now() + BY_GATEWAYS;
+    let mut misses = Vec::new();
+    let candidates = gateways.towards(cluster, Instant::now());
+    for gateway in candidates.into_iter().take(MAX_GATEWAYS) {
+        let Ok(attempted) = timeout_at(until, attempt(gateway)).await else {
+            // It has not had its time, so that nothing is held against it.
+            misses.push(ConnectError::Silent {
+                via: Via::Gateway(gateway),
+                waited: BY_GATEWAYS,
+            });
+            break;
+        };
+        let error = match attempted {
+            Ok(connected) => return Ok(connected),
+            Err(error) if error.is_path() => error,
+            Err(error) => return Err(error.into()),
+        };
+        let cut = |error: &ConnectError| matches!(error, ConnectError::Handshake { .. });
+        if cut(&error) && misses.last().is_some_and(cut) {
+            return Err(DialError::Cut(error));
+        }
+        let pause = if is_silent(&error) {
+            SILENT_BACK_OFF
+        } else {
+            BACK_OFF
+        };
+        gateways.failed(gateway, cluster, Instant::now() + pause);
+        misses.push(error);
+    }
+    if is_unreachable(&misses) {
+        gateways.unreachable(cluster, Instant::now());
+    }
+    let last = misses.pop();
+    Err(last.map_or_else(|| DialError::NoGateway(cluster.clone()), DialError::Connect))
+}
+
+/// Whether these answers of all gateways mean that none leads to the cluster. One that is silent
+/// says nothing, neither that it does.
+fn is_unreachable(misses: &[ConnectError]) -> bool {
+    let mut told = misses.iter().filter(|error| !is_silent(error)).peekable();
+    (misses.is_empty() || told.peek().is_some()) && told.all(has_no_tunnel)
+}
+
+fn is_silent(error: &ConnectError) -> bool {
+    matches!(error, ConnectError::Silent { .. })
 }
 
 /// The gateway is gone, or has no way to the cluster.
@@ -255,7 +281,96 @@ impl Dial<Remote> for Dialler {
 
 #[cfg(test)]
 mod tests {
+    use linkspan_dataplane::{connect::mtls::ConnectLimits, discover::GatewayInfo};
+    use tokio::time::sleep;
+
     use super::*;
+
+    fn west() -> ClusterId {
+        "west".parse().unwrap()
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
+    }
+
+    /// So many gateways that lead to west, the first of which is tried first.
+    fn gateways(count: u16) -> Gateways {
+        let gateways = Gateways::default();
+        let known: Vec<_> = (0..count)
+            .map(|port| GatewayInfo {
+                replica: port.to_string(),
+                egress: address(port),
+                reachable: [west()].into(),
+                draining: false,
+            })
+            .collect();
+        gateways.update(&known, Instant::now());
+        gateways
+    }
+
+    fn refused(code: StreamCode) -> ConnectError {
+        let message = String::new();
+        ConnectError::Refused { code, message }
+    }
+
+    /// As one behaves that takes connections and no more.
+    async fn silence(gateway: SocketAddr) -> ConnectError {
+        let waited = ConnectLimits::default().result;
+        sleep(waited).await;
+        let via = Via::Gateway(gateway);
+        ConnectError::Silent { via, waited }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_gateways_delay_a_call_by_a_bounded_time() {
+        let (gateways, began) = (gateways(4), tokio::time::Instant::now());
+        let attempt = async |gateway| Err::<(), _>(silence(gateway).await);
+        let error = by_gateways(&gateways, &west(), attempt).await.unwrap_err();
+        assert_eq!(began.elapsed(), BY_GATEWAYS);
+        assert!(error.failure().is_none(), "no endpoint is to blame");
+        assert!(error.is_overload(), "each such retry takes from the budget");
+        // The second one has not had its time, and is the first choice but for its turn.
+        let next = gateways.towards(&west(), Instant::now());
+        assert_eq!(next, [1, 2, 3, 0].map(address));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_good_gateway_is_found_after_a_silent_one() {
+        let gateways = gateways(2);
+        let attempt = async |gateway| {
+            if gateway == address(0) {
+                return Err(silence(gateway).await);
+            }
+            // A lost packet, and round trips of 250 ms.
+            sleep(Duration::from_millis(1_500)).await;
+            Ok(gateway)
+        };
+        let found = by_gateways(&gateways, &west(), attempt).await.unwrap();
+        assert_eq!(found, address(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_gateway_does_not_hide_that_no_other_leads_there() {
+        for (all_silent, reach) in [(false, false), (true, true)] {
+            let gateways = gateways(2);
+            let attempt = async |gateway| {
+                if all_silent || gateway == address(0) {
+                    return Err::<(), _>(silence(gateway).await);
+                }
+                Err(refused(StreamCode::NoTunnel))
+            };
+            by_gateways(&gateways, &west(), attempt).await.unwrap_err();
+            assert_eq!(gateways.reach(&west(), Instant::now()), reach);
+        }
+    }
+
+    #[test]
+    fn any_other_answer_tells_that_a_cluster_can_be_reached() {
+        let no_tunnel = || refused(StreamCode::NoTunnel);
+        assert!(is_unreachable(&[]) && is_unreachable(&[no_tunnel(), no_tunnel()]));
+        assert!(!is_unreachable(&[no_tunnel(), refused(StreamCode::Busy)]));
+    }
 
     #[test]
     fn the_certificate_that_expires_first_decides() {

@@ -146,8 +146,8 @@ pub struct ConnectLimits {
     pub connect: Duration,
     /// TLS handshake with an endpoint of the own cluster. Default 2 s.
     pub handshake_direct: Duration,
-    /// A gateway's answer. Default 3 s: the other gateway says after 1.5 s at most, and a round trip
-    /// between clusters, that an endpoint does not take the connection.
+    /// A gateway's answer. Default 4 s: it says within 3.5 s whether it has a stream, whatever the
+    /// tunnel does, so that only one that is itself in trouble is silent for longer.
     pub result: Duration,
     /// Gateway's answer and TLS handshake through it: several round trips between clusters. Default 5 s.
     pub handshake_gateway: Duration,
@@ -158,7 +158,7 @@ impl Default for ConnectLimits {
         Self {
             connect: Duration::from_secs(1),
             handshake_direct: Duration::from_secs(2),
-            result: Duration::from_secs(3),
+            result: Duration::from_secs(4),
             handshake_gateway: Duration::from_secs(5),
         }
     }

@@ -5,7 +5,6 @@
 //! connection is lost before that, all of it is sent again on another one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use linkspan_api::v1::{self, StreamCode};
@@ -15,7 +14,7 @@ use linkspan_routing::ClusterLabel;
 use quinn::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use crate::limits::Timers;
@@ -81,15 +80,17 @@ impl Opener {
     where
         C: AsyncRead + Unpin,
     {
+        let until = Instant::now() + self.timers.result;
         let mut sent = Sent::default();
         let mut tried = Vec::new();
         let mut code = StreamCode::NoTunnel;
-        while tried.len() < TRIES {
+        while tried.len() < TRIES && Instant::now() < until {
             let Some(connection) = self.choose(wanted, &tried) else {
                 break;
             };
             tried.push(connection.id);
-            match self.attempt(wanted, &connection, caller, &mut sent).await {
+            let attempt = self.attempt(wanted, &connection, caller, &mut sent, until);
+            match attempt.await {
                 Ok((quic, ticket, rest)) => {
                     return Ok(Established {
                         connection,
@@ -131,15 +132,17 @@ impl Opener {
         connection: &Connection,
         caller: &mut C,
         sent: &mut Sent,
+        until: Instant,
     ) -> Result<(QuicDuplex, Ticket, Bytes), Miss> {
-        let opened = connection.open(self.timers.busy).await;
+        let left = until.saturating_duration_since(Instant::now());
+        let opened = connection.open(self.timers.busy.min(left)).await;
         let (mut quic, ticket) = opened.map_err(|error| match error {
             OpenError::Busy => Miss::Elsewhere(StreamCode::Busy),
             OpenError::Lost => Miss::Elsewhere(StreamCode::NoTunnel),
         })?;
         ticket.expendable();
         let answered = tokio::select! {
-            answered = ask(&mut quic, &wanted.opening, caller, sent, self.timers.result) => answered,
+            answered = ask(&mut quic, &wanted.opening, caller, sent, until) => answered,
             code = ticket.cut() => {
                 quic.cause().set(code);
                 Err(Miss::Elsewhere(StreamCode::NoTunnel))
@@ -181,7 +184,7 @@ async fn ask<C: AsyncRead + Unpin>(
     opening: &Opening,
     caller: &mut C,
     sent: &mut Sent,
-    limit: Duration,
+    until: Instant,
 ) -> Result<Bytes, Miss> {
     let cause = quic.cause();
     let (send, recv) = quic.halves();
@@ -195,9 +198,10 @@ async fn ask<C: AsyncRead + Unpin>(
             Err(error) = &mut passing => Err(Miss::Final(Failure::Caller(error))),
         }
     };
-    let answered = timeout(limit, asked).await.unwrap_or_else(|_| {
+    let answered = timeout_at(until, asked).await.unwrap_or_else(|_| {
         cause.set(ResetCode::Idle);
-        Err(Miss::Final(Failure::Refused(StreamCode::ConnectFailed)))
+        // The peer says in time when it is the endpoint that takes no connection.
+        Err(Miss::Final(Failure::Refused(StreamCode::Busy)))
     });
     answered.map(|()| Bytes::copy_from_slice(&sent.bytes[passed..]))
 }

@@ -150,6 +150,28 @@ async fn bodies_are_sent_again_byte_by_byte() {
 }
 
 #[tokio::test]
+async fn connections_end_with_the_process_and_not_when_it_becomes_known() {
+    let mut world = World::new();
+    let app = world.app(|_| async { answer("x") }).await;
+    let server = world.server("east", "e", app, AppProtocol::Http).await;
+    let told = |incarnation| {
+        let mut endpoint = server.endpoint.clone();
+        endpoint.incarnation = incarnation;
+        snapshot([&endpoint], AppProtocol::Http)
+    };
+    let source = world.source(Some(told(0))).await;
+    let client = source.http2().await;
+    ask(&client, get()).await.unwrap();
+    let destination = source.destination();
+    for (incarnation, kept) in [(7, true), (0, true), (7, true), (8, false)] {
+        let mut changes = destination.changes();
+        source.tell(told(incarnation));
+        changes.changed().await.unwrap();
+        assert_eq!(destination.pool.usage().len(), usize::from(kept));
+    }
+}
+
+#[tokio::test]
 async fn a_long_body_is_not_repeated() {
     let mut world = World::new();
     // Reads all it gets, then falls over.
