@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,8 +23,15 @@ use crate::{
 /// Bounds of accepting.
 #[derive(Clone, Copy, Debug)]
 pub struct AcceptorLimits {
-    /// Handshakes at a time; each costs up to a millisecond of a core. Default 256.
+    /// Handshakes at a time that have their turn; each costs up to a millisecond of a core.
+    /// Default 256.
     pub handshakes: usize,
+    /// How long a handshake keeps its turn. Default 100 ms: what we compute, and a round trip within
+    /// a cluster, several times over. Who takes longer gives the turn to the next.
+    pub turn: Duration,
+    /// Handshakes at a time that have had their turn, and wait for what the caller has still to
+    /// send; more are refused. Each costs its buffers. Default 4,096.
+    pub slow: usize,
     /// Connections at a time that have not said anything yet, or only part of a ClientHello; each
     /// costs its buffers. Default 4,096.
     pub silent: usize,
@@ -38,6 +46,8 @@ impl Default for AcceptorLimits {
     fn default() -> Self {
         Self {
             handshakes: 256,
+            turn: Duration::from_millis(100),
+            slow: 4096,
             silent: 4096,
             first_bytes: Duration::from_secs(3),
             timeout: Duration::from_secs(5),
@@ -81,6 +91,7 @@ pub struct Acceptor {
     alpn: Vec<&'static [u8]>,
     limits: AcceptorLimits,
     permits: Semaphore,
+    slow: Semaphore,
     silent: Semaphore,
     admission: Mutex<Admission>,
 }
@@ -127,6 +138,7 @@ impl Acceptor {
         limits: AcceptorLimits,
     ) -> Self {
         let permits = Semaphore::new(limits.handshakes);
+        let slow = Semaphore::new(limits.slow);
         let silent = Semaphore::new(limits.silent);
         let admission = Mutex::new(Admission {
             policy,
@@ -137,6 +149,7 @@ impl Acceptor {
             alpn: alpn.to_vec(),
             limits,
             permits,
+            slow,
             silent,
             admission,
         }
@@ -163,9 +176,7 @@ impl Acceptor {
         let handshake = async {
             // Whoever says nothing takes nobody's turn.
             let begun = self.first_bytes(io).await?;
-            let _turn = self.permits.acquire().await;
-            let done = begun.into_stream(self.config()?).await;
-            done.map_err(AcceptError::Handshake)
+            self.shake(begun).await
         };
         let io = timeout(limit, handshake)
             .await
@@ -197,6 +208,26 @@ impl Acceptor {
         begun
             .map_err(|_| AcceptError::Silent(limit))?
             .map_err(AcceptError::Handshake)
+    }
+
+    /// Does the rest, for as long as it is the caller's turn, and then beside the others: whoever
+    /// begins a handshake and says no more keeps nobody out.
+    async fn shake<IO: Duplex>(
+        &self,
+        begun: StartHandshake<IO>,
+    ) -> Result<server::TlsStream<IO>, AcceptError> {
+        let turn = self.permits.acquire().await;
+        let mut shaking = pin!(begun.into_stream(self.config()?));
+        let limit = self.limits.turn;
+        let done = match timeout(limit, shaking.as_mut()).await {
+            Ok(done) => done,
+            Err(_) => {
+                let _place = (self.slow.try_acquire()).map_err(|_| AcceptError::Timeout(limit))?;
+                drop(turn);
+                shaking.await
+            }
+        };
+        done.map_err(AcceptError::Handshake)
     }
 
     fn config(&self) -> Result<Arc<ServerConfig>, MaterialError> {

@@ -214,6 +214,91 @@ async fn silent_connections_keep_nobody_from_a_handshake() {
     assert_eq!(accepted.unwrap().peer, world.source);
 }
 
+/// What a caller begins its handshake with.
+async fn client_hello(world: &World) -> Vec<u8> {
+    let (listener, address) = listener().await;
+    let upstream = world.to(Via::Direct(address), InnerAlpn::Http);
+    let connector = world.connector(LIMITS);
+    let reading = async {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut record = vec![0; 5];
+        socket.read_exact(&mut record).await.unwrap();
+        let length = u16::from_be_bytes([record[3], record[4]]);
+        record.resize(5 + usize::from(length), 0);
+        socket.read_exact(&mut record[5..]).await.unwrap();
+        record
+    };
+    tokio::select! {
+        record = reading => record,
+        connected = connector.connect(&upstream) => panic!("{connected:?}"),
+    }
+}
+
+/// Connections that begin a handshake with one who accepts, and say no more.
+async fn canned(
+    world: &World,
+    acceptor: &Arc<Acceptor>,
+    count: usize,
+) -> (
+    Vec<TcpStream>,
+    tokio::task::JoinSet<Result<(), AcceptError>>,
+) {
+    let hello = client_hello(world).await;
+    let (listener, address) = listener().await;
+    let (mut callers, mut accepting) = (Vec::new(), tokio::task::JoinSet::new());
+    for _ in 0..count {
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        caller.write_all(&hello).await.unwrap();
+        let (socket, acceptor) = (listener.accept().await.unwrap().0, Arc::clone(acceptor));
+        accepting.spawn(async move { acceptor.accept(socket).await.map(drop) });
+        // It has been answered, and so has its turn.
+        caller.read_u8().await.unwrap();
+        callers.push(caller);
+    }
+    (callers, accepting)
+}
+
+#[tokio::test]
+async fn those_who_begin_a_handshake_and_say_no_more_keep_nobody_from_one() {
+    let world = world();
+    let limits = AcceptorLimits {
+        handshakes: 1,
+        turn: SHORT,
+        timeout: LONG,
+        ..AcceptorLimits::default()
+    };
+    let acceptor = Arc::new(world.acceptor(domains(&["east.test"]), limits));
+    let (_callers, mut accepting) = canned(&world, &acceptor, 4).await;
+    let (listener, address) = listener().await;
+    let upstream = world.to(Via::Direct(address), InnerAlpn::Http);
+    let connector = world.connector(LIMITS);
+    let (connected, accepted) = tokio::join!(connector.connect(&upstream), async {
+        acceptor.accept(listener.accept().await.unwrap().0).await
+    });
+    connected.unwrap();
+    assert_eq!(accepted.unwrap().peer, world.source);
+    assert!(accepting.try_join_next().is_none(), "they still wait");
+}
+
+#[tokio::test]
+async fn handshakes_that_have_had_their_turn_are_bounded_in_number() {
+    let world = world();
+    let limits = AcceptorLimits {
+        turn: SHORT,
+        slow: 2,
+        timeout: LONG,
+        ..AcceptorLimits::default()
+    };
+    let acceptor = Arc::new(world.acceptor(domains(&["east.test"]), limits));
+    let (_callers, mut accepting) = canned(&world, &acceptor, 3).await;
+    let refused = accepting.join_next().await.unwrap().unwrap();
+    assert!(
+        matches!(refused, Err(AcceptError::Timeout(SHORT))),
+        "{refused:?}"
+    );
+    assert!(accepting.try_join_next().is_none(), "two have places");
+}
+
 #[tokio::test]
 async fn silence_is_bounded() {
     let world = world();
