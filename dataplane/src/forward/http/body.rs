@@ -109,23 +109,36 @@ impl<B: Send + 'static, O: Observer + Send + 'static> Drop for Watched<B, O> {
 }
 
 /// Cuts an exchange that stands still: lets go of what the body holds, and tells reader and observer.
+///
+/// A server whose HTTP/2 client takes nothing sees the cut only when the client takes something
+/// again, or goes. Until then it keeps the stream with what it has buffered for it
+/// ([`ServeLimits::stream_window`](super::serve::ServeLimits)). Ending the server's task would reset
+/// the stream with `CANCEL`, which clients may read as a clean end.
 async fn watch<B, O: Observer>(passing: Weak<Mutex<Passing<B, O>>>, moved: Moved, idle: Duration) {
-    moved.idle(idle).await;
-    let Some(passing) = passing.upgrade() else {
-        return;
+    let cut = loop {
+        moved.idle(idle).await;
+        let Some(passing) = passing.upgrade() else {
+            return;
+        };
+        if let Some(cut) = lock(&passing).cut(&moved, idle) {
+            break cut;
+        }
     };
-    let (body, observer, reader) = {
-        let mut passing = lock(&passing);
-        (
-            passing.body.take(),
-            passing.observer.take(),
-            passing.reader.take(),
-        )
-    };
-    drop(body);
-    end(observer, Err(&BodyError::Idle(idle)));
-    if let Some(reader) = reader {
+    drop(cut.body);
+    end(cut.observer, Err(&BodyError::Idle(idle)));
+    if let Some(reader) = cut.reader {
         reader.wake();
+    }
+}
+
+impl<B, O> Passing<B, O> {
+    /// All that it holds, unless something has moved after all.
+    fn cut(&mut self, moved: &Moved, idle: Duration) -> Option<Self> {
+        moved.is_still(idle).then(|| Self {
+            body: self.body.take(),
+            observer: self.observer.take(),
+            reader: self.reader.take(),
+        })
     }
 }
 
@@ -274,6 +287,21 @@ mod tests {
         assert_eq!(*seen.0.lock().unwrap(), ["1", "nothing moved for 5s"]);
         assert_eq!(Arc::strong_count(&held), 1);
         assert!(unread.frame().await.unwrap().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_moves_at_the_last_moment_is_not_cut() {
+        let (moved, limit) = (Moved::default(), Duration::from_secs(5));
+        let mut passing = Passing {
+            body: Some(()),
+            observer: Some(()),
+            reader: None,
+        };
+        moved.idle(limit).await;
+        moved.note();
+        assert!(passing.cut(&moved, limit).is_none() && passing.body.is_some());
+        moved.idle(limit).await;
+        assert!(passing.cut(&moved, limit).is_some() && passing.body.is_none());
     }
 
     #[tokio::test(start_paused = true)]

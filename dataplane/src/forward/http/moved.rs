@@ -41,16 +41,22 @@ impl Moved {
         self.0.last.store(millis, Relaxed);
     }
 
+    /// Whether nothing has moved for `limit`.
+    #[must_use]
+    pub fn is_still(&self, limit: Duration) -> bool {
+        Instant::now() >= self.end(limit)
+    }
+
+    /// When nothing will have moved for `limit`, unless something does.
+    fn end(&self, limit: Duration) -> Instant {
+        self.0.began + Duration::from_millis(self.0.last.load(Relaxed)) + limit
+    }
+
     /// Waits until nothing has moved for `limit`. Cancel-safe. The timer is set anew only when it
     /// rings, however much moves meanwhile.
     pub async fn idle(&self, limit: Duration) {
-        loop {
-            let last = Duration::from_millis(self.0.last.load(Relaxed));
-            let until = self.0.began + last + limit;
-            if Instant::now() >= until {
-                return;
-            }
-            sleep_until(until).await;
+        while !self.is_still(limit) {
+            sleep_until(self.end(limit)).await;
         }
     }
 }
