@@ -28,6 +28,7 @@ mod forge;
 mod id;
 mod key;
 mod material;
+mod pin;
 mod policy;
 mod spiffe_json;
 mod svid;
@@ -48,6 +49,7 @@ pub use material::{
     MaterialClosed, MaterialError, MaterialReader, MaterialWriter, TlsMaterial,
     first_contact_config, material,
 };
+pub use pin::{RootPin, carrier_config, pinned_config, root_pins};
 pub use policy::{ClientPolicy, TrustPolicy};
 pub use svid::{Svid, SvidError};
 pub use verify::Refusal;

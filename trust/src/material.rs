@@ -242,7 +242,7 @@ pub fn first_contact_config(
     Ok(config)
 }
 
-fn checked_alpn(alpn: &[&[u8]]) -> Result<Vec<Vec<u8>>, MaterialError> {
+pub(crate) fn checked_alpn(alpn: &[&[u8]]) -> Result<Vec<Vec<u8>>, MaterialError> {
     if alpn
         .iter()
         .any(|protocol| protocol.is_empty() || protocol.len() > 255)

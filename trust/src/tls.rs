@@ -8,7 +8,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, ConfigBuilder, ServerConfig, WantsVerifier};
 
 use crate::verify::Verifier;
 
@@ -36,11 +36,23 @@ pub(crate) fn client(verifier: Verifier, own: Option<Arc<CertifiedKey>>) -> Clie
 
 /// A server's configuration without ALPN.
 pub(crate) fn server(verifier: Verifier, own: Arc<CertifiedKey>) -> ServerConfig {
-    let mut config = ServerConfig::builder_with_provider(provider().clone())
+    let builder = server_builder().with_client_cert_verifier(Arc::new(verifier));
+    without_resumption(builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(own))))
+}
+
+/// A server's configuration without ALPN that asks clients for no certificate.
+pub(crate) fn server_for_anyone(own: Arc<CertifiedKey>) -> ServerConfig {
+    let builder = server_builder().with_no_client_auth();
+    without_resumption(builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(own))))
+}
+
+fn server_builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
+    ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .expect("the provider has cipher suites and key exchange for TLS 1.3")
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+}
+
+fn without_resumption(mut config: ServerConfig) -> ServerConfig {
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

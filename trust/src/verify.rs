@@ -213,6 +213,12 @@ pub enum Refusal {
         /// The domain in the leaf's SPIFFE ID.
         trust_domain: TrustDomain,
     },
+    /// None of the certificates that came along is a root that is known by its pin.
+    #[error("the peer's chain ends in none of the pinned roots of trust domain `{trust_domain}`")]
+    NotPinned {
+        /// The domain of the server that was expected.
+        trust_domain: TrustDomain,
+    },
     /// More certificates than any sane chain has.
     #[error("the peer sent {intermediates} certificates after its leaf; at most 6 are accepted")]
     LongChain {
@@ -415,7 +421,7 @@ impl ClientCertVerifier for Verifier {
 }
 
 /// No configuration made here offers TLS 1.2, so this is never reached; were it, it refuses.
-fn tls12_refused() -> rustls::Error {
+pub(crate) fn tls12_refused() -> rustls::Error {
     PeerIncompatible::Tls12NotOffered.into()
 }
 
