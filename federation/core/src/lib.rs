@@ -17,6 +17,7 @@ pub mod declared;
 pub mod delta;
 pub mod gateways;
 pub mod hold;
+pub mod join;
 pub mod merge;
 pub mod model;
 pub mod peer;

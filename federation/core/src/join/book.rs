@@ -1,0 +1,376 @@
+//! The book of links made by invitation: what is on offer, what was accepted and is not proved
+//! yet, and what was removed without the peer knowing. Pure; whoever keeps it writes each change
+//! down before acting on it, which makes [`LinkBook::consume`] the compare-and-swap.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use linkspan_resources::ImportPattern;
+use serde::{Deserialize, Serialize};
+
+use super::{InvitationId, Problem, Refusal, RootsDigest, hex_serde};
+use crate::model::{ClusterId, Link, SpiffeId, TrustDomain};
+
+/// Invitations that can be open at a time: each is a way in, and a line in a file.
+pub const MAX_INVITATIONS: usize = 100;
+/// How long a removed peer that did not hear of it is told so when it comes back.
+pub const TOMBSTONE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Tombstones kept; beyond, those that end first go.
+const MAX_TOMBSTONES: usize = 1_000;
+
+/// The public half of an invitation's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PublicKey([u8; 32]);
+hex_serde!(PublicKey);
+
+/// What an inviter decides about the link to come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Offer {
+    /// The only cluster that may accept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<ClusterId>,
+    /// Whether the accepter may be dialled on loopback and link-local addresses.
+    #[serde(default)]
+    pub allow_loopback: bool,
+    /// What the accepter may contribute; `None` is everything outside reserved namespaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imports: Option<Vec<ImportPattern>>,
+}
+
+/// An invitation as its maker keeps it: without the secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Invited {
+    public_key: PublicKey,
+    expires_unix: u64,
+    offer: Offer,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    used_by: Option<Accepter>,
+}
+
+impl Invited {
+    /// The key by which the accepter's proof is checked.
+    pub fn public_key(&self) -> &[u8; 32] {
+        &self.public_key.0
+    }
+
+    /// What was decided when it was made.
+    pub fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    /// Until when it can be used.
+    pub fn expires(&self) -> SystemTime {
+        time(self.expires_unix)
+    }
+
+    /// Whether nobody has used it.
+    pub fn is_open(&self) -> bool {
+        self.used_by.is_none()
+    }
+}
+
+/// Who accepts an invitation: a cluster with certain roots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Accepter {
+    /// Its cluster id.
+    pub cluster: ClusterId,
+    /// Its roots.
+    pub roots: RootsDigest,
+}
+
+/// A link that came of an invitation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Joined {
+    /// The link's trust domain: a link declared later under the same name is another one.
+    pub trust_domain: TrustDomain,
+    /// Of which invitation.
+    pub invitation: InvitationId,
+    since_unix: u64,
+    /// Until when a tunnel must have been up; absent once one has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pending_until_unix: Option<u64>,
+}
+
+impl Joined {
+    /// Since when it is in its state.
+    pub fn since(&self) -> SystemTime {
+        time(self.since_unix)
+    }
+
+    /// Until when it may stay pending; `None` if it is active.
+    pub fn pending_until(&self) -> Option<SystemTime> {
+        self.pending_until_unix.map(time)
+    }
+}
+
+/// A removed link whose peer was not there to hear of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tombstone {
+    /// The peer's cluster id.
+    pub cluster: ClusterId,
+    /// The peer's gateways, who are told.
+    pub gateway_id: SpiffeId,
+    /// The roots by which they prove who they are, PEM.
+    pub roots: String,
+    until_unix: u64,
+}
+
+impl Tombstone {
+    /// Until when it stands.
+    pub fn until(&self) -> SystemTime {
+        time(self.until_unix)
+    }
+}
+
+/// What became of an invitation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consumed {
+    /// What was decided when it was made.
+    pub offer: Offer,
+    /// Until when the first tunnel must be up.
+    pub expires: SystemTime,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LinkBook {
+    invitations: BTreeMap<InvitationId, Invited>,
+    links: BTreeMap<ClusterId, Joined>,
+    tombstones: BTreeMap<TrustDomain, Tombstone>,
+}
+
+impl LinkBook {
+    /// Invitations that are not over, used ones included.
+    pub fn invitations(&self) -> impl Iterator<Item = (&InvitationId, &Invited)> {
+        self.invitations.iter()
+    }
+
+    /// The invitation of that name.
+    pub fn invitation(&self, id: &InvitationId) -> Option<&Invited> {
+        self.invitations.get(id)
+    }
+
+    /// The link to `cluster`, if it came of an invitation and still is of that trust domain.
+    pub fn joined(&self, cluster: &ClusterId, domain: &TrustDomain) -> Option<&Joined> {
+        let joined = self.links.get(cluster)?;
+        (joined.trust_domain == *domain).then_some(joined)
+    }
+
+    /// All links that came of invitations.
+    pub fn links(&self) -> impl Iterator<Item = (&ClusterId, &Joined)> {
+        self.links.iter()
+    }
+
+    /// Links removed without their peers' knowledge, by trust domain.
+    pub fn tombstones(&self) -> impl Iterator<Item = (&TrustDomain, &Tombstone)> {
+        self.tombstones.iter()
+    }
+
+    /// Puts an invitation on offer.
+    ///
+    /// # Errors
+    /// If too many are open already.
+    pub fn offer(
+        &mut self,
+        id: InvitationId,
+        public_key: [u8; 32],
+        expires: SystemTime,
+        offer: Offer,
+    ) -> Result<(), Refusal> {
+        if self.invitations.len() >= MAX_INVITATIONS {
+            return Err(Refusal::new(
+                Problem::Unavailable,
+                format!("{MAX_INVITATIONS} invitations are open already; wait until some expire"),
+            ));
+        }
+        let invited = Invited {
+            public_key: PublicKey(public_key),
+            expires_unix: unix(expires),
+            offer,
+            used_by: None,
+        };
+        self.invitations.insert(id, invited);
+        Ok(())
+    }
+
+    /// Whether `accepter` may use the invitation; changes nothing.
+    ///
+    /// # Errors
+    /// If it is unknown, expired, meant for another or used by another.
+    pub fn check(
+        &self,
+        id: &InvitationId,
+        accepter: &Accepter,
+        now: SystemTime,
+    ) -> Result<&Invited, Refusal> {
+        let refuse = |problem, message: String| Err(Refusal::new(problem, message));
+        let Some(invited) = self.invitations.get(id) else {
+            return refuse(
+                Problem::Unknown,
+                "the inviting cluster does not know this invitation: it has expired, or was made \
+                 elsewhere; ask for a new one (`linkspan link invite`)"
+                    .into(),
+            );
+        };
+        if invited.expires() <= now {
+            return refuse(
+                Problem::Expired,
+                "the invitation has expired; ask for a new one (`linkspan link invite`)".into(),
+            );
+        }
+        if let Some(peer) = invited
+            .offer
+            .peer
+            .as_ref()
+            .filter(|p| **p != accepter.cluster)
+        {
+            return refuse(
+                Problem::OtherPeer,
+                format!(
+                    "the invitation is meant for cluster `{peer}`, not for `{}`; accept it there, \
+                     or ask for one of its own",
+                    accepter.cluster
+                ),
+            );
+        }
+        match &invited.used_by {
+            Some(other) if other != accepter => refuse(
+                Problem::Used,
+                "the invitation has been used already, by another cluster or with other roots; if \
+                 that was not you, remove that link at the inviter; then ask for a new invitation"
+                    .into(),
+            ),
+            _ => Ok(invited),
+        }
+    }
+
+    /// The compare-and-swap: the first accepter takes the invitation, and may take it again.
+    ///
+    /// # Errors
+    /// As [`LinkBook::check`]; nothing is changed then.
+    pub fn consume(
+        &mut self,
+        id: &InvitationId,
+        accepter: Accepter,
+        domain: TrustDomain,
+        now: SystemTime,
+    ) -> Result<Consumed, Refusal> {
+        self.check(id, &accepter, now)?;
+        let Some(invited) = self.invitations.get_mut(id) else {
+            unreachable!("checked above");
+        };
+        let cluster = accepter.cluster.clone();
+        invited.used_by = Some(accepter);
+        let (offer, expires) = (invited.offer.clone(), invited.expires());
+        self.pend(cluster, domain, *id, expires, now);
+        Ok(Consumed { offer, expires })
+    }
+
+    /// Notes a link that waits for its first tunnel. One that has had it stays active.
+    pub fn pend(
+        &mut self,
+        cluster: ClusterId,
+        trust_domain: TrustDomain,
+        invitation: InvitationId,
+        until: SystemTime,
+        now: SystemTime,
+    ) {
+        self.tombstones.remove(&trust_domain);
+        let joined = Joined {
+            trust_domain,
+            invitation,
+            since_unix: unix(now),
+            pending_until_unix: Some(unix(until)),
+        };
+        match self.links.get(&cluster) {
+            Some(held)
+                if held.invitation == invitation && held.trust_domain == joined.trust_domain => {}
+            _ => drop(self.links.insert(cluster, joined)),
+        }
+    }
+
+    /// A tunnel of that link has been up. True if that is new.
+    pub fn activate(&mut self, cluster: &ClusterId, now: SystemTime) -> bool {
+        match self.links.get_mut(cluster) {
+            Some(joined) if joined.pending_until_unix.is_some() => {
+                joined.pending_until_unix = None;
+                joined.since_unix = unix(now);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Forgets the link, and lets nobody come back by the invitation it came of. With `buried` the
+    /// peer is told when it returns.
+    pub fn remove(&mut self, cluster: &ClusterId, buried: Option<&Link>, now: SystemTime) {
+        self.links.remove(cluster);
+        self.invitations.retain(|_, invited| {
+            let by = invited.used_by.as_ref();
+            by.is_none_or(|accepter| accepter.cluster != *cluster)
+        });
+        let Some(link) = buried else {
+            return;
+        };
+        while self.tombstones.len() >= MAX_TOMBSTONES {
+            let first = self.tombstones.iter().min_by_key(|(_, of)| of.until_unix);
+            let Some(domain) = first.map(|(domain, _)| domain.clone()) else {
+                break;
+            };
+            self.tombstones.remove(&domain);
+        }
+        let tombstone = Tombstone {
+            cluster: link.cluster.clone(),
+            gateway_id: link.gateway_id.clone(),
+            roots: link.bundle.to_pem(),
+            until_unix: unix(now + TOMBSTONE_LIFE),
+        };
+        self.tombstones.insert(link.trust_domain.clone(), tombstone);
+    }
+
+    /// Drops what is over: invitations, tombstones, and what is said of links that `linked` does
+    /// not know. True if anything was.
+    pub fn sweep(&mut self, linked: impl Fn(&ClusterId) -> bool, now: SystemTime) -> bool {
+        let before = (
+            self.invitations.len(),
+            self.links.len(),
+            self.tombstones.len(),
+        );
+        self.invitations
+            .retain(|_, invited| invited.expires() > now);
+        self.tombstones.retain(|_, of| of.until() > now);
+        // One that waits may not have been read back from its file yet.
+        self.links
+            .retain(|cluster, joined| joined.pending_until_unix.is_some() || linked(cluster));
+        before
+            != (
+                self.invitations.len(),
+                self.links.len(),
+                self.tombstones.len(),
+            )
+    }
+
+    /// Links whose first tunnel did not come in time.
+    pub fn overdue(&self, now: SystemTime) -> Vec<ClusterId> {
+        let late = |joined: &Joined| joined.pending_until().is_some_and(|until| until <= now);
+        let links = self.links.iter().filter(|(_, joined)| late(joined));
+        links.map(|(cluster, _)| cluster.clone()).collect()
+    }
+}
+
+fn unix(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// A time that no clock can show is long over.
+fn time(unix: u64) -> SystemTime {
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(unix));
+    time.unwrap_or(UNIX_EPOCH)
+}

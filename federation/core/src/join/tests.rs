@@ -1,0 +1,348 @@
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{ClusterId, OwnCluster, TrustDomain};
+use crate::testing::link;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+fn cluster(name: &str) -> ClusterId {
+    name.parse().unwrap()
+}
+
+fn domain(name: &str) -> TrustDomain {
+    format!("{name}.test").parse().unwrap()
+}
+
+fn accepter(name: &str, roots: u8) -> Accepter {
+    Accepter {
+        cluster: cluster(name),
+        roots: RootsDigest([roots; 32]),
+    }
+}
+
+const ID: InvitationId = InvitationId([7; 16]);
+
+fn offered(offer: Offer) -> LinkBook {
+    let mut book = LinkBook::default();
+    book.offer(ID, [1; 32], now() + 15 * MINUTE, offer).unwrap();
+    book
+}
+
+fn problem<T: std::fmt::Debug>(result: Result<T, Refusal>) -> Problem {
+    result.unwrap_err().problem
+}
+
+fn take(book: &mut LinkBook, by: Accepter, at: SystemTime) -> Result<Consumed, Refusal> {
+    let domain = domain(by.cluster.as_str());
+    book.consume(&ID, by, domain, at)
+}
+
+#[test]
+fn the_first_accepter_takes_it_and_may_take_it_again() {
+    let mut book = offered(Offer::default());
+    take(&mut book, accepter("east", 1), now()).unwrap();
+    let held = book.clone();
+    take(&mut book, accepter("east", 1), now() + MINUTE).unwrap();
+    assert_eq!(book, held, "trying again changes nothing");
+    // The same name with other roots is somebody else.
+    for other in [accepter("east", 2), accepter("north", 1)] {
+        assert_eq!(problem(take(&mut book, other, now())), Problem::Used);
+    }
+    assert_eq!(book, held);
+}
+
+#[test]
+fn unknown_expired_and_others_invitations_are_refused() {
+    let mut book = offered(Offer {
+        peer: Some(cluster("east")),
+        ..Offer::default()
+    });
+    let north = take(&mut book, accepter("north", 1), now());
+    assert_eq!(problem(north), Problem::OtherPeer);
+    let late = take(&mut book, accepter("east", 1), now() + 15 * MINUTE);
+    assert_eq!(problem(late), Problem::Expired);
+    let unknown = book.check(&InvitationId([8; 16]), &accepter("east", 1), now());
+    assert_eq!(problem(unknown), Problem::Unknown);
+    assert!(book.invitation(&ID).unwrap().is_open());
+}
+
+#[test]
+fn a_link_is_pending_until_its_first_tunnel_and_overdue_without_one() {
+    let mut book = offered(Offer::default());
+    take(&mut book, accepter("east", 1), now()).unwrap();
+    let (east, its) = (cluster("east"), domain("east"));
+    let until = book.joined(&east, &its).unwrap().pending_until();
+    assert_eq!(until, Some(now() + 15 * MINUTE));
+    assert!(book.overdue(now() + 14 * MINUTE).is_empty());
+    assert_eq!(
+        book.overdue(now() + 15 * MINUTE),
+        std::slice::from_ref(&east)
+    );
+    assert!(book.activate(&east, now() + MINUTE));
+    assert!(!book.activate(&east, now() + 2 * MINUTE), "only once");
+    assert!(book.overdue(now() + 60 * MINUTE).is_empty());
+    // A retry after that does not take the link back.
+    take(&mut book, accepter("east", 1), now() + 2 * MINUTE).unwrap();
+    assert_eq!(book.joined(&east, &its).unwrap().pending_until(), None);
+    // Somebody else declared under that name is not this link.
+    assert!(book.joined(&east, &domain("other")).is_none());
+}
+
+#[test]
+fn a_removed_link_leaves_at_most_a_tombstone() {
+    for buried in [false, true] {
+        let mut book = offered(Offer::default());
+        take(&mut book, accepter("east", 1), now()).unwrap();
+        let east = link("east");
+        book.remove(&east.cluster, buried.then_some(&east), now());
+        assert!(book.joined(&east.cluster, &domain("east")).is_none());
+        assert_eq!(
+            problem(take(&mut book, accepter("east", 1), now())),
+            Problem::Unknown,
+            "nobody comes back by the same invitation"
+        );
+        let stones: Vec<_> = book
+            .tombstones()
+            .map(|(domain, _)| domain.clone())
+            .collect();
+        assert_eq!(
+            stones,
+            if buried {
+                vec![east.trust_domain.clone()]
+            } else {
+                vec![]
+            }
+        );
+        assert!(book.sweep(|_| false, now() + TOMBSTONE_LIFE) == buried);
+        assert_eq!(book, LinkBook::default());
+    }
+}
+
+#[test]
+fn linking_anew_lifts_the_tombstone() {
+    let mut book = LinkBook::default();
+    let east = link("east");
+    book.remove(&east.cluster, Some(&east), now());
+    book.pend(
+        east.cluster.clone(),
+        east.trust_domain.clone(),
+        ID,
+        now() + MINUTE,
+        now(),
+    );
+    assert_eq!(book.tombstones().count(), 0);
+}
+
+#[test]
+fn offers_are_bounded_and_swept() {
+    let mut book = LinkBook::default();
+    let offer = |book: &mut LinkBook, n: u128, until| {
+        book.offer(
+            InvitationId(n.to_be_bytes()),
+            [0; 32],
+            until,
+            Offer::default(),
+        )
+    };
+    for n in 0..MAX_INVITATIONS as u128 {
+        offer(&mut book, n, now() + MINUTE).unwrap();
+    }
+    let full = offer(&mut book, 1_000, now() + MINUTE);
+    assert_eq!(problem(full), Problem::Unavailable);
+    assert!(book.sweep(|_| true, now() + MINUTE));
+    offer(&mut book, 1_000, now() + 2 * MINUTE).unwrap();
+}
+
+#[test]
+fn the_book_is_the_same_after_it_was_written_and_has_no_secret() {
+    let seed = Seed::new([42; 32]);
+    let mut book = LinkBook::default();
+    let offer = Offer {
+        peer: Some(cluster("east")),
+        allow_loopback: true,
+        imports: Some(vec![linkspan_resources::ImportPattern::default()]),
+    };
+    book.offer(ID, public_key(&seed), now() + MINUTE, offer)
+        .unwrap();
+    take(&mut book, accepter("east", 3), now()).unwrap();
+    let gone = link("west");
+    book.remove(&gone.cluster, Some(&gone), now());
+    let text = serde_json::to_string(&book).unwrap();
+    assert_eq!(serde_json::from_str::<LinkBook>(&text).unwrap(), book);
+    assert!(!text.contains(&Hex(seed.expose()).to_string()));
+    assert!(!format!("{seed:?}").contains("42"));
+}
+
+fn transcript() -> Transcript {
+    let party = |name: &str, roots| Party {
+        cluster: cluster(name),
+        trust_domain: domain(name),
+        roots: RootsDigest([roots; 32]),
+    };
+    Transcript {
+        exporter: [9; 32],
+        invitation: ID,
+        inviter: party("west", 1),
+        accepter: party("east", 2),
+    }
+}
+
+#[test]
+fn a_proof_holds_for_its_own_transcript_only() {
+    let seed = Seed::new([5; 32]);
+    let (public, good) = (public_key(&seed), transcript());
+    let proof = sign(&seed, &good);
+    assert!(verify(&public, &good, &proof));
+    let tampered: [fn(&mut Transcript); 8] = [
+        |t| t.exporter[0] ^= 1,
+        |t| t.invitation.0[0] ^= 1,
+        |t| t.inviter.cluster = cluster("wes"),
+        |t| t.inviter.trust_domain = domain("other"),
+        |t| t.inviter.roots.0[31] ^= 1,
+        |t| t.accepter.cluster = cluster("north"),
+        |t| t.accepter.trust_domain = domain("north"),
+        |t| t.accepter.roots.0[31] ^= 1,
+    ];
+    for tamper in tampered {
+        let mut other = good.clone();
+        tamper(&mut other);
+        assert!(!verify(&public, &other, &proof), "{other:?}");
+    }
+    let swapped = Transcript {
+        inviter: good.accepter.clone(),
+        accepter: good.inviter.clone(),
+        ..good.clone()
+    };
+    assert!(!verify(&public, &swapped, &proof));
+    assert!(!verify(&public_key(&Seed::new([6; 32])), &good, &proof));
+}
+
+proptest! {
+    #[test]
+    fn foreign_proofs_never_hold_and_never_panic(proof in proptest::collection::vec(any::<u8>(), 0..100)) {
+        prop_assert!(!verify(&public_key(&Seed::new([5; 32])), &transcript(), &proof));
+    }
+
+    #[test]
+    fn a_digest_does_not_depend_on_order_and_repetition(
+        roots in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..20), 1..6)
+    ) {
+        let mut other = roots.clone();
+        other.reverse();
+        other.push(roots[0].clone());
+        prop_assert_eq!(roots_digest(&roots), roots_digest(&other));
+        let mut longer = roots.clone();
+        longer.push(b"a root that is longer than all the others".to_vec());
+        prop_assert_ne!(roots_digest(&roots), roots_digest(&longer));
+    }
+
+    #[test]
+    fn hexadecimal_is_read_back(bytes: [u8; 16], text in ".{0,40}") {
+        prop_assert_eq!(from_hex(&Hex(&bytes).to_string()), Some(bytes));
+        // Whatever it is, it is read or refused.
+        let _ = from_hex::<16>(&text);
+    }
+}
+
+fn own() -> OwnCluster {
+    OwnCluster {
+        cluster: cluster("west"),
+        clusterset: "demo".into(),
+        trust_domain: domain("west"),
+    }
+}
+
+fn fit(
+    change: impl FnOnce(&mut (ClusterId, &'static str, TrustDomain, &'static str, bool)),
+) -> Result<(), Refusal> {
+    let links = [(cluster("north"), link("north"))].into();
+    let own = own();
+    let site = Site {
+        own: &own,
+        version: "1.4.2",
+        links: &links,
+    };
+    let mut said = (cluster("east"), "demo", domain("east"), "1.5.0", false);
+    change(&mut said);
+    check_fit(
+        &site,
+        &Candidate {
+            cluster: &said.0,
+            clusterset: said.1,
+            trust_domain: &said.2,
+            version: said.3,
+            again: said.4,
+        },
+    )
+}
+
+#[test]
+fn what_does_not_fit_is_told_apart() {
+    fit(|_| {}).unwrap();
+    assert_eq!(
+        problem(fit(|it| it.0 = cluster("west"))),
+        Problem::DuplicateCluster
+    );
+    assert_eq!(
+        problem(fit(|it| it.0 = cluster("north"))),
+        Problem::DuplicateCluster
+    );
+    assert_eq!(problem(fit(|it| it.1 = "prod")), Problem::OtherClusterset);
+    assert_eq!(
+        problem(fit(|it| it.2 = domain("west"))),
+        Problem::TrustDomainTaken
+    );
+    let taken = link("north").trust_domain;
+    assert_eq!(
+        problem(fit(|it| it.2 = taken.clone())),
+        Problem::TrustDomainTaken
+    );
+    for version in ["1.2.9", "1.6.0", "2.4.2", "", "one", "1"] {
+        assert_eq!(
+            problem(fit(|it| it.3 = version)),
+            Problem::Version,
+            "{version}"
+        );
+    }
+    for version in ["1.3.0", "1.4.0", "1.5.9", "1.5"] {
+        fit(|it| it.3 = version).unwrap();
+    }
+    // The same link, tried again.
+    fit(|it| {
+        it.0 = cluster("north");
+        it.2 = taken;
+        it.4 = true;
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_skew_names_both_clocks() {
+    let clocks = |peer| Clocks {
+        own: now(),
+        peer,
+        tolerance: 5 * MINUTE,
+    };
+    let show = |time: SystemTime| {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        since.as_secs().to_string()
+    };
+    let (west, east) = (cluster("west"), cluster("east"));
+    for peer in [now() + 5 * MINUTE, now() - 5 * MINUTE] {
+        check_clock(&west, &east, clocks(peer), show).unwrap();
+    }
+    for peer in [now() + 6 * MINUTE, now() - 6 * MINUTE] {
+        let refused = check_clock(&west, &east, clocks(peer), show).unwrap_err();
+        assert_eq!(refused.problem, Problem::ClockSkew);
+        for part in ["360 s", "1800000000", &show(peer)] {
+            assert!(refused.message.contains(part), "{part}: {refused}");
+        }
+    }
+}
