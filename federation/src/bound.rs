@@ -28,6 +28,7 @@ use crate::{
     config::Config,
     directory::DirectorySource,
     identity::{Authority, Credentials, Issuer, issued::Issued, tokens::JoinTokens},
+    join::LinkStore,
     operator::socket,
     state::{Epoch, StateDir, StateError, kept, next_epoch, roots},
     sync::Dial,
@@ -94,6 +95,7 @@ pub struct Bound {
     pub(crate) registrations: Vec<Registration>,
     pub(crate) announced: Vec<Announced>,
     pub(crate) owned: Vec<Owned>,
+    pub(crate) links: Arc<LinkStore>,
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) credentials: Credentials,
     pub(crate) material: (MaterialWriter, MaterialReader),
@@ -136,6 +138,7 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
     let registrations = kept::load(&state.registrations())?;
     let announced = roots::load(&state.roots())?;
     let owned = kept::load(&state.uids())?;
+    let links = Arc::new(LinkStore::open(&state.links())?);
     let source = watch_resources(&config)?;
     let listeners = Listeners::bind(&config, &state.operator_socket()).await?;
     // Last, so that a start that failed is not taken for a life.
@@ -148,6 +151,7 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
         registrations,
         announced,
         owned,
+        links,
         issuer: Arc::new(issuer),
         material: credentials
             .first()

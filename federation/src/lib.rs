@@ -22,6 +22,7 @@ mod directory;
 mod discovery;
 mod dumps;
 mod identity;
+mod join;
 mod listener;
 mod operator;
 mod state;

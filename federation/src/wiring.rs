@@ -21,6 +21,7 @@ use linkspan_core::{
     OwnCluster,
     announced::Announced,
     backend::Sink,
+    join::LinkBook,
     peer::{Now, PeerSettings},
     workloads::{Owned, Registration},
 };
@@ -46,10 +47,11 @@ use crate::{
     bound::{Bound, own_cluster},
     config::Config,
     controller::{self, Foundation, INPUTS, Input, State, World},
-    directory::DirectorySink,
+    directory::{DirectoryLinks, DirectorySink},
     discovery::{self, AppliedWriter, DiscoveryService, applied, gate},
     dumps,
     identity::{IdentityService, Issuer, keep_authority, keep_fresh},
+    join::{self, Dials, LinkStore, Linker},
     listener::{accept, follow_links},
     operator::OperatorService,
     state::{Epoch, StateDir, kept, roots::Kept},
@@ -66,8 +68,10 @@ const PEER_MESSAGE: usize = 8 * 1024 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// How long the streams of a connection that is too old may go on.
 const AGE_GRACE: Duration = Duration::from_secs(30);
-/// No answer to an operator takes longer.
-const OPERATOR_TIMEOUT: Duration = Duration::from_secs(10);
+/// No answer to an operator takes longer: an invitation may have three gateways dial in turn.
+const OPERATOR_TIMEOUT: Duration = Duration::from_secs(40);
+/// Connections that want to join, on their way: what serves them takes them at once.
+const JOINS: usize = 16;
 /// Pause after statuses could not be written.
 const SINK_RETRY: Duration = Duration::from_secs(5);
 
@@ -118,11 +122,13 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     let federations = derived.federations.subscribe();
     let bundles = derived.bundles.subscribe();
     let nudge = bound.source.nudge();
+    let linker = Arc::new(site.linker(bound.links, Arc::clone(&dial), Arc::clone(&nudge)));
     let status = DirectorySink::new(bound.state.status());
     let wait = site.config.timers.export_wait;
 
     let before = (bound.registrations, bound.announced, bound.owned);
-    let foundation = site.foundation(&mut tasks, &bound.state, before, dial);
+    let book = linker.store.subscribe();
+    let foundation = site.foundation(&mut tasks, &bound.state, before, dial, book);
     let state = State::new(
         foundation,
         Now {
@@ -136,8 +142,10 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
         federations,
         cleared,
         applied,
+        &linker,
     );
-    site.start_operator(&mut tasks, bound.listeners.operator, nudge);
+    site.start_operator(&mut tasks, bound.listeners.operator, nudge, &linker);
+    site.background(&mut tasks, "links", join::keep(linker));
     site.start_admin(
         &mut tasks,
         bound.listeners.admin,
@@ -194,6 +202,21 @@ impl Site {
         })
     }
 
+    /// What links and unlinks.
+    fn linker(&self, store: Arc<LinkStore>, peers: Arc<dyn Dial>, nudge: Arc<Notify>) -> Linker {
+        let resources = self.config.resources_dir.clone();
+        Linker {
+            own: self.own.clone(),
+            authority: Arc::clone(&self.issuer.authority),
+            worlds: self.worlds.clone(),
+            store,
+            home: Box::new(DirectoryLinks::new(resources, nudge)),
+            dials: Arc::default(),
+            peers,
+            clock_skew: self.config.timers.tolerated_skew(),
+        }
+    }
+
     /// What the controller starts with, and the tasks that keep what must outlive it.
     fn foundation(
         &self,
@@ -201,6 +224,7 @@ impl Site {
         state: &StateDir,
         (registrations, announced, owned): (Vec<Registration>, Vec<Announced>, Vec<Owned>),
         dial: Arc<dyn Dial>,
+        book: watch::Receiver<Arc<LinkBook>>,
     ) -> Foundation {
         let timers = &self.config.timers;
         let mut peers = PeerSettings::new(self.config.clusterset.clone());
@@ -240,6 +264,7 @@ impl Site {
             persist,
             persist_roots,
             persist_owned,
+            book,
         }
     }
 
@@ -251,17 +276,22 @@ impl Site {
         federations: watch::Receiver<BTreeSet<SpiffeId>>,
         cleared: watch::Receiver<Arc<World>>,
         applied: AppliedWriter,
+        linker: &Arc<Linker>,
     ) {
         let (configs, newest) = watch::channel(None);
         let domain = self.own.trust_domain.clone();
         let following = follow_links(domain.clone(), self.material.clone(), federations, configs);
         self.background(tasks, "tls", following);
+        let (joins, inbound) = mpsc::channel(JOINS);
         let subscribers = Subscribers::default();
-        let (accepting, incoming) =
-            accept(port, domain, newest, subscribers.clone(), self.stop.clone());
+        let stop = self.stop.clone();
+        let (accepting, incoming) = accept(port, domain, newest, subscribers.clone(), joins, stop);
         self.background(tasks, "accept", accepting);
-        let discovery = DiscoveryService::new(self.discovery(applied), self.streams.clone());
-        let sync = SyncService::new(self.sync(cleared), subscribers, self.streams.clone());
+        let joining = join::serve(Arc::clone(linker), inbound, self.stop.clone());
+        self.background(tasks, "joins", joining);
+        let dials = Arc::clone(&linker.dials);
+        let discovery = DiscoveryService::new(self.discovery(applied, dials), self.streams.clone());
+        let sync = SyncService::new(self.sync(cleared, linker), subscribers, self.streams.clone());
         let identity = IdentityService(Arc::clone(&self.issuer));
         let stop = self.stop.clone();
         let server = Server::builder()
@@ -288,7 +318,7 @@ impl Site {
         self.config.timers.svid_lifetime.mul_f64(0.5 * 0.8)
     }
 
-    fn discovery(&self, applied: AppliedWriter) -> discovery::Shared {
+    fn discovery(&self, applied: AppliedWriter, dials: Arc<Dials>) -> discovery::Shared {
         discovery::Shared {
             domain: self.own.trust_domain.clone(),
             issuer: Arc::clone(&self.issuer),
@@ -297,11 +327,12 @@ impl Site {
             applied,
             silence: self.config.timers.lease,
             metrics: self.metrics.clone(),
+            dials,
             stop: self.stop.clone(),
         }
     }
 
-    fn sync(&self, cleared: watch::Receiver<Arc<World>>) -> sync::Shared {
+    fn sync(&self, cleared: watch::Receiver<Arc<World>>, linker: &Arc<Linker>) -> sync::Shared {
         let timers = &self.config.timers;
         sync::Shared {
             own: self.own.clone(),
@@ -312,12 +343,20 @@ impl Site {
             silence: timers.sync_silence * 2,
             clock_skew: timers.tolerated_skew(),
             metrics: self.metrics.clone(),
+            linker: Arc::clone(linker),
             stop: self.stop.clone(),
         }
     }
 
-    fn start_operator(&self, tasks: &mut Tasks, socket: UnixListener, nudge: Arc<Notify>) {
+    fn start_operator(
+        &self,
+        tasks: &mut Tasks,
+        socket: UnixListener,
+        nudge: Arc<Notify>,
+        linker: &Arc<Linker>,
+    ) {
         let service = OperatorService {
+            linker: Arc::clone(linker),
             issuer: Arc::clone(&self.issuer),
             inputs: self.inputs.clone(),
             worlds: self.worlds.clone(),

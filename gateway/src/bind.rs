@@ -18,7 +18,7 @@ use linkspan_runtime::stop::Stop;
 use linkspan_runtime::telemetry::{GatewayMetrics, Registry, TelemetryError};
 use linkspan_trust::MaterialReader;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
 use crate::peers::Peers;
@@ -69,7 +69,12 @@ pub struct Sources {
     pub registration: watch::Sender<Registration>,
     /// What federation is told of the links.
     pub health: watch::Sender<v1::LinkHealth>,
+    /// What federation asks to be dialled for a join.
+    pub joins: mpsc::Receiver<v1::JoinDial>,
 }
+
+/// Joins that wait to be dialled: an operator asks for one at a time.
+const JOINS: usize = 4;
 
 /// A gateway whose sockets are bound.
 #[derive(Debug)]
@@ -275,7 +280,8 @@ impl Running {
         let inner = stop.child();
         let mut tasks = Tasks::new(inner.clone());
         let control = self.metrics.control.clone();
-        let discovery = discovery.with_metrics(control.clone());
+        let (asked, joins) = mpsc::channel(JOINS);
+        let discovery = discovery.with_metrics(control.clone()).with_joins(asked);
         tasks.background("discovery", discovery.run(inner.clone()));
         let fresh = (writer, material.clone(), client, snapshot.clone());
         let keep = identity::keep_fresh_counted(
@@ -293,6 +299,7 @@ impl Running {
             snapshot,
             registration,
             health,
+            joins,
         };
         tasks.essential("plane", self.with_sources(sources, inner));
         Ok(tasks.run(grace).await?)

@@ -18,6 +18,7 @@ pub mod config;
 mod debug;
 mod egress;
 mod ingress;
+mod join;
 pub mod limits;
 pub mod own;
 pub mod peers;

@@ -3,7 +3,7 @@
 //! One task writes it, from the links of the newest snapshot and from what the sessions report;
 //! everybody else reads an `Arc<Peers>`. The same task tells federation which peers are up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ const REFRESH: Duration = Duration::from_secs(5);
 pub struct Peers {
     by_id: BTreeMap<ClusterId, Peer>,
     by_label: BTreeMap<ClusterLabel, ClusterId>,
+    /// Gateways of clusters that were unlinked and may not know it.
+    unlinked: BTreeSet<SpiffeId>,
 }
 
 /// One linked peer.
@@ -40,6 +42,8 @@ pub struct Peer {
     pub link: Arc<LinkInfo>,
     /// What there is, suspect and draining connections included.
     pub connections: Vec<Arc<Connection>>,
+    /// Its gateway said that it has removed the link.
+    pub removed: bool,
 }
 
 impl Peers {
@@ -61,6 +65,18 @@ impl Peers {
         self.by_id.values().find(|peer| peer.link.gateway == *id)
     }
 
+    /// Whether these are the gateways of a cluster that was unlinked and may not know it.
+    #[must_use]
+    pub fn is_unlinked(&self, gateway: &SpiffeId) -> bool {
+        self.unlinked.contains(gateway)
+    }
+
+    /// The gateways that may finish a handshake: the peers', and those that are to be told.
+    pub fn admitted(&self) -> impl Iterator<Item = &SpiffeId> {
+        let peers = self.by_id.values().map(|peer| &peer.link.gateway);
+        peers.chain(&self.unlinked)
+    }
+
     /// All peers, by id.
     pub fn iter(&self) -> impl Iterator<Item = &Peer> {
         self.by_id.values()
@@ -71,17 +87,18 @@ impl Peers {
         let mut former = std::mem::take(&mut self.by_id);
         let mut orphans = Vec::new();
         for link in links {
-            let connections = match former.remove(&link.cluster) {
-                Some(peer) if same_peer(&peer.link, link) => peer.connections,
+            let (connections, removed) = match former.remove(&link.cluster) {
+                Some(peer) if same_peer(&peer.link, link) => (peer.connections, peer.removed),
                 Some(peer) => {
                     orphans.extend(peer.connections);
-                    Vec::new()
+                    (Vec::new(), false)
                 }
-                None => Vec::new(),
+                None => (Vec::new(), false),
             };
             let peer = Peer {
                 link: Arc::new(link.clone()),
                 connections,
+                removed,
             };
             self.by_id.insert(link.cluster.clone(), peer);
         }
@@ -105,6 +122,8 @@ impl Peers {
             return Err(CloseCode::Limit);
         }
         peer.connections.push(connection);
+        // Linked anew at the other side, and accepted again.
+        peer.removed = false;
         Ok(())
     }
 
@@ -167,6 +186,7 @@ impl Peer {
             up: self.is_up(),
             connections: u32::try_from(self.connections.len()).unwrap_or(u32::MAX),
             rtt_micros: self.rtt().map_or(0, micros),
+            removed: self.removed,
         }
     }
 }
@@ -176,6 +196,7 @@ enum Report {
     Opened(Arc<Connection>, oneshot::Sender<Result<(), CloseCode>>),
     Changed,
     Closed(Arc<Connection>),
+    Unlinked(ClusterId),
 }
 
 /// How sessions report to the table.
@@ -201,6 +222,11 @@ impl Reporter {
     pub(crate) async fn changed(&self) {
         // A table that has ended needs no reports.
         let _ = self.0.send(Report::Changed).await;
+    }
+
+    /// A gateway of `cluster`, having proved itself, said that the link is removed.
+    pub(crate) async fn unlinked(&self, cluster: &ClusterId) {
+        let _ = self.0.send(Report::Unlinked(cluster.clone())).await;
     }
 
     /// A connection has ended.
@@ -281,9 +307,16 @@ impl Table {
                 peer: gone.link.cluster.as_str(),
             });
         }
+        self.peers.unlinked = snapshot.tombstones.clone();
         for orphan in self.peers.set_links(&snapshot.links) {
             info!(peer = %orphan.cluster, replica = %orphan.replica, "link removed; closing its connection");
-            orphan.close(CloseCode::Removed);
+            let told =
+                handshake::identity(&orphan.quic).is_ok_and(|id| self.peers.is_unlinked(&id));
+            orphan.close(if told {
+                CloseCode::Unlinked
+            } else {
+                CloseCode::Removed
+            });
         }
         self.publish();
     }
@@ -300,6 +333,12 @@ impl Table {
             }
             Report::Changed => {}
             Report::Closed(connection) => self.peers.remove(&connection),
+            Report::Unlinked(cluster) => {
+                if let Some(peer) = self.peers.by_id.get_mut(&cluster) {
+                    info!(peer = %cluster, "the peer says that it has removed the link");
+                    peer.removed = true;
+                }
+            }
         }
         self.publish();
     }
@@ -340,7 +379,14 @@ fn same_but_rtt(old: &v1::LinkHealth, new: &v1::LinkHealth) -> bool {
     let timeless = |health: &v1::LinkHealth| -> Vec<_> {
         let parts = health.peers.iter();
         parts
-            .map(|peer| (peer.cluster.clone(), peer.up, peer.connections))
+            .map(|peer| {
+                (
+                    peer.cluster.clone(),
+                    peer.up,
+                    peer.connections,
+                    peer.removed,
+                )
+            })
             .collect()
     };
     timeless(old) == timeless(new)

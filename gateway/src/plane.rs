@@ -16,6 +16,7 @@ use crate::bind::{Addresses, Sockets, Sources};
 use crate::config::Config;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Streams};
+use crate::join;
 use crate::own::Reaching;
 use crate::peers::{Peers, Table};
 use crate::places::Places;
@@ -65,6 +66,7 @@ impl Plane {
             snapshot,
             registration,
             health,
+            joins,
         } = sources;
         let (timers, limits) = (config.timers, config.limits);
         let (table, reporter) = Table::new(
@@ -108,6 +110,13 @@ impl Plane {
             links.clone(),
         ));
         let endpoint = endpoint::listen(sockets.tunnel)?;
+        let accept = join::accept::Accept::new(config.federation.address.clone(), timers.connect);
+        let dial = join::dial::Dial {
+            federation: config.federation.clone(),
+            material: material.clone(),
+            timers,
+        };
+        tasks.background("joins", dial.run(joins, stop.clone()));
         let egress = Egress::new(
             config.cluster.label(),
             config.federation.identity(),
@@ -131,7 +140,7 @@ impl Plane {
         tasks.background("own addresses", reaching);
         tasks.background("diallers", dialer::run(tunnel.clone(), stop.clone()));
         tasks.essential("egress", done(egress.run(sockets.egress, stop.clone())));
-        let serving = serve_tunnel(tunnel, ingress, endpoint, stop.clone());
+        let serving = serve_tunnel(tunnel, ingress, endpoint, accept, stop.clone());
         tasks.essential("tunnel", done(serving));
         Ok(())
     }
@@ -143,9 +152,10 @@ async fn serve_tunnel(
     tunnel: Arc<Tunnel>,
     ingress: Arc<Ingress>,
     endpoint: quinn::Endpoint,
+    joins: Arc<join::accept::Accept>,
     stop: Stop,
 ) {
-    listener::run(tunnel.clone(), endpoint.clone(), stop.clone()).await;
+    listener::run(tunnel.clone(), endpoint.clone(), joins, stop.clone()).await;
     tokio::select! {
         () = tunnel.ended() => {}
         () = stop.aborted() => {

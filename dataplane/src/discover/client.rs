@@ -75,6 +75,7 @@ pub fn client(
             hello,
             snapshots,
             metrics,
+            joins: None,
         },
         reader,
     )
@@ -89,6 +90,7 @@ pub struct DiscoveryTask {
     hello: DiscoverHello,
     snapshots: watch::Sender<Option<Arc<Snapshot>>>,
     metrics: ControlMetrics,
+    joins: Option<mpsc::Sender<v1::JoinDial>>,
 }
 
 /// What federation is told, whenever it changes.
@@ -121,6 +123,14 @@ impl DiscoveryTask {
     #[must_use]
     pub fn with_metrics(mut self, metrics: ControlMetrics) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// Hands on what federation asks to be dialled for a join (gateways). What finds the channel
+    /// full is dropped: federation asks another gateway when it hears nothing.
+    #[must_use]
+    pub fn with_joins(mut self, joins: mpsc::Sender<v1::JoinDial>) -> Self {
+        self.joins = Some(joins);
         self
     }
 
@@ -167,6 +177,7 @@ impl DiscoveryTask {
             records: Records::default(),
             revision: 0,
             complete: false,
+            joins: self.joins.clone(),
         };
         let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -308,6 +319,7 @@ struct Session {
     records: Records,
     revision: u64,
     complete: bool,
+    joins: Option<mpsc::Sender<v1::JoinDial>>,
 }
 
 impl Session {
@@ -349,6 +361,13 @@ impl Session {
             }
             Some(Response::Remove(key)) => self.records.remove(&key),
             Some(Response::Complete(_)) => self.complete = true,
+            Some(Response::Join(dial)) => {
+                let id = dial.id;
+                let taken = self.joins.as_ref().map(|joins| joins.try_send(dial));
+                if !matches!(taken, Some(Ok(()))) {
+                    warn!(id, "cannot dial for a join now");
+                }
+            }
             // A newer federation may say more than we understand.
             None => {}
         }

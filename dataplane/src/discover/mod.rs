@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub gateways: Vec<GatewayInfo>,
     /// Linked clusters (gateways).
     pub links: Vec<LinkInfo>,
+    /// Gateways of clusters that were unlinked and may not know it (gateways).
+    pub tombstones: BTreeSet<SpiffeId>,
     /// Whether linked clusters' endpoints may be used (sidecars).
     pub peers: Vec<PeerInfo>,
     /// Services that the own workload serves (sidecars).

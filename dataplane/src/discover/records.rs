@@ -14,7 +14,7 @@ use linkspan_routing::{
     AppProtocol, ClusterCapacity, ClusterId, Endpoint, FailbackConfig, Locality, Service,
     ServiceKey, ServicePort,
 };
-use linkspan_trust::{Bundle, BundleSet, TrustDomain};
+use linkspan_trust::{Bundle, BundleSet, SpiffeId, TrustDomain};
 use rustls::pki_types::CertificateDer;
 
 use super::{
@@ -58,6 +58,8 @@ enum Record {
     Peer(PeerInfo),
     Inbound(InboundService),
     Exported(ExportedService),
+    /// The gateways of a peer that was unlinked.
+    Tombstone(SpiffeId),
 }
 
 /// All records of a stream, by key.
@@ -107,6 +109,9 @@ impl Records {
                 usable: peer.usable,
                 stale: peer.stale,
             }),
+            Body::Tombstone(of) => {
+                Record::Tombstone(parse("gateway_spiffe_id", &of.gateway_spiffe_id)?)
+            }
             Body::Inbound(inbound) => Record::Inbound(self::inbound(inbound)?),
             Body::Exported(exported) => Record::Exported(ExportedService {
                 key: key(exported.key)?,
@@ -164,6 +169,7 @@ impl Records {
                 Record::Gateway(gateway) => snapshot.gateways.push(gateway),
                 Record::Link(link) => snapshot.links.push(link),
                 Record::Peer(peer) => snapshot.peers.push(peer),
+                Record::Tombstone(gateway) => drop(snapshot.tombstones.insert(gateway)),
                 Record::Inbound(inbound) => snapshot.inbound.push(inbound),
                 Record::Endpoint(..) | Record::Bundle(_) => {}
             }

@@ -9,3 +9,15 @@
 pub mod v1 {
     include!("generated/linkspan.v1.rs");
 }
+
+/// Messages that hold an invitation's secret show none of it.
+macro_rules! hidden {
+    ($($message:ident),+) => {$(
+        impl std::fmt::Debug for v1::$message {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(concat!(stringify!($message), "(hidden)"))
+            }
+        }
+    )+};
+}
+hidden!(Invitation, InviteResponse, AcceptRequest);

@@ -6,10 +6,13 @@
 //! relies on [`crate::hold::RemovalHold`] and on proxies keeping their last snapshot.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
+use linkspan_resources::ClusterLink;
+
 use crate::declared::Declared;
-use crate::model::WorkloadId;
+use crate::model::{ClusterId, WorkloadId};
 use crate::plan::Desired;
 
 /// Why there is no next snapshot.
@@ -80,4 +83,19 @@ pub enum AttestError {
 pub trait Attestor: Send + Sync + 'static {
     /// The workload that this token was given to.
     fn attest(&self, token: &str) -> impl Future<Output = Result<WorkloadId, AttestError>> + Send;
+}
+
+/// Where links are declared by us: an invitation that was accepted, a link that is removed.
+pub trait LinkHome: Send + Sync + 'static {
+    /// Declares a link as if an operator had; one of that name is replaced. Tells where.
+    fn declare<'a>(
+        &'a self,
+        link: &'a ClusterLink,
+    ) -> Pin<Box<dyn Future<Output = Result<String, SinkError>> + Send + 'a>>;
+
+    /// Removes the declaration of the link to `peer`, whoever made it; there may be none.
+    fn remove<'a>(
+        &'a self,
+        peer: &'a ClusterId,
+    ) -> Pin<Box<dyn Future<Output = Result<(), SinkError>> + Send + 'a>>;
 }

@@ -290,6 +290,7 @@ fn link_of(link: resources::ClusterLink) -> Result<Link, String> {
         imports: ImportFilter {
             patterns: spec.imports,
         },
+        pending: false,
     })
 }
 

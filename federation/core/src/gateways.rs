@@ -45,6 +45,8 @@ pub struct PeerHealth {
     pub connections: u32,
     /// Smoothed round-trip time of the best connection; zero if unknown.
     pub rtt: Duration,
+    /// The peer's gateway said that it has removed the link.
+    pub removed: bool,
 }
 
 /// Why a replica's word is refused.
@@ -93,6 +95,8 @@ pub struct LinkSummary {
     pub connections: u32,
     /// Best round-trip time; zero if unknown.
     pub rtt: Duration,
+    /// Some replica was told by the peer's gateway that it has removed the link.
+    pub removed: bool,
 }
 
 /// The registry.
@@ -212,6 +216,7 @@ impl Gateways {
             .filter_map(|gateway| gateway.health.get(peer))
         {
             summary.gateways_up += u32::from(health.up);
+            summary.removed |= health.removed;
             summary.connections = summary.connections.saturating_add(health.connections);
             if !health.rtt.is_zero() && (summary.rtt.is_zero() || health.rtt < summary.rtt) {
                 summary.rtt = health.rtt;

@@ -154,6 +154,9 @@ pub struct Link {
     pub allow_loopback: bool,
     /// What the peer may contribute.
     pub imports: ImportFilter,
+    /// Made by invitation, and no tunnel has been up yet: gateways and federations may meet, but
+    /// no data passes. Never declared; the book of links says so.
+    pub pending: bool,
 }
 
 /// What a peer may contribute.

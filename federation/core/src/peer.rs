@@ -236,11 +236,12 @@ impl Peer {
             Arc::make_mut(&mut self.records).remove(BUNDLE_KEY);
             self.announced = None;
         }
-        let only_addresses = Link {
+        let same_peer = Link {
             addresses: self.link.addresses.clone(),
+            pending: self.link.pending,
             ..(*former).clone()
         };
-        if only_addresses == *self.link {
+        if same_peer == *self.link {
             return Decision {
                 changed: true,
                 ..Decision::default()

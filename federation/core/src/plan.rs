@@ -13,7 +13,7 @@ use crate::declared::{Declared, DeclaredService};
 use crate::gateways::Gateways;
 use crate::merge::{Contribution, Merged, merge};
 use crate::model::{
-    ClusterCapacity, ClusterId, Endpoint, Export, ExportedEndpoint, FailbackConfig, Import,
+    ClusterCapacity, ClusterId, Endpoint, Export, ExportedEndpoint, FailbackConfig, Import, Link,
     Locality, OwnCluster, Service, ServiceKey, TrustDomain,
 };
 use crate::peer::{Now, PeerView};
@@ -105,7 +105,7 @@ fn merge_all(
     for export in local.values().filter_map(|local| local.export.as_ref()) {
         contribute(&known.own.cluster, export);
     }
-    for (cluster, peer) in known.peers {
+    for (cluster, peer) in active(known) {
         peer.records
             .exports()
             .for_each(|export| contribute(cluster, export));
@@ -160,10 +160,8 @@ fn shared_service(known: &Known<'_>, local: Option<&Local<'_>>, import: &Import)
     // Ids are their cluster's own: a peer that uses ours is not believed, and one that uses
     // another peer's takes nothing from it.
     let ids: BTreeSet<_> = endpoints.iter().map(|own| own.id.clone()).collect();
-    let peers = known
-        .peers
-        .values()
-        .flat_map(|peer| peer.records.endpoints(&import.service))
+    let peers = active(known)
+        .flat_map(|(_, peer)| peer.records.endpoints(&import.service))
         .filter(|of| !ids.contains(&of.endpoint.id));
     endpoints.extend(peers.map(|of| Arc::clone(&of.endpoint)));
     let clusters = import
@@ -213,10 +211,8 @@ fn plan_inbound(
     known: &Known<'_>,
     selection: &Selection<'_>,
 ) -> BTreeMap<String, Vec<InboundService>> {
-    let peers: BTreeSet<_> = known
-        .peers
-        .values()
-        .map(|peer| peer.link.trust_domain.clone())
+    let peers: BTreeSet<_> = active(known)
+        .map(|(_, peer)| peer.link.trust_domain.clone())
         .collect();
     // Also those that serve nothing: they are told so.
     let mut inbound: BTreeMap<String, Vec<InboundService>> = known
@@ -280,7 +276,7 @@ fn plan_exported(
                     .iter()
                     .map(|port| port.service_port.port)
                     .collect(),
-                peers: known.peers.keys().cloned().collect(),
+                peers: active(known).map(|(cluster, _)| cluster.clone()).collect(),
                 endpoints: local
                     .endpoints
                     .iter()
@@ -320,12 +316,26 @@ fn plan_outgoing(
                 .insert((key.clone(), endpoint.id.clone()), told);
         }
     }
+    let nothing = Arc::new(Outgoing {
+        gateways: outgoing.gateways.clone(),
+        ..Outgoing::default()
+    });
     let outgoing = Arc::new(outgoing);
+    let told = |link: &Link| match link.pending {
+        true => Arc::clone(&nothing),
+        false => Arc::clone(&outgoing),
+    };
     known
         .peers
-        .keys()
-        .map(|cluster| (cluster.clone(), Arc::clone(&outgoing)))
+        .iter()
+        .map(|(cluster, peer)| (cluster.clone(), told(&peer.link)))
         .collect()
+}
+
+/// The peers with whom data may be exchanged.
+fn active<'a>(known: &Known<'a>) -> impl Iterator<Item = (&'a ClusterId, &'a PeerView)> {
+    let peers = known.peers.iter();
+    peers.filter(|(_, peer)| !peer.link.pending)
 }
 
 fn plan_links(peers: &PeersView) -> BTreeMap<ClusterId, PlannedLink> {
@@ -347,7 +357,8 @@ fn plan_link(peer: &PeerView) -> PlannedLink {
         link: Arc::clone(&peer.link),
         addresses,
         bundle: peer.bundle().clone(),
-        usable: peer.usable,
+        usable: peer.usable && !peer.link.pending,
+        up: peer.usable,
         stale: peer.stale,
     }
 }

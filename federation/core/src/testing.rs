@@ -89,6 +89,7 @@ pub fn link(cluster: &str) -> Link {
         trust_domain,
         allow_loopback: false,
         imports: ImportFilter::default(),
+        pending: false,
     }
 }
 

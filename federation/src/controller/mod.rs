@@ -35,7 +35,7 @@ use pace::Pace;
 
 pub(crate) use input::{INPUTS, Input, Member};
 pub(crate) use state::{Foundation, State};
-pub(crate) use world::World;
+pub(crate) use world::{Buried, LiveGateway, World};
 
 /// A test that follows the worlds.
 #[cfg(test)]
@@ -60,6 +60,7 @@ pub(crate) async fn run<S: Source>(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut batch = Vec::with_capacity(BATCH);
     let mut pace = Pace::new(Timer::now());
+    let mut book = state.book();
     loop {
         tokio::select! {
             () = stop.draining() => {
@@ -77,6 +78,7 @@ pub(crate) async fn run<S: Source>(
                     state.handle(input, now());
                 }
             }
+            Ok(()) = book.changed() => state.consult_book(now()),
             _ = tick.tick() => state.tick(now()),
             () = sleep_until(pace.due()), if state.wants_plan() => {}
         }

@@ -9,6 +9,7 @@ use linkspan_core::{
     declared::Declared,
     gateways::Gateways,
     hold::{LINK_GRACE, RemovalHold},
+    join::LinkBook,
     peer::{Decision, Event, Hangup, Now, PeerSettings, PeerState},
     peers::{Decisions, Peers, PeersView},
     plan::{Known, listed, plan},
@@ -23,7 +24,7 @@ use tonic::Status;
 use super::{
     input::{Input, Member},
     links::Links,
-    world::{World, bundles, live_gateways},
+    world::{World, bundles, buried, live_gateways},
 };
 use crate::{
     state::roots::Kept,
@@ -50,6 +51,8 @@ pub(crate) struct Foundation {
     pub(crate) context: Context,
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: FederationMetrics,
+    /// Which links are pending, and which were removed.
+    pub(crate) book: watch::Receiver<Arc<LinkBook>>,
     /// Where the registrations that count go, to be kept on disk.
     pub(crate) persist: watch::Sender<Arc<Vec<Registration>>>,
     /// Where announced roots go, likewise.
@@ -64,6 +67,9 @@ pub(crate) struct State {
     own_bundle: Bundle,
     failback: FailbackConfig,
     restarted: bool,
+    /// As declared; which links are pending is not known there.
+    source: Option<Arc<Declared>>,
+    pub(super) book: watch::Receiver<Arc<LinkBook>>,
     pub(super) declared: Option<Arc<Declared>>,
     pub(super) workloads: Workloads,
     pub(super) gateways: Gateways,
@@ -97,6 +103,8 @@ impl State {
             own_bundle: f.own_bundle,
             failback: f.failback,
             restarted: f.restarted,
+            source: None,
+            book: f.book,
             declared: None,
             workloads,
             gateways: Gateways::new(),
@@ -118,6 +126,8 @@ impl State {
 
     /// Takes in what is declared now.
     pub(super) fn declare(&mut self, declared: Arc<Declared>, now: Now) {
+        self.source = Some(Arc::clone(&declared));
+        let declared = self.with_pending(declared);
         self.hold.get_or_insert_with(|| match self.restarted {
             true => RemovalHold::new(declared.links.keys().cloned(), LINK_GRACE, now.instant),
             false => RemovalHold::released(),
@@ -129,6 +139,35 @@ impl State {
         // A new link may be up already.
         self.observe_tunnels(now);
         self.dirty = true;
+    }
+
+    /// The book of links, to follow.
+    pub(super) fn book(&self) -> watch::Receiver<Arc<LinkBook>> {
+        self.book.clone()
+    }
+
+    /// Takes in what the book of links says now.
+    pub(super) fn consult_book(&mut self, now: Now) {
+        if let Some(declared) = self.source.clone() {
+            self.declare(declared, now);
+        }
+    }
+
+    /// With the links marked that no tunnel has proved yet.
+    fn with_pending(&mut self, declared: Arc<Declared>) -> Arc<Declared> {
+        let book = Arc::clone(&self.book.borrow_and_update());
+        let pending = |link: &linkspan_core::Link| {
+            let joined = book.joined(&link.cluster, &link.trust_domain);
+            joined.is_some_and(|joined| joined.pending_until().is_some())
+        };
+        if !declared.links.values().any(pending) {
+            return declared;
+        }
+        let mut marked = Declared::clone(&declared);
+        for link in marked.links.values_mut() {
+            link.pending = pending(link);
+        }
+        Arc::new(marked)
     }
 
     fn forget_unlinked(&self, declared: &Declared) {
@@ -298,6 +337,12 @@ impl State {
         self.measure(&peers, desired.problems.len());
         let own_settled = self.workloads.settled();
         let bundles = bundles(&self.own.trust_domain, &self.own_bundle, &desired);
+        let buried = buried(&self.book.borrow(), &declared);
+        let links = declared.links.keys();
+        let removed = links
+            .filter(|cluster| self.gateways.summary(cluster).removed)
+            .cloned()
+            .collect();
         World {
             generation: 0,
             settled: self.settled(own_settled, &peers, now),
@@ -307,6 +352,9 @@ impl State {
             gateways: live_gateways(&self.gateways),
             own_bundle: Some(self.own_bundle.clone()),
             bundles,
+            own_addresses: self.gateways.tunnel_addresses(),
+            buried,
+            removed,
         }
     }
 

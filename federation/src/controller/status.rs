@@ -1,19 +1,26 @@
 //! How things are, for the operator.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use linkspan_api::v1;
 use linkspan_core::{
-    ClusterId, Condition, Service, ServiceKey,
+    ClusterId, Condition, Service, ServiceKey, TrustDomain,
     declared::Declared,
     gateways::Gateway,
+    join::{InvitationId, Invited, Joined, Tombstone},
     peer::{Now, PeerState, PeerView},
     workloads::Workload,
 };
 
+use linkspan_resources::ImportPattern;
+
 use super::state::State;
 use crate::{
     convert::{wire_address, wire_key},
+    join::unix,
     version::VERSION,
 };
 
@@ -23,6 +30,7 @@ impl State {
         let empty = Declared::default();
         let declared = self.declared.as_deref().unwrap_or(&empty);
         let peers = self.peers.view(now);
+        let book = Arc::clone(&self.book.borrow());
         let uptime = now.instant.saturating_duration_since(self.started.instant);
         v1::StatusResponse {
             cluster: self.own.cluster.to_string(),
@@ -43,6 +51,12 @@ impl State {
                 .collect(),
             workloads: self.workloads.iter().map(workload).collect(),
             problems: declared.problems.clone(),
+            tombstones: book.tombstones().map(tombstone).collect(),
+            invitations: book
+                .invitations()
+                .filter(|(_, invited)| invited.is_open() && invited.expires() > now.wall)
+                .map(invitation)
+                .collect(),
         }
     }
 
@@ -55,11 +69,15 @@ impl State {
         {
             problems.push(trouble.to_owned());
         }
+        let book = Arc::clone(&self.book.borrow());
+        let joined = book.joined(cluster, &peer.link.trust_domain);
+        let until = joined.and_then(Joined::pending_until);
+        let planned = self.last.desired.links.get(cluster);
         v1::LinkStatus {
             cluster: cluster.to_string(),
             trust_domain: peer.link.trust_domain.to_string(),
             state: peer.state.to_string(),
-            usable: peer.usable,
+            usable: peer.usable && !peer.link.pending,
             gateways_up: tunnel.gateways_up,
             connections: tunnel.connections,
             rtt_micros: u64::try_from(tunnel.rtt.as_micros()).unwrap_or(u64::MAX),
@@ -69,6 +87,15 @@ impl State {
                 .record_age
                 .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             problems,
+            pending: peer.link.pending,
+            pending_until_unix: until.map_or(0, unix),
+            since_unix: joined.map_or(0, |joined| unix(joined.since())),
+            addresses: planned
+                .map_or(&peer.link.addresses, |planned| &planned.addresses)
+                .iter()
+                .map(wire_address)
+                .collect(),
+            imports: imports(peer),
         }
     }
 
@@ -94,6 +121,30 @@ impl State {
                 .unwrap_or_default(),
         };
         keys.into_iter().map(one).collect()
+    }
+}
+
+fn imports(peer: &PeerView) -> Vec<String> {
+    let default = [ImportPattern::default()];
+    let patterns = peer.link.imports.patterns.as_deref().unwrap_or(&default);
+    let text = |of: &ImportPattern| format!("{}/{}", of.namespace, of.name);
+    patterns.iter().map(text).collect()
+}
+
+fn tombstone((domain, of): (&TrustDomain, &Tombstone)) -> v1::TombstoneStatus {
+    v1::TombstoneStatus {
+        cluster: of.cluster.to_string(),
+        trust_domain: domain.to_string(),
+        until_unix: unix(of.until()),
+    }
+}
+
+fn invitation((id, of): (&InvitationId, &Invited)) -> v1::InvitationStatus {
+    let peer = of.offer().peer.as_ref();
+    v1::InvitationStatus {
+        id: id.to_string(),
+        peer: peer.map(ToString::to_string).unwrap_or_default(),
+        expires_unix: unix(of.expires()),
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
-use linkspan_core::{ClusterId, SpiffeId, declared::Declared, gateways::Gateways, plan::Desired};
+use linkspan_core::{
+    Address, ClusterId, SpiffeId, declared::Declared, gateways::Gateways, join::LinkBook,
+    plan::Desired,
+};
 use linkspan_trust::{Bundle, BundleSet, TrustDomain};
 
 use crate::{
@@ -28,6 +31,39 @@ pub(crate) struct World {
     pub(crate) own_bundle: Option<Bundle>,
     /// All roots in force, by trust domain: our own and each link's.
     pub(crate) bundles: BundleSet,
+    /// Where peers can dial our gateways.
+    pub(crate) own_addresses: Vec<Address>,
+    /// Peers that are to be told, if they return, that they were unlinked.
+    pub(crate) buried: Vec<Buried>,
+    /// Peers that told our gateways that they have removed the link.
+    pub(crate) removed: BTreeSet<ClusterId>,
+}
+
+/// A peer that was unlinked without its knowledge.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Buried {
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) gateway: SpiffeId,
+    pub(crate) roots: Bundle,
+}
+
+/// The tombstones in force: a domain that is linked again has none.
+pub(super) fn buried(book: &LinkBook, declared: &Declared) -> Vec<Buried> {
+    let linked = |domain: &TrustDomain| {
+        let mut links = declared.links.values();
+        links.any(|link| link.trust_domain == *domain)
+    };
+    book.tombstones()
+        .filter(|(domain, _)| !linked(domain))
+        .filter_map(|(domain, of)| {
+            Some(Buried {
+                trust_domain: domain.clone(),
+                gateway: of.gateway_id.clone(),
+                // Written by us from a bundle that was good.
+                roots: Bundle::from_pem(0, of.roots.as_bytes()).ok()?,
+            })
+        })
+        .collect()
 }
 
 /// A gateway replica that counts.

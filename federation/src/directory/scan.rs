@@ -163,7 +163,7 @@ impl Scanner {
 }
 
 /// `*.yaml` and `*.yml`, except hidden files: editors and atomic writers leave those.
-fn resource_files(directory: &Path) -> io::Result<BTreeSet<PathBuf>> {
+pub(super) fn resource_files(directory: &Path) -> io::Result<BTreeSet<PathBuf>> {
     let mut paths = BTreeSet::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();

@@ -114,6 +114,7 @@ pub(crate) fn health(said: v1::LinkHealth) -> BTreeMap<ClusterId, PeerHealth> {
             up: peer.up,
             connections: peer.connections,
             rtt: Duration::from_micros(peer.rtt_micros),
+            removed: peer.removed,
         };
         peer.cluster.parse().ok().map(|cluster| (cluster, health))
     };

@@ -34,6 +34,7 @@ use self::session::Session;
 use crate::{
     controller::{Input, World},
     identity::{Issuer, Standing},
+    join::Dials,
     listener::Caller,
 };
 
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     /// Silence after which a stream is given up; also the time for its first messages.
     pub(crate) silence: Duration,
     pub(crate) metrics: FederationMetrics,
+    /// What gateways are to dial for joins.
+    pub(crate) dials: Arc<Dials>,
     pub(crate) stop: Stop,
 }
 

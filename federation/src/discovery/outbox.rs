@@ -14,6 +14,9 @@ use prost::Message as _;
 /// Marks kept for acknowledgements to come; a proxy further behind skips some.
 const MAX_MARKS: usize = 64;
 
+/// Joins that wait for a proxy to read: an operator asks for one at a time.
+const MAX_JOINS: usize = 4;
+
 /// Whether records may leave a proxy's set now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Removals {
@@ -35,6 +38,8 @@ pub(crate) struct Outbox {
     /// Key → hash of the record's bytes, as sent.
     sent: HashMap<String, u64>,
     pending: VecDeque<Change>,
+    /// Joins to dial; they go before all records and belong to no generation.
+    joins: VecDeque<v1::JoinDial>,
     revision: u64,
     completed: bool,
     /// The generation that `pending` leads to.
@@ -51,6 +56,7 @@ impl Outbox {
             hasher: RandomState::new(),
             sent: HashMap::new(),
             pending: VecDeque::new(),
+            joins: VecDeque::new(),
             revision: 0,
             completed: false,
             generation: 0,
@@ -101,11 +107,27 @@ impl Outbox {
 
     /// Whether [`Self::next`] has something.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.pending.is_empty()
+        !self.pending.is_empty() || !self.joins.is_empty()
+    }
+
+    /// Has a peer dialled; of more than a few that wait the oldest is forgotten.
+    pub(crate) fn join(&mut self, dial: v1::JoinDial) {
+        if self.joins.len() == MAX_JOINS {
+            self.joins.pop_front();
+        }
+        self.joins.push_back(dial);
     }
 
     /// The next response; it counts as sent.
     pub(crate) fn next(&mut self) -> Option<v1::DiscoverResponse> {
+        if let Some(dial) = self.joins.pop_front() {
+            self.revision += 1;
+            self.mark_if_idle();
+            return Some(v1::DiscoverResponse {
+                revision: self.revision,
+                message: Some(Message::Join(dial)),
+            });
+        }
         let message = match self.pending.pop_front()? {
             Change::Upsert(record) => {
                 self.sent.insert(record.key.clone(), self.hash(&record));
@@ -187,9 +209,31 @@ mod tests {
                 Some(Message::Upsert(record)) => format!("{} +{}", response.revision, record.key),
                 Some(Message::Remove(key)) => format!("{} -{key}", response.revision),
                 Some(Message::Complete(_)) => format!("{} complete", response.revision),
+                Some(Message::Join(dial)) => format!("{} join {}", response.revision, dial.id),
                 None => "nothing".into(),
             })
             .collect()
+    }
+
+    #[test]
+    fn joins_go_first_are_bounded_and_belong_to_no_generation() {
+        let mut outbox = Outbox::new();
+        outbox.aim(vec![peer("a", true)], 1, Removals::Apply);
+        for id in 1..=MAX_JOINS as u64 + 1 {
+            outbox.join(v1::JoinDial {
+                id,
+                ..Default::default()
+            });
+        }
+        let sent = drain(&mut outbox);
+        assert_eq!(sent[..2], ["1 join 2", "2 join 3"]);
+        assert_eq!(sent[4..], ["5 +peer/a", "6 complete"]);
+        outbox.acknowledge(6);
+        assert_eq!(outbox.applied_generation(), Some(1));
+        outbox.join(v1::JoinDial::default());
+        assert_eq!(drain(&mut outbox), ["7 join 0"]);
+        outbox.acknowledge(7);
+        assert_eq!(outbox.applied_generation(), Some(1));
     }
 
     #[test]

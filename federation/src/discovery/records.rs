@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use linkspan_api::v1::{self, discover_record::Body};
 use linkspan_core::{
-    ClusterCapacity, ClusterId, Endpoint, Service, ServiceKey,
+    Bundle, ClusterCapacity, ClusterId, Endpoint, Service, ServiceKey, TrustDomain,
     plan::{ExportedService, InboundPort, InboundService, PlannedLink},
 };
 
 use crate::{
-    controller::World,
+    controller::{Buried, World},
     convert::{wire_address, wire_capacity, wire_key, wire_locality, wire_port, wire_protocol},
     identity::trust_bundle,
 };
@@ -21,15 +21,19 @@ pub(super) fn sidecar(
     uid: &str,
     subscription: &BTreeSet<ServiceKey>,
 ) -> Vec<v1::DiscoverRecord> {
-    let mut records = bundles(world);
+    // Roots that no tunnel has proved yet are not for workloads.
+    let pending = |domain: &TrustDomain| {
+        let mut links = world.desired.links.values();
+        links.any(|link| link.link.pending && link.link.trust_domain == *domain)
+    };
+    let mut records: Vec<_> = bundles(world, |domain| !pending(domain)).collect();
     records.extend(gateways(world));
-    records.extend(
-        world
-            .desired
-            .links
-            .iter()
-            .map(|(cluster, link)| peer(cluster, link)),
-    );
+    let active = world
+        .desired
+        .links
+        .iter()
+        .filter(|(_, link)| !link.link.pending);
+    records.extend(active.map(|(cluster, link)| peer(cluster, link)));
     records.extend(
         world
             .desired
@@ -48,9 +52,10 @@ pub(super) fn sidecar(
     records
 }
 
-/// What a gateway is told: roots, its siblings, links, and what peers may reach.
+/// What a gateway is told: roots, its siblings, links, whom to send away, and what peers may reach.
 pub(super) fn gateway(world: &World) -> Vec<v1::DiscoverRecord> {
-    let mut records = bundles(world);
+    let mut records: Vec<_> = bundles(world, |_| true).collect();
+    records.extend(world.buried.iter().flat_map(tombstone));
     records.extend(gateways(world));
     records.extend(
         world
@@ -73,14 +78,36 @@ fn record(key: String, body: Body) -> v1::DiscoverRecord {
     }
 }
 
-fn bundles(world: &World) -> Vec<v1::DiscoverRecord> {
-    let one = |(domain, bundle)| {
-        record(
-            format!("bundle/{domain}"),
-            Body::Bundle(trust_bundle(domain, bundle)),
-        )
+fn bundles(
+    world: &World,
+    wanted: impl Fn(&TrustDomain) -> bool,
+) -> impl Iterator<Item = v1::DiscoverRecord> {
+    let all = world
+        .bundles
+        .iter()
+        .filter(move |(domain, _)| wanted(domain));
+    all.map(|(domain, roots)| bundle(domain, roots))
+}
+
+fn bundle(domain: &TrustDomain, roots: &Bundle) -> v1::DiscoverRecord {
+    record(
+        format!("bundle/{domain}"),
+        Body::Bundle(trust_bundle(domain, roots)),
+    )
+}
+
+/// The roots let a peer that was unlinked prove that it is the one to be told.
+fn tombstone(of: &Buried) -> [v1::DiscoverRecord; 2] {
+    let body = v1::Tombstone {
+        gateway_spiffe_id: of.gateway.to_string(),
     };
-    world.bundles.iter().map(one).collect()
+    [
+        bundle(&of.trust_domain, &of.roots),
+        record(
+            format!("tombstone/{}", of.trust_domain),
+            Body::Tombstone(body),
+        ),
+    ]
 }
 
 /// Replicas that are not ready are left out; draining ones are told as such.

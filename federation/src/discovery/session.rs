@@ -7,6 +7,7 @@ use linkspan_core::{ServiceKey, Session as Number, SpiffeId};
 use prometheus::IntGauge;
 use tokio::{
     sync::{
+        broadcast::error::RecvError,
         mpsc::{self, error::SendError},
         oneshot, watch,
     },
@@ -18,6 +19,7 @@ use super::{Removals, Shared, applied::AppliedGuard, incoming, outbox::Outbox, r
 use crate::{
     controller::{Input, Member, World},
     identity::Standing,
+    join::Order,
 };
 
 type Responses = mpsc::Sender<Result<v1::DiscoverResponse, Status>>;
@@ -193,6 +195,7 @@ impl Open<'_> {
         let mut revocations = self.session.standing.revocations();
         // One that came since the stream began counts, too.
         self.session.standing.check()?;
+        let mut orders = shared.dials.orders();
         self.aim(&mut worlds);
         loop {
             tokio::select! {
@@ -214,6 +217,7 @@ impl Open<'_> {
                     changed.map_err(|_| stopping())?;
                     self.aim(&mut worlds);
                 }
+                order = orders.recv() => self.order(order),
                 // Cancel-safe: a record leaves the outbox only with the permit in hand.
                 permit = self.session.responses.reserve(), if self.outbox.is_waiting() => {
                     let permit = permit.map_err(|_: SendError<()>| stopping())?;
@@ -287,6 +291,15 @@ impl Open<'_> {
             Removals::Hold
         };
         self.outbox.aim(records, world.generation, removals);
+    }
+
+    /// A session that was too slow misses orders; whoever gave them asks another gateway.
+    fn order(&mut self, order: Result<Arc<Order>, RecvError>) {
+        if let (Ok(order), Role::Gateway { replica, .. }) = (order, &self.role)
+            && order.replica == *replica
+        {
+            self.outbox.join(order.dial.clone());
+        }
     }
 
     fn note_applied(&self) {

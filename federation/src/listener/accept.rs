@@ -4,18 +4,22 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use linkspan_runtime::stop::Stop;
 use linkspan_trust::{SpiffeId, TrustDomain, spiffe_id_of};
+use rustls::server::{Acceptor, ClientHello};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 
-use crate::{identity::issued::Leaf, sync::Subscribers};
-
-use super::{Caller, Connection, Permits, shares::Shares};
+use super::{Caller, Connection, Permits, PortConfigs, shares::Shares};
+use crate::{
+    identity::issued::Leaf,
+    join::{self, Inbound},
+    sync::Subscribers,
+};
 
 /// Connections of one federation: every proxy of a large cluster has one, with room for renewals.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -35,20 +39,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The stream of connections that the gRPC server serves.
 pub(crate) type Incoming = ReceiverStream<io::Result<Connection>>;
 /// The TLS configuration for the next handshake.
-pub(crate) type Configs = watch::Receiver<Option<Arc<rustls::ServerConfig>>>;
+pub(crate) type Configs = watch::Receiver<Option<Arc<PortConfigs>>>;
 
 /// Accepts until `stop` drains, for the federation of `own`. The future owns all handshakes and ends after them.
+///
+/// Connections that are no gRPC go to `joins`; of those that find it full there are too many.
 pub(crate) fn accept(
     listener: TcpListener,
     own: TrustDomain,
     configs: Configs,
     subscribers: Subscribers,
+    joins: mpsc::Sender<Inbound>,
     stop: Stop,
 ) -> (impl Future<Output = ()> + Send, Incoming) {
     let (sender, receiver) = mpsc::channel(ACCEPTED);
     let accepting = Accepting {
         configs,
         sender,
+        joins,
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
         anonymous: Arc::new(Semaphore::new(MAX_ANONYMOUS)),
@@ -62,6 +70,7 @@ pub(crate) fn accept(
 struct Accepting {
     configs: Configs,
     sender: mpsc::Sender<io::Result<Connection>>,
+    joins: mpsc::Sender<Inbound>,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     anonymous: Arc<Semaphore>,
@@ -128,17 +137,28 @@ impl Accepting {
         };
         let (sender, anonymous) = (self.sender.clone(), Arc::clone(&self.anonymous));
         let (shares, subscribers) = (self.shares.clone(), self.subscribers.clone());
+        let joins = self.joins.clone();
         self.tasks.spawn(async move {
-            let result = shake_hands(stream, config).await;
+            let result = shake_hands(stream, &config).await;
             drop(handshake);
-            let connection = result.and_then(|(stream, identity, leaf)| {
-                let caller = Caller {
-                    identity,
-                    leaf,
-                    remote,
-                };
-                admitted(stream, caller, permit, anonymous, &shares, &subscribers)
-            });
+            let connection = match result {
+                Ok((Purpose::Grpc, stream)) => identity_of(&stream).and_then(|(identity, leaf)| {
+                    let caller = Caller {
+                        identity,
+                        leaf,
+                        remote,
+                    };
+                    admitted(stream, caller, permit, anonymous, &shares, &subscribers)
+                }),
+                // Bounded by the channel and by what serves them.
+                Ok((Purpose::Join, stream)) => {
+                    return drop(joins.try_send(Inbound::Peer(stream, remote)));
+                }
+                Ok((Purpose::Back, stream)) => {
+                    return drop(joins.try_send(Inbound::Gateway(stream)));
+                }
+                Err(error) => Err(error),
+            };
             match connection {
                 // Without a receiver the server has stopped; the connection just closes.
                 Ok(connection) => drop(sender.send(Ok(connection)).await),
@@ -183,19 +203,51 @@ fn admitted(
     })
 }
 
+/// What a caller came for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Grpc,
+    Join,
+    Back,
+}
+
+impl Purpose {
+    /// By the first protocol that the caller offers.
+    fn of(hello: &ClientHello<'_>) -> Self {
+        match hello.alpn().and_then(|mut offered| offered.next()) {
+            Some(join::ALPN) => Self::Join,
+            Some(join::BACK_ALPN) => Self::Back,
+            _ => Self::Grpc,
+        }
+    }
+}
+
 async fn shake_hands(
     stream: TcpStream,
-    config: Arc<rustls::ServerConfig>,
-) -> io::Result<(TlsStream<TcpStream>, Option<SpiffeId>, Option<Leaf>)> {
+    configs: &PortConfigs,
+) -> io::Result<(Purpose, TlsStream<TcpStream>)> {
     stream.set_nodelay(true)?;
-    let stream = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream))
+    let shaking = async {
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let purpose = Purpose::of(&hello.client_hello());
+        let config = match purpose {
+            Purpose::Grpc => &configs.grpc,
+            Purpose::Join => &configs.join,
+            Purpose::Back => &configs.back,
+        };
+        Ok((purpose, hello.into_stream(Arc::clone(config)).await?))
+    };
+    timeout(HANDSHAKE_TIMEOUT, shaking)
         .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+fn identity_of(stream: &TlsStream<TcpStream>) -> io::Result<(Option<SpiffeId>, Option<Leaf>)> {
     let chain = stream.get_ref().1.peer_certificates();
     let identity = chain
         .map(spiffe_id_of)
         .transpose()
         .map_err(io::Error::other)?;
     let leaf = chain.and_then(<[_]>::first).map(|leaf| Leaf::of(leaf));
-    Ok((stream, identity, leaf))
+    Ok((identity, leaf))
 }

@@ -28,7 +28,7 @@ use tonic::{Request, Status, transport::server::Connected};
 use self::shares::Share;
 
 pub(crate) use accept::accept;
-pub(crate) use tls::follow_links;
+pub(crate) use tls::{PortConfigs, follow_links};
 
 use crate::{identity::issued::Leaf, sync::Metering};
 

@@ -1,5 +1,6 @@
 //! The operator API: what the command line asks, over a unix socket in the state directory.
 
+mod links;
 pub(crate) mod socket;
 
 use std::{
@@ -18,10 +19,12 @@ use crate::{
     controller::{Input, World},
     directory::{existing_export, write_export},
     identity::{Issuer, may_be_issued, tokens},
+    join::Linker,
 };
 
 /// The gRPC face of the operator API.
 pub(crate) struct OperatorService {
+    pub(crate) linker: Arc<Linker>,
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) inputs: mpsc::Sender<Input>,
     pub(crate) worlds: watch::Receiver<Arc<World>>,
@@ -152,6 +155,33 @@ impl v1::operator_server::Operator for OperatorService {
             gateway_spiffe_id: SpiffeId::gateway(domain).to_string(),
             pem: self.issuer.authority.bundle().to_pem(),
         }))
+    }
+
+    async fn invite(
+        &self,
+        request: Request<v1::InviteRequest>,
+    ) -> Result<Response<v1::InviteResponse>, Status> {
+        links::invite(&self.linker, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn accept(
+        &self,
+        request: Request<v1::AcceptRequest>,
+    ) -> Result<Response<v1::AcceptResponse>, Status> {
+        links::accept(&self.linker, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn remove_link(
+        &self,
+        request: Request<v1::RemoveLinkRequest>,
+    ) -> Result<Response<v1::RemoveLinkResponse>, Status> {
+        links::remove(&self.linker, request.into_inner())
+            .await
+            .map(Response::new)
     }
 }
 

@@ -8,6 +8,7 @@
 //!   epoch                the epoch of the last start
 //!   tokens.json          hashes of join tokens, with identity and expiry
 //!   issued               for which token each certificate was issued
+//!   links.json           invitations (public halves), links that came of them, tombstones
 //!   registrations.json   the workloads last registered
 //!   uids.json            whose each workload uid is
 //!   roots.json           the roots that peers announced
@@ -143,6 +144,10 @@ impl StateDir {
 
     pub(crate) fn tokens(&self) -> PathBuf {
         self.root.join("tokens.json")
+    }
+
+    pub(crate) fn links(&self) -> PathBuf {
+        self.root.join("links.json")
     }
 
     pub(crate) fn registrations(&self) -> PathBuf {

@@ -238,7 +238,8 @@ impl Subscriber {
         let (requests, receiver) = mpsc::channel(REQUESTS);
         // Room for it: the channel is new.
         let _ = requests.try_send(request(sync_request::Message::Start(start)));
-        let mut client = SyncClient::new(channel(io).await?).max_decoding_message_size(MAX_MESSAGE);
+        let mut client = SyncClient::new(channel(io).await.map_err(StreamEnd::Dial)?)
+            .max_decoding_message_size(MAX_MESSAGE);
         let opened = timeout(
             OPEN_TIMEOUT,
             client.subscribe(ReceiverStream::new(receiver)),
@@ -447,7 +448,7 @@ pub(super) fn now_unix_millis() -> i64 {
 }
 
 /// A gRPC channel over one connection, which is there already; it is never dialled again.
-async fn channel(io: impl Io + 'static) -> Result<Channel, StreamEnd> {
+pub(crate) async fn channel(io: impl Io + 'static) -> io::Result<Channel> {
     let mut io = Some(TokioIo::new(io));
     let connector = service_fn(move |_| {
         let taken = io
@@ -460,7 +461,7 @@ async fn channel(io: impl Io + 'static) -> Result<Channel, StreamEnd> {
         .keep_alive_timeout(Duration::from_secs(5))
         .connect_with_connector(connector)
         .await
-        .map_err(|error| StreamEnd::Dial(io::Error::other(error)))
+        .map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ mod records;
 mod server;
 mod subscribers;
 
-pub(crate) use client::{Context, Heard, Order, keep_subscribed};
+pub(crate) use client::{Context, Heard, Order, channel, keep_subscribed};
 pub(crate) use dial::{Destination, Dial, GatewayPath, GatewayPaths, ViaGateways};
 #[cfg(test)]
 pub(crate) use dial::{Io, peer_config, server_name};

@@ -28,7 +28,9 @@ use super::{
     records,
     subscribers::{Subscriber, Subscribers},
 };
-use crate::{controller::World, discovery::Removals, listener::Caller, version::VERSION};
+use crate::{
+    controller::World, discovery::Removals, join::Linker, listener::Caller, version::VERSION,
+};
 
 /// Responses between a subscription and its connection; the rest waits in the outbox.
 const RESPONSES: usize = 16;
@@ -49,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) silence: Duration,
     pub(crate) clock_skew: Duration,
     pub(crate) metrics: FederationMetrics,
+    pub(crate) linker: Arc<Linker>,
     pub(crate) stop: Stop,
 }
 
@@ -100,6 +103,20 @@ impl v1::sync_server::Sync for SyncService {
         };
         self.tasks.spawn(subscription.run(requests));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    /// The link is the caller's as much as ours: who it is, is all that counts.
+    async fn unlink(
+        &self,
+        request: Request<v1::UnlinkRequest>,
+    ) -> Result<Response<v1::UnlinkResponse>, Status> {
+        let identity = Caller::of(&request)?.authenticated()?.clone();
+        let peer =
+            linked(&self.shared.worlds.borrow(), &identity).ok_or_else(|| not_linked(&identity))?;
+        tracing::info!(%peer, "the peer removes the link");
+        let unlinked = self.shared.linker.unlink(&peer, None).await;
+        unlinked.map_err(|refusal| Status::internal(refusal.message))?;
+        Ok(Response::new(v1::UnlinkResponse {}))
     }
 }
 

@@ -3,6 +3,7 @@
 mod directory;
 mod discovery;
 mod identity;
+mod join;
 mod operator;
 mod path;
 mod proxy;

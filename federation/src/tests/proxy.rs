@@ -19,6 +19,8 @@ pub(super) struct Proxy {
     pub(super) records: BTreeMap<String, Body>,
     revision: u64,
     pub(super) complete: bool,
+    /// What it was asked to dial.
+    pub(super) joins: Vec<v1::JoinDial>,
 }
 
 impl Proxy {
@@ -46,6 +48,7 @@ impl Proxy {
             records: BTreeMap::new(),
             revision: 0,
             complete: false,
+            joins: Vec::new(),
         })
     }
 
@@ -97,6 +100,11 @@ impl Proxy {
             Some(Told::Complete(_)) => {
                 self.complete = true;
                 "complete".into()
+            }
+            Some(Told::Join(dial)) => {
+                let id = dial.id;
+                self.joins.push(dial);
+                format!("join {id}")
             }
             None => "nothing".into(),
         })
@@ -211,6 +219,7 @@ pub(super) fn health(peer: &str, up: bool) -> Said {
         up,
         connections: 1,
         rtt_micros: 100,
+        removed: false,
     };
     Said::LinkHealth(v1::LinkHealth { peers: vec![peer] })
 }

@@ -27,11 +27,13 @@ pub enum CloseCode {
     Drained = 8,
     /// More connections than one link may have.
     Limit = 9,
+    /// The link was removed on purpose while the peer was away; it is to clean up, too.
+    Unlinked = 10,
 }
 
 impl CloseCode {
     /// Every code, for documents and look-ups.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Gone,
         Self::Protocol,
         Self::NoCertificate,
@@ -42,6 +44,7 @@ impl CloseCode {
         Self::Surplus,
         Self::Drained,
         Self::Limit,
+        Self::Unlinked,
     ];
 
     /// The code on the wire.
@@ -64,6 +67,7 @@ impl CloseCode {
             Self::Surplus => "surplus",
             Self::Drained => "drained",
             Self::Limit => "limit",
+            Self::Unlinked => "unlinked",
         }
     }
 
@@ -71,6 +75,14 @@ impl CloseCode {
     #[must_use]
     pub fn from_wire(code: VarInt) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.wire() == code)
+    }
+}
+
+/// The code with which the other side closed, if it did.
+pub(crate) fn code_of(error: &quinn::ConnectionError) -> Option<CloseCode> {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) => CloseCode::from_wire(close.error_code),
+        _ => None,
     }
 }
 

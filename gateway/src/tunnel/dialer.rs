@@ -215,7 +215,16 @@ async fn dial(
     let quic = shake_hands(tunnel, &endpoint, link, address).await?;
     let (own, limit) = (tunnel.own(), tunnel.timers().hello);
     let greeted = handshake::dial(&quic, own, &link.cluster, purpose, limit).await;
-    let (hello, control) = greeted.inspect_err(|refused| close::close(&quic, refused.code()))?;
+    let (hello, control) = match greeted {
+        Ok(greeted) => greeted,
+        Err(refused) => {
+            if quic.close_reason().as_ref().and_then(close::code_of) == Some(CloseCode::Unlinked) {
+                tunnel.unlinked(&link.cluster).await;
+            }
+            close::close(&quic, refused.code());
+            return Err(refused.into());
+        }
+    };
     let replica = hello.replica.clone();
     let surplus = is_surplus(tunnel, link, purpose, &replica);
     let connection: Arc<Connection> = tunnel.start(quic, hello, control, Some(endpoint));

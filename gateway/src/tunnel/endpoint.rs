@@ -12,6 +12,7 @@ use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, Va
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use crate::join;
 use crate::limits::{Limits, Timers};
 use crate::peers::Peers;
 
@@ -78,16 +79,17 @@ pub(crate) fn client(
 }
 
 /// What we require of those who dial us: if they show a certificate, it must be that of a linked
-/// peer's gateway. Those who show none are told so after the handshake.
+/// peer's gateway, or of one that was unlinked and is to be told. Those who show none may join; on
+/// the tunnel they are told so after the handshake.
 fn server(
     material: &TlsMaterial,
     peers: &Peers,
     transport: Arc<TransportConfig>,
     retry: Duration,
 ) -> Result<quinn::ServerConfig, BoxError> {
-    let gateways = peers.iter().map(|peer| peer.link.gateway.clone()).collect();
+    let gateways = peers.admitted().cloned().collect();
     let policy = ClientPolicy::Optional(TrustPolicy::Exactly(gateways));
-    let tls = material.server_config(policy, &[ALPN])?;
+    let tls = material.server_config(policy, &[ALPN, join::ALPN])?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     // A client's address may change behind a NAT, which is harmless here: the port stays ours.
     config
@@ -108,7 +110,7 @@ pub(crate) async fn keep_config(
     loop {
         let table = peers.borrow_and_update().clone();
         let current = material.current();
-        let gateways: Vec<_> = table.iter().map(|peer| peer.link.gateway.clone()).collect();
+        let gateways: Vec<_> = table.admitted().cloned().collect();
         let wanted = Some((current.generation(), gateways));
         if known != wanted {
             match server(&current, &table, transport.clone(), timers.handshake) {

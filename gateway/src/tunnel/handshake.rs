@@ -87,6 +87,13 @@ pub(crate) fn identity(quic: &quinn::Connection) -> Result<SpiffeId, Refused> {
     spiffe_id_of(&chain).map_err(Refused::BadCertificate)
 }
 
+/// The application protocol on which both sides agreed.
+pub(crate) fn protocol(quic: &quinn::Connection) -> Option<Vec<u8>> {
+    let data = quic.handshake_data()?;
+    let data = data.downcast::<quinn::crypto::rustls::HandshakeData>();
+    data.ok()?.protocol
+}
+
 /// The dialler's side: opens the control stream, speaks first, and hears who answers.
 pub(crate) async fn dial(
     quic: &quinn::Connection,

@@ -14,12 +14,18 @@ use tracing::{debug, warn};
 use super::Tunnel;
 use super::close::{self, CloseCode};
 use super::handshake::{self, Refused};
+use crate::join::{self, accept::Accept};
 
 /// Warnings of refused peers.
 static REFUSALS: Sparing = Sparing::new(Duration::from_secs(10));
 
 /// Accepts until the stop drains; sessions live on in the tunnel's tracker.
-pub(crate) async fn run(tunnel: Arc<Tunnel>, endpoint: quinn::Endpoint, stop: Stop) {
+pub(crate) async fn run(
+    tunnel: Arc<Tunnel>,
+    endpoint: quinn::Endpoint,
+    joins: Arc<Accept>,
+    stop: Stop,
+) {
     let handshakes = TaskTracker::new();
     let in_progress = Arc::new(AtomicUsize::new(0));
     loop {
@@ -34,13 +40,12 @@ pub(crate) async fn run(tunnel: Arc<Tunnel>, endpoint: quinn::Endpoint, stop: St
             continue;
         };
         let counted = Counted::new(&in_progress);
-        let (tunnel, stop) = (tunnel.clone(), stop.clone());
+        let (tunnel, joins, stop) = (tunnel.clone(), joins.clone(), stop.clone());
         handshakes.spawn(async move {
             tokio::select! {
                 () = stop.draining() => {}
-                () = accept(&tunnel, incoming) => {}
+                () = accept(&tunnel, &joins, incoming, counted) => {}
             }
-            drop(counted);
         });
     }
     // New callers are refused at once instead of waiting for an answer.
@@ -84,7 +89,7 @@ impl Drop for Counted {
     }
 }
 
-async fn accept(tunnel: &Tunnel, incoming: quinn::Incoming) {
+async fn accept(tunnel: &Tunnel, joins: &Accept, incoming: quinn::Incoming, counted: Counted) {
     let remote = incoming.remote_address();
     let connecting = match incoming.accept() {
         Ok(connecting) => connecting,
@@ -98,7 +103,14 @@ async fn accept(tunnel: &Tunnel, incoming: quinn::Incoming) {
         }
         Err(_) => return debug!(%remote, "tunnel handshake took too long"),
     };
-    if let Err(refused) = greet(tunnel, &quic).await {
+    if handshake::protocol(&quic).as_deref() == Some(join::ALPN) {
+        // The handshake is done; joins have limits of their own.
+        drop(counted);
+        return Box::pin(joins.serve(quic)).await;
+    }
+    let greeted = greet(tunnel, &quic).await;
+    drop(counted);
+    if let Err(refused) = greeted {
         let code = refused.code();
         let reason = chain(&refused);
         let code_word = code.label();
@@ -118,8 +130,12 @@ async fn greet(tunnel: &Tunnel, quic: &quinn::Connection) -> Result<(), Refused>
     let identity = handshake::identity(quic)?;
     let peers = tunnel.peers();
     let Some(peer) = peers.by_gateway(&identity) else {
-        // Linked when the handshake began, but no longer.
-        close::close(quic, CloseCode::NotLinked);
+        // Unlinked, and it has not heard of it; or linked when the handshake began, but no longer.
+        let code = match peers.is_unlinked(&identity) {
+            true => CloseCode::Unlinked,
+            false => CloseCode::NotLinked,
+        };
+        close::close(quic, code);
         return Ok(());
     };
     let (cluster, limit) = (&peer.link.cluster, tunnel.timers().hello);

@@ -102,6 +102,11 @@ impl Tunnel {
         connection
     }
 
+    /// The peer's gateway, having proved itself, says that the link is removed.
+    async fn unlinked(&self, cluster: &ClusterId) {
+        self.shared.reporter.unlinked(cluster).await;
+    }
+
     /// Completes once every session has ended; none may be started any more.
     pub(crate) async fn ended(&self) {
         self.sessions.close();

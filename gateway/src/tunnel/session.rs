@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant as TokioInstant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
-use super::close::{CloseCode, ResetCode};
+use super::close::{CloseCode, ResetCode, code_of};
 use super::connection::Connection;
 use super::control::{self, Control};
 use super::handshake::ControlStream;
@@ -95,6 +95,9 @@ impl Session {
         );
         let end = self.live(control).await;
         self.end(&end);
+        if matches!(&end, End::Lost(error) if code_of(error) == Some(CloseCode::Unlinked)) {
+            reporter.unlinked(&self.connection.cluster).await;
+        }
         reporter.closed(self.connection.clone()).await;
     }
 
@@ -295,14 +298,6 @@ impl Session {
                 info!(%peer, %replica, error, code, "tunnel connection lost");
             }
         }
-    }
-}
-
-/// The code with which the other side closed, if it did.
-fn code_of(error: &ConnectionError) -> Option<CloseCode> {
-    match error {
-        ConnectionError::ApplicationClosed(close) => CloseCode::from_wire(close.error_code),
-        _ => None,
     }
 }
 

@@ -152,6 +152,8 @@ pub(crate) struct Gateway {
     pub(crate) snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     pub(crate) registration: watch::Receiver<Registration>,
     pub(crate) health: watch::Receiver<v1::LinkHealth>,
+    #[allow(dead_code, reason = "not every suite joins")]
+    pub(crate) asked: tokio::sync::mpsc::Sender<v1::JoinDial>,
     pub(crate) material: MaterialReader,
     pub(crate) stop: Stop,
     pub(crate) writer: MaterialWriter,
@@ -185,12 +187,14 @@ impl Gateway {
         let unset = Registration::Gateway(v1::GatewayRegistration::default());
         let registration = watch::Sender::new(unset);
         let health = watch::Sender::new(v1::LinkHealth::default());
+        let (asked, joins) = tokio::sync::mpsc::channel(4);
         let (registered, reported) = (registration.subscribe(), health.subscribe());
         let sources = Sources {
             material: material.clone(),
             snapshot: snapshot.subscribe(),
             registration,
             health,
+            joins,
         };
         let stop = Stop::new();
         Self {
@@ -199,6 +203,7 @@ impl Gateway {
             snapshot,
             registration: registered,
             health: reported,
+            asked,
             material,
             stop: stop.clone(),
             writer,

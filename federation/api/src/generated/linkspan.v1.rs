@@ -518,6 +518,9 @@ pub struct PeerHealth {
     /// Smoothed round-trip time of the best connection, microseconds; 0 if unknown.
     #[prost(uint64, tag = "4")]
     pub rtt_micros: u64,
+    /// The peer's gateway, having proved itself, said that it has removed the link.
+    #[prost(bool, tag = "5")]
+    pub removed: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DiscoverAck {
@@ -529,7 +532,7 @@ pub struct DiscoverResponse {
     /// Grows by one with each response of the stream.
     #[prost(uint64, tag = "1")]
     pub revision: u64,
-    #[prost(oneof = "discover_response::Message", tags = "2, 3, 4")]
+    #[prost(oneof = "discover_response::Message", tags = "2, 3, 4, 5")]
     pub message: ::core::option::Option<discover_response::Message>,
 }
 /// Nested message and enum types in `DiscoverResponse`.
@@ -544,7 +547,21 @@ pub mod discover_response {
         /// Everything known now has been sent.
         #[prost(message, tag = "4")]
         Complete(super::DiscoverComplete),
+        /// To one gateway: dial a peer that is not linked yet, once.
+        #[prost(message, tag = "5")]
+        Join(super::JoinDial),
     }
+}
+/// Dial one of `addresses` for a join, then connect back to federation with `id`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct JoinDial {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<GatewayAddress>,
+    /// Loopback and link-local addresses may be dialled.
+    #[prost(bool, tag = "3")]
+    pub allow_loopback: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DiscoverComplete {}
@@ -553,7 +570,7 @@ pub struct DiscoverRecord {
     /// Unique among the records of one stream, e.g. `service/shop/checkout`.
     #[prost(string, tag = "1")]
     pub key: ::prost::alloc::string::String,
-    #[prost(oneof = "discover_record::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "discover_record::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: ::core::option::Option<discover_record::Body>,
 }
 /// Nested message and enum types in `DiscoverRecord`.
@@ -576,6 +593,8 @@ pub mod discover_record {
         Inbound(super::InboundService),
         #[prost(message, tag = "9")]
         Exported(super::ExportedService),
+        #[prost(message, tag = "10")]
+        Tombstone(super::Tombstone),
     }
 }
 /// A service that the proxy subscribed to, merged over the clusterset.
@@ -659,6 +678,14 @@ pub struct Link {
     /// The peer may be dialled on loopback and link-local addresses.
     #[prost(bool, tag = "6")]
     pub allow_loopback: bool,
+}
+/// A link that was removed here without its peer knowing, to gateways: whoever comes with that
+/// identity is told so, and nothing else.
+/// The roots by which that identity is proved come as a bundle of their own.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Tombstone {
+    #[prost(string, tag = "1")]
+    pub gateway_spiffe_id: ::prost::alloc::string::String,
 }
 /// Whether a linked cluster's endpoints may be used now, to sidecars.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1018,6 +1045,10 @@ pub mod discovery_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnlinkRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnlinkResponse {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SyncRequest {
     #[prost(oneof = "sync_request::Message", tags = "1, 2")]
@@ -1306,6 +1337,25 @@ pub mod sync_client {
                 .insert(GrpcMethod::new("linkspan.v1.Sync", "Subscribe"));
             self.inner.streaming(req, path, codec).await
         }
+        /// The caller removes the link; the callee removes its side before it answers.
+        pub async fn unlink(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnlinkRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnlinkResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/linkspan.v1.Sync/Unlink");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("linkspan.v1.Sync", "Unlink"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1331,6 +1381,11 @@ pub mod sync_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::SyncRequest>>,
         ) -> std::result::Result<tonic::Response<Self::SubscribeStream>, tonic::Status>;
+        /// The caller removes the link; the callee removes its side before it answers.
+        async fn unlink(
+            &self,
+            request: tonic::Request<super::UnlinkRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnlinkResponse>, tonic::Status>;
     }
     /// What a federation tells its peer. Each side subscribes at the other.
     #[derive(Debug)]
@@ -1449,6 +1504,49 @@ pub mod sync_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/linkspan.v1.Sync/Unlink" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnlinkSvc<T: Sync>(pub Arc<T>);
+                    impl<T: Sync> tonic::server::UnaryService<super::UnlinkRequest>
+                    for UnlinkSvc<T> {
+                        type Response = super::UnlinkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnlinkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Sync>::unlink(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnlinkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -1663,6 +1761,82 @@ impl StreamCode {
         }
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct InviteRequest {
+    /// The only cluster that may accept; empty if any may.
+    #[prost(string, tag = "1")]
+    pub peer: ::prost::alloc::string::String,
+    /// 1 second to 7 days; 0 means 15 minutes.
+    #[prost(uint64, tag = "2")]
+    pub ttl_seconds: u64,
+    /// The peer may be dialled on loopback and link-local addresses.
+    #[prost(bool, tag = "3")]
+    pub allow_loopback: bool,
+    /// What the peer may contribute; empty means everything outside reserved namespaces.
+    #[prost(message, repeated, tag = "4")]
+    pub imports: ::prost::alloc::vec::Vec<ImportGlob>,
+}
+/// Services by globs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportGlob {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct InviteResponse {
+    /// Secret, until it is used or has expired.
+    #[prost(string, tag = "1")]
+    pub invitation: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub expires_unix: i64,
+    /// Where the accepting cluster's gateways will dial.
+    #[prost(message, repeated, tag = "3")]
+    pub addresses: ::prost::alloc::vec::Vec<GatewayAddress>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct AcceptRequest {
+    #[prost(string, tag = "1")]
+    pub invitation: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub allow_loopback: bool,
+    /// What the peer may contribute; empty means everything outside reserved namespaces.
+    #[prost(message, repeated, tag = "3")]
+    pub imports: ::prost::alloc::vec::Vec<ImportGlob>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AcceptResponse {
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Where the ClusterLink was written.
+    #[prost(string, tag = "3")]
+    pub path: ::prost::alloc::string::String,
+    /// Until when the first tunnel must be up.
+    #[prost(int64, tag = "4")]
+    pub expires_unix: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveLinkRequest {
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveLinkResponse {
+    /// Whether the peer has removed its side, too.
+    #[prost(bool, tag = "1")]
+    pub told: bool,
+    /// Why not, if so.
+    #[prost(string, tag = "2")]
+    pub problem: ::prost::alloc::string::String,
+    /// Where not: until when the peer is told if it returns.
+    #[prost(int64, tag = "3")]
+    pub tombstone_until_unix: i64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BundleRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1703,8 +1877,13 @@ pub struct StatusResponse {
     /// What is wrong with declared resources; the last good state stays in force.
     #[prost(string, repeated, tag = "10")]
     pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Numbers leave room for what others add.
+    #[prost(message, repeated, tag = "20")]
+    pub tombstones: ::prost::alloc::vec::Vec<TombstoneStatus>,
+    #[prost(message, repeated, tag = "21")]
+    pub invitations: ::prost::alloc::vec::Vec<InvitationStatus>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinkStatus {
     #[prost(string, tag = "1")]
     pub cluster: ::prost::alloc::string::String,
@@ -1731,6 +1910,43 @@ pub struct LinkStatus {
     /// Records refused, with reasons.
     #[prost(string, repeated, tag = "11")]
     pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Linked by an invitation, and no tunnel has been up yet: no data until then.
+    #[prost(bool, tag = "12")]
+    pub pending: bool,
+    /// Until when it may be pending; 0 if it is not.
+    #[prost(int64, tag = "13")]
+    pub pending_until_unix: i64,
+    /// When the link was made by invitation, or became active; 0 where it is only declared.
+    #[prost(int64, tag = "14")]
+    pub since_unix: i64,
+    /// Where the peer's gateways are dialled.
+    #[prost(message, repeated, tag = "15")]
+    pub addresses: ::prost::alloc::vec::Vec<GatewayAddress>,
+    /// What the peer may contribute, as `namespace/name` globs.
+    #[prost(string, repeated, tag = "16")]
+    pub imports: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A removed link whose peer does not know it yet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TombstoneStatus {
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub trust_domain: ::prost::alloc::string::String,
+    #[prost(int64, tag = "3")]
+    pub until_unix: i64,
+}
+/// An invitation that can still be used.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InvitationStatus {
+    /// Hexadecimal.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Empty if any cluster may accept.
+    #[prost(string, tag = "2")]
+    pub peer: ::prost::alloc::string::String,
+    #[prost(int64, tag = "3")]
+    pub expires_unix: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceStatus {
@@ -2103,6 +2319,76 @@ pub mod operator_client {
                 .insert(GrpcMethod::new("linkspan.v1.Operator", "Bundle"));
             self.inner.unary(req, path, codec).await
         }
+        /// Makes an invitation with which one other cluster may link itself to this one.
+        pub async fn invite(
+            &mut self,
+            request: impl tonic::IntoRequest<super::InviteRequest>,
+        ) -> std::result::Result<tonic::Response<super::InviteResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/linkspan.v1.Operator/Invite",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("linkspan.v1.Operator", "Invite"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Links this cluster to the one that made an invitation. A refusal carries the number of its
+        /// JoinProblem in the metadata `linkspan-problem`.
+        pub async fn accept(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AcceptRequest>,
+        ) -> std::result::Result<tonic::Response<super::AcceptResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/linkspan.v1.Operator/Accept",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("linkspan.v1.Operator", "Accept"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a link on both sides, or here alone where the peer does not answer.
+        pub async fn remove_link(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveLinkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveLinkResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/linkspan.v1.Operator/RemoveLink",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("linkspan.v1.Operator", "RemoveLink"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2156,6 +2442,25 @@ pub mod operator_server {
             &self,
             request: tonic::Request<super::BundleRequest>,
         ) -> std::result::Result<tonic::Response<super::BundleResponse>, tonic::Status>;
+        /// Makes an invitation with which one other cluster may link itself to this one.
+        async fn invite(
+            &self,
+            request: tonic::Request<super::InviteRequest>,
+        ) -> std::result::Result<tonic::Response<super::InviteResponse>, tonic::Status>;
+        /// Links this cluster to the one that made an invitation. A refusal carries the number of its
+        /// JoinProblem in the metadata `linkspan-problem`.
+        async fn accept(
+            &self,
+            request: tonic::Request<super::AcceptRequest>,
+        ) -> std::result::Result<tonic::Response<super::AcceptResponse>, tonic::Status>;
+        /// Removes a link on both sides, or here alone where the peer does not answer.
+        async fn remove_link(
+            &self,
+            request: tonic::Request<super::RemoveLinkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveLinkResponse>,
+            tonic::Status,
+        >;
     }
     /// What the command line asks of federation. Standalone: a unix socket (mode 0600) in the state directory.
     #[derive(Debug)]
@@ -2498,6 +2803,137 @@ pub mod operator_server {
                     };
                     Box::pin(fut)
                 }
+                "/linkspan.v1.Operator/Invite" => {
+                    #[allow(non_camel_case_types)]
+                    struct InviteSvc<T: Operator>(pub Arc<T>);
+                    impl<T: Operator> tonic::server::UnaryService<super::InviteRequest>
+                    for InviteSvc<T> {
+                        type Response = super::InviteResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::InviteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operator>::invite(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = InviteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/linkspan.v1.Operator/Accept" => {
+                    #[allow(non_camel_case_types)]
+                    struct AcceptSvc<T: Operator>(pub Arc<T>);
+                    impl<T: Operator> tonic::server::UnaryService<super::AcceptRequest>
+                    for AcceptSvc<T> {
+                        type Response = super::AcceptResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AcceptRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operator>::accept(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AcceptSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/linkspan.v1.Operator/RemoveLink" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveLinkSvc<T: Operator>(pub Arc<T>);
+                    impl<
+                        T: Operator,
+                    > tonic::server::UnaryService<super::RemoveLinkRequest>
+                    for RemoveLinkSvc<T> {
+                        type Response = super::RemoveLinkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveLinkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operator>::remove_link(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveLinkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -2536,5 +2972,221 @@ pub mod operator_server {
     pub const SERVICE_NAME: &str = "linkspan.v1.Operator";
     impl<T> tonic::server::NamedService for OperatorServer<T> {
         const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// What `lsp1.` encodes: base64url of this message, followed by the first four bytes of the
+/// SHA-256 of it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Invitation {
+    /// Who invites.
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub clusterset: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Where the inviter's gateways can be dialled.
+    #[prost(message, repeated, tag = "4")]
+    pub addresses: ::prost::alloc::vec::Vec<GatewayAddress>,
+    /// SHA-256 of the SubjectPublicKeyInfo of each of the inviter's roots; one must match.
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub root_pins: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// 16 random bytes.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub id: ::prost::bytes::Bytes,
+    /// Secret: the seed of the Ed25519 key with which the accepter proves that it holds this.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub seed: ::prost::bytes::Bytes,
+    #[prost(int64, tag = "8")]
+    pub expires_unix: i64,
+    /// The only cluster that may accept; empty if any may.
+    #[prost(string, tag = "9")]
+    pub peer: ::prost::alloc::string::String,
+    /// When it was made, by the inviter's clock.
+    #[prost(int64, tag = "10")]
+    pub created_unix: i64,
+}
+/// First, from the inviter: who it is.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct JoinHello {
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub clusterset: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub trust_domain: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub version: ::prost::alloc::string::String,
+    /// DER certificates.
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub roots: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    #[prost(message, repeated, tag = "6")]
+    pub addresses: ::prost::alloc::vec::Vec<GatewayAddress>,
+    #[prost(string, tag = "7")]
+    pub gateway_spiffe_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub federation_spiffe_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "9")]
+    pub now_unix_millis: i64,
+}
+/// Then, from the accepter: who it is, and the proof that it holds the invitation.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct JoinRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub invitation: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub cluster: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub clusterset: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub trust_domain: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    pub roots: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// May be empty where only the inviter can be dialled.
+    #[prost(message, repeated, tag = "7")]
+    pub addresses: ::prost::alloc::vec::Vec<GatewayAddress>,
+    #[prost(string, tag = "8")]
+    pub gateway_spiffe_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub federation_spiffe_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "10")]
+    pub now_unix_millis: i64,
+    /// Ed25519 signature of the transcript: label, exporter of this TLS session, invitation, and of
+    /// both sides cluster id, trust domain and digest of the roots.
+    #[prost(bytes = "bytes", tag = "11")]
+    pub proof: ::prost::bytes::Bytes,
+}
+/// Last, from the inviter.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinAnswer {
+    #[prost(oneof = "join_answer::Answer", tags = "1, 2")]
+    pub answer: ::core::option::Option<join_answer::Answer>,
+}
+/// Nested message and enum types in `JoinAnswer`.
+pub mod join_answer {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Answer {
+        #[prost(message, tag = "1")]
+        Accepted(super::JoinAccepted),
+        #[prost(message, tag = "2")]
+        Refused(super::JoinRefused),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinAccepted {
+    /// Until when the first tunnel must be up.
+    #[prost(int64, tag = "1")]
+    pub expires_unix: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinRefused {
+    #[prost(enumeration = "JoinProblem", tag = "1")]
+    pub problem: i32,
+    /// For people.
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+}
+/// From a gateway to its own federation, first on the connection that it makes for a JoinDial:
+/// what came of dialling. If it is connected, the bytes of the stream follow.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct JoinDialled {
+    /// Of the JoinDial.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(bool, tag = "2")]
+    pub connected: bool,
+    /// What was tried without success.
+    #[prost(message, repeated, tag = "3")]
+    pub tries: ::prost::alloc::vec::Vec<JoinTry>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinTry {
+    /// host:port, and the address that it stands for.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
+}
+/// What can be wrong with joining; the command line has an exit code for each class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum JoinProblem {
+    Unspecified = 0,
+    /// Not an invitation, or not all of it.
+    Malformed = 1,
+    Expired = 2,
+    /// Accepted by somebody else already.
+    Used = 3,
+    /// The inviter does not know it (any more).
+    Unknown = 4,
+    /// Bound to another cluster than the one that accepts.
+    OtherPeer = 5,
+    /// No gateway of the inviter could be reached.
+    Unreachable = 6,
+    /// No gateway of the accepter's own is there to dial with.
+    NoGateway = 7,
+    /// Both have one cluster id, or a link to a cluster of that id exists.
+    DuplicateCluster = 8,
+    OtherClusterset = 9,
+    /// The trust domain is the other side's own, or another link's.
+    TrustDomainTaken = 10,
+    Version = 11,
+    ClockSkew = 12,
+    /// Whoever answered does not hold the inviter's roots.
+    WrongRoots = 13,
+    /// The proof does not fit the invitation and this session.
+    BadProof = 14,
+    /// The other side cannot do it now.
+    Unavailable = 15,
+}
+impl JoinProblem {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "JOIN_PROBLEM_UNSPECIFIED",
+            Self::Malformed => "JOIN_PROBLEM_MALFORMED",
+            Self::Expired => "JOIN_PROBLEM_EXPIRED",
+            Self::Used => "JOIN_PROBLEM_USED",
+            Self::Unknown => "JOIN_PROBLEM_UNKNOWN",
+            Self::OtherPeer => "JOIN_PROBLEM_OTHER_PEER",
+            Self::Unreachable => "JOIN_PROBLEM_UNREACHABLE",
+            Self::NoGateway => "JOIN_PROBLEM_NO_GATEWAY",
+            Self::DuplicateCluster => "JOIN_PROBLEM_DUPLICATE_CLUSTER",
+            Self::OtherClusterset => "JOIN_PROBLEM_OTHER_CLUSTERSET",
+            Self::TrustDomainTaken => "JOIN_PROBLEM_TRUST_DOMAIN_TAKEN",
+            Self::Version => "JOIN_PROBLEM_VERSION",
+            Self::ClockSkew => "JOIN_PROBLEM_CLOCK_SKEW",
+            Self::WrongRoots => "JOIN_PROBLEM_WRONG_ROOTS",
+            Self::BadProof => "JOIN_PROBLEM_BAD_PROOF",
+            Self::Unavailable => "JOIN_PROBLEM_UNAVAILABLE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "JOIN_PROBLEM_UNSPECIFIED" => Some(Self::Unspecified),
+            "JOIN_PROBLEM_MALFORMED" => Some(Self::Malformed),
+            "JOIN_PROBLEM_EXPIRED" => Some(Self::Expired),
+            "JOIN_PROBLEM_USED" => Some(Self::Used),
+            "JOIN_PROBLEM_UNKNOWN" => Some(Self::Unknown),
+            "JOIN_PROBLEM_OTHER_PEER" => Some(Self::OtherPeer),
+            "JOIN_PROBLEM_UNREACHABLE" => Some(Self::Unreachable),
+            "JOIN_PROBLEM_NO_GATEWAY" => Some(Self::NoGateway),
+            "JOIN_PROBLEM_DUPLICATE_CLUSTER" => Some(Self::DuplicateCluster),
+            "JOIN_PROBLEM_OTHER_CLUSTERSET" => Some(Self::OtherClusterset),
+            "JOIN_PROBLEM_TRUST_DOMAIN_TAKEN" => Some(Self::TrustDomainTaken),
+            "JOIN_PROBLEM_VERSION" => Some(Self::Version),
+            "JOIN_PROBLEM_CLOCK_SKEW" => Some(Self::ClockSkew),
+            "JOIN_PROBLEM_WRONG_ROOTS" => Some(Self::WrongRoots),
+            "JOIN_PROBLEM_BAD_PROOF" => Some(Self::BadProof),
+            "JOIN_PROBLEM_UNAVAILABLE" => Some(Self::Unavailable),
+            _ => None,
+        }
     }
 }

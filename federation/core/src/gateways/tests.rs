@@ -27,6 +27,7 @@ fn up(connections: u32, millis: u64) -> BTreeMap<ClusterId, PeerHealth> {
             up: true,
             connections,
             rtt: Duration::from_millis(millis),
+            removed: false,
         },
     )])
 }
@@ -55,6 +56,7 @@ fn a_peer_is_up_while_any_replica_has_it_up() {
         gateways_up: 2,
         connections: 3,
         rtt: Duration::from_millis(7),
+        removed: false,
     };
     assert_eq!(gateways.summary(&west()), both);
     gateways.disconnect("g2", Session(2), clock.now().instant);

@@ -88,6 +88,8 @@ pub struct PlannedLink {
     pub bundle: Bundle,
     /// Whether the peer's endpoints may be used.
     pub usable: bool,
+    /// Whether a tunnel to the peer is up, also while the link is pending.
+    pub up: bool,
     /// Whether its records are not being kept up to date.
     pub stale: bool,
 }

@@ -1,0 +1,193 @@
+//! ClusterLinks that we write and remove ourselves, as files among the others.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
+
+use linkspan_core::{
+    ClusterId,
+    backend::{LinkHome, SinkError},
+};
+use linkspan_resources::{ClusterLink, Object, parse_documents};
+use tokio::sync::Notify;
+
+use super::scan::resource_files;
+use crate::state::files::{SHARED_FILE, write_atomic};
+
+type Written<'a, T> = Pin<Box<dyn Future<Output = Result<T, SinkError>> + Send + 'a>>;
+
+/// The resources directory, as the home of links.
+pub(crate) struct DirectoryLinks {
+    directory: PathBuf,
+    /// Makes the directory be read at once.
+    nudge: Arc<Notify>,
+}
+
+impl DirectoryLinks {
+    pub(crate) fn new(directory: PathBuf, nudge: Arc<Notify>) -> Self {
+        Self { directory, nudge }
+    }
+
+    /// Blocking work on the directory, then a look at what came of it.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, SinkError> {
+        let directory = self.directory.clone();
+        let done = tokio::task::spawn_blocking(move || work(&directory)).await;
+        self.nudge.notify_one();
+        done.map_err(io::Error::other)
+            .and_then(|done| done)
+            .map_err(|source| SinkError {
+                what: self.directory.display().to_string(),
+                source: source.into(),
+            })
+    }
+}
+
+impl LinkHome for DirectoryLinks {
+    fn declare<'a>(&'a self, link: &'a ClusterLink) -> Written<'a, String> {
+        let link = link.clone();
+        Box::pin(self.work(move |directory| declare(directory, link)))
+    }
+
+    fn remove<'a>(&'a self, peer: &'a ClusterId) -> Written<'a, ()> {
+        let peer = peer.clone();
+        Box::pin(self.work(move |directory| remove(directory, &peer)))
+    }
+}
+
+fn declare(directory: &Path, link: ClusterLink) -> io::Result<String> {
+    let path = directory.join(format!("clusterlink-{}.yaml", link.metadata.name));
+    let name = link.metadata.name.clone();
+    if let Ok(text) = fs::read_to_string(&path)
+        && !matches!(objects(&text).as_deref(), Some([object]) if is_link(object, &name))
+    {
+        return Err(io::Error::other(format!(
+            "`{}` is there and holds something else; rename it",
+            path.display()
+        )));
+    }
+    let yaml = Object::ClusterLink(link)
+        .to_yaml()
+        .map_err(io::Error::other)?;
+    write_atomic(&path, yaml.as_bytes(), SHARED_FILE)?;
+    Ok(path.display().to_string())
+}
+
+/// Takes the link out of each file that declares it.
+fn remove(directory: &Path, peer: &ClusterId) -> io::Result<()> {
+    for path in resource_files(directory)? {
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        // A file that cannot be read as resources declares nothing anew; its last good state is
+        // told of among the problems.
+        let Some(all) = objects(&text) else { continue };
+        let rest: Vec<_> = all
+            .iter()
+            .filter(|object| !is_link(object, peer.as_str()))
+            .collect();
+        match rest.len() {
+            left if left == all.len() => {}
+            0 => fs::remove_file(&path)?,
+            _ => write_atomic(
+                &path,
+                without(&path, &text, peer, &rest)?.as_bytes(),
+                SHARED_FILE,
+            )?,
+        }
+    }
+    Ok(())
+}
+
+/// The file's text without that document, everything else as its author wrote it.
+fn without(path: &Path, text: &str, peer: &ClusterId, rest: &[&Object]) -> io::Result<String> {
+    let mut documents = vec![String::new()];
+    for line in text.split_inclusive('\n') {
+        if line.starts_with("---") {
+            documents.push(String::new());
+        }
+        if let Some(last) = documents.last_mut() {
+            last.push_str(line);
+        }
+    }
+    let declares = |document: &String| {
+        objects(document).is_some_and(|of| of.iter().any(|object| is_link(object, peer.as_str())))
+    };
+    documents.retain(|document| !declares(document));
+    let kept = documents.concat();
+    if objects(&kept).is_some_and(|kept| kept.iter().eq(rest.iter().copied())) {
+        return Ok(kept);
+    }
+    Err(io::Error::other(format!(
+        "the ClusterLink `{peer}` cannot be taken out of `{}` safely; remove it there by hand",
+        path.display()
+    )))
+}
+
+fn objects(text: &str) -> Option<Vec<Object>> {
+    parse_documents("", text).ok()
+}
+
+fn is_link(object: &Object, name: &str) -> bool {
+    matches!(object, Object::ClusterLink(link) if link.metadata.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{link_yaml, service_yaml};
+
+    fn west() -> ClusterId {
+        "west".parse().unwrap()
+    }
+
+    fn link() -> ClusterLink {
+        match objects(&link_yaml("west")).unwrap().remove(0) {
+            Object::ClusterLink(link) => link,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_declared_is_removed_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = link();
+        let path = declare(directory.path(), link.clone()).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(objects(&text).unwrap(), [Object::ClusterLink(link.clone())]);
+        declare(directory.path(), link).unwrap();
+        remove(directory.path(), &west()).unwrap();
+        remove(directory.path(), &west()).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn other_documents_of_the_file_stay_as_they_were_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("all.yaml");
+        let (one, two) = (service_yaml("cart"), service_yaml("checkout"));
+        let whole = format!("# ours\n{one}---\n{}--- # more\n{two}", link_yaml("west"));
+        fs::write(&path, whole).unwrap();
+        fs::write(directory.path().join("north.yaml"), link_yaml("north")).unwrap();
+        remove(directory.path(), &west()).unwrap();
+        let left = fs::read_to_string(&path).unwrap();
+        assert_eq!(left, format!("# ours\n{one}--- # more\n{two}"));
+        assert!(directory.path().join("north.yaml").exists());
+    }
+
+    #[test]
+    fn somebody_elses_file_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("clusterlink-west.yaml");
+        fs::write(&path, service_yaml("cart")).unwrap();
+        declare(directory.path(), link()).unwrap_err();
+        assert_eq!(fs::read_to_string(&path).unwrap(), service_yaml("cart"));
+    }
+}

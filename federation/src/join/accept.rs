@@ -1,0 +1,245 @@
+//! We hold somebody's invitation: read it, have a gateway dial, prove it, write the link down.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use linkspan_api::v1;
+use linkspan_core::{
+    ClusterId, TrustDomain,
+    join::{Candidate, Invitation, Problem, Refusal, check_clock, check_fit},
+};
+use linkspan_resources::ImportPattern;
+use tokio::time::timeout;
+
+use super::{
+    dials::Back,
+    invitation,
+    linker::{Linker, stopping},
+    messages::{Card, shown},
+    session,
+};
+use crate::controller::{LiveGateway, World};
+
+/// Gateways that are asked, one after the other.
+const GATEWAYS: usize = 3;
+/// The session, once a gateway has reached the peer.
+const SESSION: Duration = Duration::from_secs(8);
+/// Failed tries that are shown.
+const SHOWN_TRIES: usize = 8;
+
+/// A link that was just made.
+pub(crate) struct Accepted {
+    pub(crate) cluster: ClusterId,
+    pub(crate) trust_domain: TrustDomain,
+    /// Where it is declared.
+    pub(crate) path: String,
+    /// Until when the first tunnel must be up.
+    pub(crate) expires: SystemTime,
+}
+
+impl Linker {
+    /// Accepts an invitation.
+    pub(crate) async fn accept(
+        &self,
+        text: &str,
+        allow_loopback: bool,
+        imports: Option<Vec<ImportPattern>>,
+    ) -> Result<Accepted, Refusal> {
+        let invitation = invitation::decode(text)?;
+        let world = Arc::clone(&self.worlds.borrow());
+        self.check_invitation(&invitation, &world, SystemTime::now())?;
+        self.await_gateways(|world| world.gateways.iter().any(dials))
+            .await;
+        let world = Arc::clone(&self.worlds.borrow());
+        let back = self.reach(&invitation, &world, allow_loopback).await?;
+        let joined = timeout(SESSION, Box::pin(self.join(&invitation, &world, back))).await;
+        let (peer, expires) = joined.map_err(|_| too_slow(&invitation))??;
+        self.note(&invitation, expires).await?;
+        let path = self.declare(&peer, allow_loopback, imports).await?;
+        tracing::info!(peer = %peer.cluster, "accepted an invitation; pending until the first tunnel");
+        Ok(Accepted {
+            cluster: peer.cluster,
+            trust_domain: peer.trust_domain,
+            path,
+            expires,
+        })
+    }
+
+    /// What can be told without asking anybody.
+    fn check_invitation(
+        &self,
+        invitation: &Invitation,
+        world: &World,
+        now: SystemTime,
+    ) -> Result<(), Refusal> {
+        let inviter = &invitation.cluster;
+        if *inviter == self.own.cluster && invitation.trust_domain == self.own.trust_domain {
+            return Err(Refusal::new(
+                Problem::OtherPeer,
+                "this cluster made the invitation itself; accept it in the other cluster",
+            ));
+        }
+        if let Some(peer) = invitation
+            .peer
+            .as_ref()
+            .filter(|peer| **peer != self.own.cluster)
+        {
+            return Err(Refusal::new(
+                Problem::OtherPeer,
+                format!(
+                    "the invitation is meant for cluster `{peer}`, not for `{0}`; accept it there, \
+                     or ask for one for `{0}` (`linkspan link invite {0}`)",
+                    self.own.cluster
+                ),
+            ));
+        }
+        let show = |time| humantime::format_rfc3339_seconds(time).to_string();
+        if invitation.created > now + self.clock_skew {
+            let clocks = self.clocks(now, invitation.created);
+            check_clock(&self.own.cluster, inviter, clocks, show)?;
+        }
+        // The inviter's own clock decides; ours may be ahead within the tolerance.
+        if invitation.expires + self.clock_skew <= now {
+            return Err(Refusal::new(
+                Problem::Expired,
+                format!(
+                    "the invitation expired at {} (it is {} here); ask for a new one in `{inviter}` \
+                     (`linkspan link invite {}`)",
+                    show(invitation.expires),
+                    show(now),
+                    self.own.cluster
+                ),
+            ));
+        }
+        self.check_candidate(invitation, world, &invitation.clusterset, None)
+    }
+
+    fn check_candidate(
+        &self,
+        invitation: &Invitation,
+        world: &World,
+        clusterset: &str,
+        version: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let (cluster, trust_domain) = (&invitation.cluster, &invitation.trust_domain);
+        let book = self.store.current();
+        let joined = book.joined(cluster, trust_domain);
+        let site = self.site(world);
+        let candidate = Candidate {
+            cluster,
+            clusterset,
+            trust_domain,
+            version: version.unwrap_or(site.version),
+            again: joined.is_some_and(|joined| joined.invitation == invitation.id),
+        };
+        check_fit(&site, &candidate)
+    }
+
+    /// Has our gateways dial, one after the other, until one comes back with a stream.
+    async fn reach(
+        &self,
+        invitation: &Invitation,
+        world: &World,
+        allow_loopback: bool,
+    ) -> Result<Back, Refusal> {
+        let ready = world.gateways.iter().filter(|of| dials(of));
+        let mut replicas: Vec<_> = ready.map(|of| of.replica.as_str()).collect();
+        if replicas.is_empty() {
+            return Err(Refusal::new(
+                Problem::NoGateway,
+                "no gateway of this cluster is ready to dial; start one, or see why it is not \
+                 (`linkspan status`), then try again with the same invitation",
+            ));
+        }
+        let start = rand::random_range(0..replicas.len());
+        replicas.rotate_left(start);
+        let mut tries = Vec::new();
+        for replica in replicas.into_iter().take(GATEWAYS) {
+            let dialled = self
+                .dials
+                .dial(replica, &invitation.addresses, allow_loopback);
+            match dialled.await {
+                Some((said, back)) if said.connected => return Ok(back),
+                Some((said, _)) => {
+                    tries.extend(said.tries.into_iter().map(|of| tried(replica, &of)));
+                }
+                None => tries.push(format!("gateway `{replica}` did not come back in time")),
+            }
+        }
+        Err(unreachable(invitation, tries))
+    }
+
+    /// The session with the inviter; nothing is written yet.
+    async fn join(
+        &self,
+        invitation: &Invitation,
+        world: &World,
+        back: Back,
+    ) -> Result<(Card, SystemTime), Refusal> {
+        let mut tls = session::open(back, invitation).await?;
+        let peer = session::hear(&mut tls, invitation).await?;
+        let now = SystemTime::now();
+        let show = |time| humantime::format_rfc3339_seconds(time).to_string();
+        let clocks = self.clocks(now, peer.now);
+        check_clock(&self.own.cluster, &peer.cluster, clocks, show)?;
+        self.check_candidate(invitation, world, &peer.clusterset, Some(&peer.version))?;
+        let own = self.card(now);
+        let expires = session::ask(&mut tls, invitation, &own, &peer).await?;
+        Ok((peer, expires))
+    }
+
+    /// Before the link is declared, so that it is never taken for one that is proved.
+    async fn note(&self, invitation: &Invitation, expires: SystemTime) -> Result<(), Refusal> {
+        let store = Arc::clone(&self.store);
+        let (cluster, domain) = (invitation.cluster.clone(), invitation.trust_domain.clone());
+        let id = invitation.id;
+        let noted = tokio::task::spawn_blocking(move || {
+            store.change(|book| {
+                book.pend(cluster, domain, id, expires, SystemTime::now());
+                Ok(())
+            })
+        });
+        noted.await.map_err(|_| stopping())?
+    }
+}
+
+/// Whether a gateway takes new work.
+fn dials(gateway: &LiveGateway) -> bool {
+    gateway.ready && !gateway.draining
+}
+
+fn tried(replica: &str, one: &v1::JoinTry) -> String {
+    let (address, error) = (shown(&one.address), shown(&one.error));
+    format!("{address} from gateway `{replica}`: {error}")
+}
+
+fn unreachable(invitation: &Invitation, mut tries: Vec<String>) -> Refusal {
+    tries.truncate(SHOWN_TRIES);
+    let ports: std::collections::BTreeSet<_> =
+        invitation.addresses.iter().map(|of| of.port).collect();
+    let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
+    Refusal::new(
+        Problem::Unreachable,
+        format!(
+            "no gateway of `{}` could be reached; tried {}; open UDP port {} from this cluster's \
+             gateways to these addresses, then try again with the same invitation (or let the \
+             other side accept: only the inviter must be reachable)",
+            invitation.cluster,
+            tries.join("; "),
+            ports.join(", ")
+        ),
+    )
+}
+
+fn too_slow(invitation: &Invitation) -> Refusal {
+    Refusal::new(
+        Problem::Unavailable,
+        format!(
+            "the federation of `{}` did not answer within {} s; try again with the same invitation",
+            invitation.cluster,
+            SESSION.as_secs()
+        ),
+    )
+}

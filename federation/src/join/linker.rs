@@ -1,0 +1,268 @@
+//! What linking and unlinking need, in one place.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use linkspan_core::{
+    Address, ClusterId, Link, OwnCluster, SpiffeId,
+    backend::LinkHome,
+    declared::{Sourced, assemble},
+    join::{Clocks, Invitation, InvitationId, Offer, Problem, Refusal, Seed, Site, public_key},
+};
+use linkspan_resources::{ClusterLink, ClusterLinkSpec, ImportPattern, Metadata, Object};
+use linkspan_trust::root_pins;
+use tokio::{sync::watch, time::timeout};
+use zeroize::Zeroizing;
+
+use super::{
+    dials::Dials,
+    invitation::{self, MAX_ADDRESSES, MAX_PINS},
+    messages::Card,
+    store::LinkStore,
+};
+use crate::{controller::World, identity::Authority, sync::Dial, version::VERSION};
+
+/// Life of an invitation where nobody says otherwise.
+const DEFAULT_TTL: Duration = Duration::from_secs(15 * 60);
+/// Longest life of an invitation: it is a way in, and lies about in somebody's chat.
+const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long a plan may lag behind what status shows.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Links and unlinks.
+pub(crate) struct Linker {
+    pub(crate) own: OwnCluster,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) worlds: watch::Receiver<Arc<World>>,
+    pub(crate) store: Arc<LinkStore>,
+    pub(crate) home: Box<dyn LinkHome>,
+    pub(crate) dials: Arc<Dials>,
+    /// The way to peers that are linked, to tell them that they are not any more.
+    pub(crate) peers: Arc<dyn Dial>,
+    pub(crate) clock_skew: Duration,
+}
+
+/// An invitation as its maker sees it, once.
+pub(crate) struct Invited {
+    pub(crate) text: Zeroizing<String>,
+    pub(crate) expires: SystemTime,
+    pub(crate) addresses: Vec<Address>,
+}
+
+impl Linker {
+    /// Waits a moment for a gateway that has just become ready: the operator may have seen it
+    /// before a plan was made of it.
+    pub(crate) async fn await_gateways(&self, enough: impl Fn(&World) -> bool) {
+        let mut worlds = self.worlds.clone();
+        let _ = timeout(SETTLE, worlds.wait_for(|world| enough(world))).await;
+    }
+
+    /// Makes an invitation; only its public half is kept. Blocks on the disk.
+    pub(crate) fn invite(
+        &self,
+        offer: Offer,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Invited, Refusal> {
+        let ttl = if ttl.is_zero() { DEFAULT_TTL } else { ttl };
+        if ttl > MAX_TTL {
+            let message = "an invitation lives 7 days at most; choose a shorter --ttl";
+            return Err(Refusal::new(Problem::Malformed, message));
+        }
+        self.check_peer(offer.peer.as_ref())?;
+        let world = Arc::clone(&self.worlds.borrow());
+        let addresses: Vec<_> = world
+            .own_addresses
+            .iter()
+            .take(MAX_ADDRESSES)
+            .cloned()
+            .collect();
+        if addresses.is_empty() {
+            return Err(Refusal::new(
+                Problem::NoGateway,
+                "no ready gateway of this cluster advertises an address that a peer could dial; \
+                 start one with `tunnelAddresses`, or invite from the other cluster: only the \
+                 inviting side must be reachable",
+            ));
+        }
+        let pins = root_pins(&self.authority.bundle()).map_err(|error| {
+            Refusal::new(Problem::Unavailable, format!("the own roots: {error}"))
+        })?;
+        let seconds = Duration::from_secs(invitation::unix(now).unsigned_abs());
+        let created = SystemTime::UNIX_EPOCH + seconds;
+        let invitation = Invitation {
+            cluster: self.own.cluster.clone(),
+            clusterset: self.own.clusterset.clone(),
+            trust_domain: self.own.trust_domain.clone(),
+            addresses,
+            pins: pins.into_iter().take(MAX_PINS).collect(),
+            id: InvitationId(rand::random()),
+            seed: Seed::new(rand::random()),
+            created,
+            expires: created + ttl,
+            peer: offer.peer.clone(),
+        };
+        let (id, public, expires) = (invitation.id, public_key(&invitation.seed), created + ttl);
+        self.store.change(|book| {
+            book.sweep(|cluster| world.declared.links.contains_key(cluster), now);
+            book.offer(id, public, expires, offer)
+        })?;
+        tracing::info!(invitation = %id, "made an invitation to link");
+        Ok(Invited {
+            text: invitation::encode(&invitation),
+            expires,
+            addresses: invitation.addresses,
+        })
+    }
+
+    /// Better now than when the peer comes.
+    fn check_peer(&self, peer: Option<&ClusterId>) -> Result<(), Refusal> {
+        let Some(peer) = peer else { return Ok(()) };
+        let refuse = |message| Err(Refusal::new(Problem::DuplicateCluster, message));
+        if *peer == self.own.cluster {
+            return refuse(format!(
+                "`{peer}` is this cluster itself; name the one to be linked"
+            ));
+        }
+        if self.worlds.borrow().declared.links.contains_key(peer) {
+            return refuse(format!(
+                "cluster `{peer}` is linked already; if it is to be linked anew, run \
+                 `linkspan link remove {peer}` first"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Who we are, for the other side.
+    pub(crate) fn card(&self, now: SystemTime) -> Card {
+        let domain = &self.own.trust_domain;
+        Card {
+            cluster: self.own.cluster.clone(),
+            clusterset: self.own.clusterset.clone(),
+            trust_domain: domain.clone(),
+            version: VERSION.into(),
+            bundle: self.authority.bundle(),
+            addresses: self.worlds.borrow().own_addresses.clone(),
+            gateway_id: SpiffeId::gateway(domain),
+            federation_id: SpiffeId::federation(domain),
+            now,
+        }
+    }
+
+    /// This side, for judging whether another fits.
+    pub(crate) fn site<'a>(&'a self, world: &'a World) -> Site<'a> {
+        Site {
+            own: &self.own,
+            version: VERSION,
+            links: &world.declared.links,
+        }
+    }
+
+    pub(crate) fn clocks(&self, own: SystemTime, peer: SystemTime) -> Clocks {
+        Clocks {
+            own,
+            peer,
+            tolerance: self.clock_skew,
+        }
+    }
+
+    /// Declares the link to a peer that has proved itself, after the store knows it. Tells where.
+    pub(crate) async fn declare(
+        &self,
+        peer: &Card,
+        allow_loopback: bool,
+        imports: Option<Vec<ImportPattern>>,
+    ) -> Result<String, Refusal> {
+        let link = cluster_link(peer, allow_loopback, imports);
+        check_readable(&self.own, &link)?;
+        self.home.declare(&link).await.map_err(|error| {
+            let reason = linkspan_runtime::process::chain(&error);
+            tracing::error!(peer = %peer.cluster, %reason, "the link cannot be written");
+            Refusal::new(
+                Problem::Unavailable,
+                format!("the ClusterLink cannot be written: {reason}; then try again"),
+            )
+        })
+    }
+
+    /// Takes the link away: the declaration, and what is known of it. `buried` is told when it
+    /// comes back.
+    pub(crate) async fn unlink(
+        &self,
+        cluster: &ClusterId,
+        buried: Option<Link>,
+    ) -> Result<(), Refusal> {
+        let (store, forgotten) = (Arc::clone(&self.store), cluster.clone());
+        let noted = tokio::task::spawn_blocking(move || {
+            store.change(|book| {
+                book.remove(&forgotten, buried.as_ref(), SystemTime::now());
+                Ok(())
+            })
+        });
+        noted.await.map_err(|_| stopping())??;
+        self.home.remove(cluster).await.map_err(|error| {
+            let reason = linkspan_runtime::process::chain(&error);
+            Refusal::new(
+                Problem::Unavailable,
+                format!("the ClusterLink `{cluster}` cannot be removed: {reason}"),
+            )
+        })
+    }
+}
+
+/// The link, as an operator would have declared it.
+fn cluster_link(
+    peer: &Card,
+    allow_loopback: bool,
+    imports: Option<Vec<ImportPattern>>,
+) -> ClusterLink {
+    ClusterLink {
+        metadata: Metadata {
+            name: peer.cluster.to_string(),
+            ..Metadata::default()
+        },
+        spec: ClusterLinkSpec {
+            trust_domain: peer.trust_domain.to_string(),
+            addresses: peer.addresses.clone(),
+            bundle: peer.bundle.to_pem(),
+            gateway_id: Some(peer.gateway_id.to_string()),
+            federation_id: Some(peer.federation_id.to_string()),
+            allow_loopback,
+            // Written out, so that who reads the file sees what it grants.
+            imports: Some(imports.unwrap_or_else(|| vec![ImportPattern::default()])),
+        },
+    }
+}
+
+/// What a peer says must make a good resource; else a later reader would stumble over it.
+fn check_readable(own: &OwnCluster, link: &ClusterLink) -> Result<(), Refusal> {
+    let refuse = |problem: String| Refusal::new(Problem::Malformed, problem);
+    let yaml = Object::ClusterLink(link.clone())
+        .to_yaml()
+        .map_err(refuse)?;
+    let parsed = linkspan_resources::parse_documents("the link", &yaml);
+    let objects = parsed.map_err(|problems| {
+        refuse(
+            problems
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        )
+    })?;
+    let sourced = objects.into_iter().map(|object| Sourced {
+        object,
+        origin: "the link".into(),
+        created: SystemTime::UNIX_EPOCH,
+    });
+    match assemble(own, sourced).problems.pop() {
+        Some(problem) => Err(refuse(problem)),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn stopping() -> Refusal {
+    Refusal::new(Problem::Unavailable, "federation is stopping")
+}

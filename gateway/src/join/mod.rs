@@ -1,0 +1,48 @@
+//! Carrying the two federations' own session when clusters are being linked: before there is a
+//! link, so without any trust between the gateways. What passes here is TLS from federation to
+//! federation; nothing of it is read.
+//!
+//! ```text
+//! our federation ─JoinDial─► dial ═QUIC linkspan-join/1═► accept ─TCP─► their federation
+//!        ▲                    │
+//!        └──── TLS, id ───────┘
+//! ```
+
+pub(crate) mod accept;
+pub(crate) mod dial;
+mod limiter;
+
+use std::io;
+use std::time::Duration;
+
+use quinn::{RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy};
+
+/// The application protocol of a connection that carries one join.
+pub(crate) const ALPN: &[u8] = b"linkspan-join/1";
+/// What one join may carry in each direction: a few certificates and names.
+const MOST_BYTES: u64 = 64 << 10;
+/// How long one may take from its handshake on: three messages over the worst of paths.
+const LIFE: Duration = Duration::from_secs(10);
+/// For the peer to take the last bytes.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Copies until both directions have ended, or the one that has more than it may.
+async fn relay<S>((mut send, recv): (SendStream, RecvStream), other: S) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (read, mut write) = tokio::io::split(other);
+    let outward = async {
+        copy(&mut read.take(MOST_BYTES), &mut send).await?;
+        send.finish().map_err(io::Error::from)
+    };
+    let inward = async {
+        copy(&mut recv.take(MOST_BYTES), &mut write).await?;
+        write.shutdown().await
+    };
+    let relayed = tokio::try_join!(outward, inward).map(drop);
+    // Closing the connection would throw away what is still on its way.
+    let _ = tokio::time::timeout(FAREWELL, send.stopped()).await;
+    relayed
+}

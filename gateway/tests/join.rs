@@ -1,0 +1,201 @@
+//! Carrying a join between gateways that have no link, and telling a peer that it was unlinked.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use common::{Gateway, federation_id, gateway_id, link, patiently, pki};
+use linkspan_api::v1;
+use linkspan_dataplane::discover::Snapshot;
+use linkspan_dataplane::frame;
+use linkspan_trust::testing::Pki;
+use linkspan_trust::{ClientPolicy, TrustPolicy};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// East, whose federation a test plays at the listener; west's, at the other.
+struct World {
+    pki: Arc<Pki>,
+    east: Gateway,
+    west: Gateway,
+    back: TcpListener,
+    federation: TcpListener,
+}
+
+impl World {
+    async fn start() -> Self {
+        let pki = pki();
+        let (federation, at) = common::listener().await;
+        let mut config = common::config("west", "west-1", &pki);
+        config.federation.address = at.to_string();
+        let west = Gateway::with(&pki, config, &gateway_id("west")).await;
+        let (back, at) = common::listener().await;
+        let mut config = common::config("east", "east-1", &pki);
+        config.federation.address = at.to_string();
+        let east = Gateway::with(&pki, config, &gateway_id("east")).await;
+        Self {
+            pki,
+            east,
+            west,
+            back,
+            federation,
+        }
+    }
+
+    async fn ask(&self, addresses: &[SocketAddr], allow_loopback: bool) {
+        let address = |of: &SocketAddr| v1::GatewayAddress {
+            host: of.ip().to_string(),
+            port: of.port().into(),
+        };
+        let dial = v1::JoinDial {
+            id: 7,
+            addresses: addresses.iter().map(address).collect(),
+            allow_loopback,
+        };
+        self.east.asked.send(dial).await.unwrap();
+    }
+
+    /// East's gateway comes back, proves itself, and says what came of dialling.
+    async fn comes_back(&self) -> (v1::JoinDialled, TlsStream<TcpStream>) {
+        let tcp = accepted(&self.back).await;
+        let (_writer, material) = self.pki.material(&federation_id("east"));
+        let own = ClientPolicy::Required(TrustPolicy::only(gateway_id("east")));
+        let config = material
+            .current()
+            .server_config(own, &[b"linkspan-join-back/1"]);
+        let accepting = TlsAcceptor::from(Arc::new(config.unwrap())).accept(tcp);
+        let mut tls = patiently("its handshake", accepting).await.unwrap();
+        let said = patiently("its word", frame::read_message(&mut tls, 16 * 1024));
+        (said.await.unwrap(), tls)
+    }
+}
+
+/// Any connection, whatever it begins with.
+async fn accepted(listener: &TcpListener) -> TcpStream {
+    patiently("a connection", listener.accept())
+        .await
+        .unwrap()
+        .0
+}
+
+#[tokio::test]
+async fn a_join_is_carried_between_strangers() {
+    let world = World::start().await;
+    world.ask(&[world.west.addresses.tunnel], true).await;
+    let (said, mut near) = world.comes_back().await;
+    assert!(said.connected && said.id == 7, "{said:?}");
+    near.write_all(b"who are you").await.unwrap();
+    let mut far = accepted(&world.federation).await;
+    let mut got = [0; 11];
+    patiently("bytes pass", far.read_exact(&mut got))
+        .await
+        .unwrap();
+    assert_eq!(&got, b"who are you");
+    far.write_all(b"west").await.unwrap();
+    far.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    patiently("the answer", near.read_to_end(&mut answer))
+        .await
+        .unwrap();
+    assert_eq!(answer, b"west");
+    near.shutdown().await.unwrap();
+    patiently("the end", far.read_to_end(&mut answer))
+        .await
+        .unwrap();
+    // Nobody was linked by that.
+    assert_eq!(world.west.peers.borrow().iter().count(), 0);
+}
+
+#[tokio::test]
+async fn a_join_carries_no_more_than_it_may() {
+    let world = World::start().await;
+    world.ask(&[world.west.addresses.tunnel], true).await;
+    let (_, near) = world.comes_back().await;
+    let (mut from_near, mut to_near) = tokio::io::split(near);
+    let sending = tokio::spawn(async move {
+        let flood = vec![1; 200 << 10];
+        let _ = to_near.write_all(&flood).await;
+        to_near
+    });
+    let mut far = accepted(&world.federation).await;
+    let mut got = Vec::new();
+    patiently("what passes", far.read_to_end(&mut got))
+        .await
+        .unwrap();
+    assert_eq!(got.len(), 64 << 10);
+    drop(far);
+    let _ = patiently("the end", from_near.read_to_end(&mut got)).await;
+    sending.abort();
+}
+
+#[tokio::test]
+async fn who_cannot_be_reached_is_told_with_all_that_was_tried() {
+    let world = World::start().await;
+    let gone = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let gone = gone.local_addr().unwrap();
+    world.ask(&[gone, world.west.addresses.tunnel], false).await;
+    let (said, _) = world.comes_back().await;
+    assert!(!said.connected);
+    let refused = said
+        .tries
+        .iter()
+        .filter(|of| of.error.contains("--allow-loopback"));
+    assert_eq!(refused.count(), 2, "{said:?}");
+
+    world.ask(&[gone], true).await;
+    let (said, _) = world.comes_back().await;
+    assert!(!said.connected && said.tries.len() == 1, "{said:?}");
+    assert_eq!(said.tries[0].address, gone.to_string());
+}
+
+/// West was unlinked while it was away: east's gateway recognises it and says so.
+#[tokio::test]
+async fn a_returning_peer_is_told_that_it_was_unlinked() {
+    let pki = pki();
+    let east = Gateway::start(&pki, "east", "east-1").await;
+    let mut west = Gateway::start(&pki, "west", "west-1").await;
+    let snapshot = Snapshot {
+        tombstones: [gateway_id("west")].into(),
+        ..Snapshot::default()
+    };
+    east.snapshot.send_replace(Some(Arc::new(snapshot)));
+    west.tell(vec![link("east", &[east.addresses.tunnel])], Vec::new());
+    let told = west
+        .health
+        .wait_for(|health| health.peers.iter().any(|peer| peer.removed));
+    patiently("west hears it", told).await.unwrap();
+    assert!(!west.peers.borrow().iter().next().unwrap().is_up());
+    assert_eq!(east.peers.borrow().iter().count(), 0);
+
+    // Linked anew, the connection is taken, and nothing is removed.
+    east.tell(vec![link("west", &[])], Vec::new());
+    west.until_up("east").await;
+    let told = west
+        .health
+        .wait_for(|health| health.peers.iter().all(|peer| !peer.removed));
+    patiently("no more of it", told).await.unwrap();
+}
+
+/// Unlinked while connected: the close itself says so.
+#[tokio::test]
+async fn a_connected_peer_is_told_by_the_close() {
+    let pki = pki();
+    let mut east = Gateway::start(&pki, "east", "east-1").await;
+    let mut west = Gateway::start(&pki, "west", "west-1").await;
+    east.tell(vec![link("west", &[west.addresses.tunnel])], Vec::new());
+    west.tell(vec![link("east", &[])], Vec::new());
+    east.until_up("west").await;
+    west.until_up("east").await;
+    let snapshot = Snapshot {
+        tombstones: [gateway_id("west")].into(),
+        ..Snapshot::default()
+    };
+    east.snapshot.send_replace(Some(Arc::new(snapshot)));
+    let told = west
+        .health
+        .wait_for(|health| health.peers.iter().any(|peer| peer.removed));
+    patiently("west hears it", told).await.unwrap();
+}
