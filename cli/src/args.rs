@@ -43,6 +43,10 @@ pub enum Verb {
     Status(verbs::status::Args),
     /// Exports a service of this cluster to the clusterset
     Export(verbs::export::Args),
+    /// Links this cluster to others by invitation, shows and removes links
+    Link(verbs::link::Args),
+    /// Removes a link on both sides (the same as `link remove`)
+    Unlink(verbs::link::UnlinkArgs),
     /// Makes join tokens
     Token(verbs::token::Args),
     /// Prints this cluster's trust bundle and the identities of its parts

@@ -15,6 +15,15 @@ Exit codes:
   1    it was tried and failed
   2    the command line or a configuration file is wrong
   3    no federation answers at the operator socket
+  4    it was waited for, and did not come in time
+  10   the invitation is none, or was cut short
+  11   the invitation has expired, or the inviter no longer knows it
+  12   the invitation has been used already
+  13   the invitation is meant for another cluster
+  14   the peer cannot be reached
+  15   the two clusters do not fit: ids, clusterset, trust domains or versions
+  16   the clocks of the two clusters are too far apart
+  17   whoever answered is not the inviter, or meddled with the connection
   130  interrupted"
     };
 }
@@ -41,6 +50,10 @@ pub enum Failure {
     Usage(anyhow::Error),
     /// No federation answers: 3.
     Unreachable(anyhow::Error),
+    /// It did not come in time: 4.
+    TimedOut(anyhow::Error),
+    /// The clusters were not linked; each class of reasons has its own code: 10 to 17.
+    NotLinked(u8, anyhow::Error),
     /// It failed, and the verb has already said how: 1.
     Reported,
     /// Stopped by Ctrl-C or SIGTERM: 130.
@@ -55,13 +68,19 @@ impl Failure {
             Self::Failed(_) | Self::Reported => 1,
             Self::Usage(_) => 2,
             Self::Unreachable(_) => 3,
+            Self::TimedOut(_) => 4,
+            Self::NotLinked(code, _) => *code,
             Self::Interrupted => 130,
         }
     }
 
     fn cause(&self) -> Option<&anyhow::Error> {
         match self {
-            Self::Failed(error) | Self::Usage(error) | Self::Unreachable(error) => Some(error),
+            Self::Failed(error)
+            | Self::Usage(error)
+            | Self::Unreachable(error)
+            | Self::TimedOut(error)
+            | Self::NotLinked(_, error) => Some(error),
             Self::Reported | Self::Interrupted => None,
         }
     }

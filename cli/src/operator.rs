@@ -19,8 +19,10 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/linkspan";
 /// Name of the socket in the state directory.
 pub const SOCKET_NAME: &str = "operator.sock";
 const SOCKET_VARIABLE: &str = "LINKSPAN_SOCKET";
-/// How long one question may take. Everything is answered from memory.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one question may take. All but linking is answered from memory; for that gateways dial.
+const PATIENCE: Duration = Duration::from_secs(45);
+/// Metadata in which a refusal carries the number of its `JoinProblem`.
+const PROBLEM: &str = "linkspan-problem";
 
 /// Largest answer: the status of a cluster with as many workloads and services as one can have,
 /// which is more than the 4 MiB that gRPC takes unasked.
@@ -107,6 +109,30 @@ impl Operator {
         answer(self.client.export(request).await)
     }
 
+    /// Makes an invitation.
+    pub async fn invite(
+        &mut self,
+        request: v1::InviteRequest,
+    ) -> Result<v1::InviteResponse, Failure> {
+        answer(self.client.invite(request).await)
+    }
+
+    /// Accepts an invitation.
+    pub async fn accept(
+        &mut self,
+        request: v1::AcceptRequest,
+    ) -> Result<v1::AcceptResponse, Failure> {
+        answer(self.client.accept(request).await)
+    }
+
+    /// Removes a link.
+    pub async fn remove_link(&mut self, peer: &str) -> Result<v1::RemoveLinkResponse, Failure> {
+        let request = v1::RemoveLinkRequest {
+            cluster: peer.to_owned(),
+        };
+        answer(self.client.remove_link(request).await)
+    }
+
     /// Makes a join token; `ttl` is whole seconds.
     pub async fn create_token(
         &mut self,
@@ -151,6 +177,9 @@ fn answer<T>(reply: Result<tonic::Response<T>, tonic::Status>) -> Result<T, Fail
             "" => format!("federation answered {code:?}"),
             text => text.to_owned(),
         };
+        if let Some(code) = not_linked(&status) {
+            return Failure::NotLinked(code, anyhow!(message));
+        }
         match code {
             tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => {
                 Failure::Unreachable(anyhow!(message).context("federation does not answer"))
@@ -159,6 +188,29 @@ fn answer<T>(reply: Result<tonic::Response<T>, tonic::Status>) -> Result<T, Fail
             _ => Failure::Failed(anyhow!(message).context("federation refused")),
         }
     })
+}
+
+/// The exit code of a refused link, if it has one of its own.
+fn not_linked(status: &tonic::Status) -> Option<u8> {
+    use v1::JoinProblem as P;
+    let number: i32 = status
+        .metadata()
+        .get(PROBLEM)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()?;
+    match P::try_from(number).ok()? {
+        P::Malformed => Some(10),
+        P::Expired | P::Unknown => Some(11),
+        P::Used => Some(12),
+        P::OtherPeer => Some(13),
+        P::Unreachable | P::NoGateway => Some(14),
+        P::DuplicateCluster | P::OtherClusterset | P::TrustDomainTaken | P::Version => Some(15),
+        P::ClockSkew => Some(16),
+        P::WrongRoots | P::BadProof => Some(17),
+        P::Unavailable | P::Unspecified => None,
+    }
 }
 
 /// What really happened, below the layers of a transport error.

@@ -291,7 +291,11 @@ impl Site {
         self.background(tasks, "joins", joining);
         let dials = Arc::clone(&linker.dials);
         let discovery = DiscoveryService::new(self.discovery(applied, dials), self.streams.clone());
-        let sync = SyncService::new(self.sync(cleared, linker), subscribers, self.streams.clone());
+        let sync = SyncService::new(
+            self.sync(cleared, linker),
+            subscribers,
+            self.streams.clone(),
+        );
         let identity = IdentityService(Arc::clone(&self.issuer));
         let stop = self.stop.clone();
         let server = Server::builder()

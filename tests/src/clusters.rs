@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -108,6 +109,30 @@ pub struct Cluster<M> {
     egresses: Vec<SocketAddr>,
     services: Vec<Service>,
     processes: BTreeMap<String, Process>,
+}
+
+/// What a command said, and how it ended.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// Its exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub out: String,
+    /// Its standard error.
+    pub err: String,
+}
+
+impl Said {
+    /// Its standard output, if it succeeded.
+    ///
+    /// # Errors
+    /// With all it said, if it did not.
+    pub fn success(self) -> Result<String> {
+        match self.code {
+            Some(0) => Ok(self.out),
+            _ => bail!("{self:?}"),
+        }
+    }
 }
 
 struct Process {
@@ -227,6 +252,94 @@ impl<M: Machine> Cluster<M> {
             },
         });
         self.write_resource(&format!("link-{}", peer.id), &link)
+    }
+
+    /// Links to `inviter` by its invitation, as an operator would, and waits until data may pass.
+    ///
+    /// # Errors
+    /// When either side refuses, or no tunnel comes up.
+    pub async fn accept_from<N: Machine>(&self, inviter: &Cluster<N>) -> Result<()> {
+        inviter.wait_for_gateways().await?;
+        self.wait_for_gateways().await?;
+        let loopback = self
+            .machine
+            .address()
+            .is_loopback()
+            .then_some("--allow-loopback");
+        let invite = ["link", "invite", self.id].into_iter().chain(loopback);
+        let invited = inviter.cli(&invite.collect::<Vec<_>>(), "")?.success()?;
+        let accept = ["link", "accept", "-"].into_iter().chain(loopback);
+        self.cli(&accept.collect::<Vec<_>>(), &invited)?.success()?;
+        self.cli(&["link", "wait", inviter.id], "")?.success()?;
+        inviter.cli(&["link", "wait", self.id], "")?.success()?;
+        Ok(())
+    }
+
+    /// Waits until every gateway of this cluster takes connections.
+    ///
+    /// # Errors
+    /// See [`wait_until`](Self::wait_until).
+    pub async fn wait_for_gateways(&self) -> Result<()> {
+        let all = self.egresses.len();
+        let ready = |status: &v1::StatusResponse| {
+            status
+                .gateways
+                .iter()
+                .filter(|gateway| gateway.ready)
+                .count()
+                >= all
+        };
+        self.wait_until("ready: all gateways", ready)
+            .await
+            .map(drop)
+    }
+
+    /// Runs the command line against this cluster's federation.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn cli(&self, arguments: &[&str], input: &str) -> Result<Said> {
+        let mut child = Command::new(&self.binary)
+            .args(arguments)
+            .arg("--state-dir")
+            .arg(self.state())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut stdin = child.stdin.take().context("piped")?;
+        // Whoever does not read its input does not need it.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        let output = child.wait_with_output()?;
+        Ok(Said {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout)?,
+            err: String::from_utf8(output.stderr)?,
+        })
+    }
+
+    /// The state directory of its federation.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// The resources directory of its federation.
+    #[must_use]
+    pub fn resources(&self) -> PathBuf {
+        self.dir.path().join("resources")
+    }
+
+    /// Where its processes can be asked for what they hold, by part.
+    ///
+    /// # Errors
+    /// When a configuration that was written cannot be read.
+    pub fn debug_address(&self, part: &str) -> Result<SocketAddr> {
+        let text = fs::read_to_string(self.dir.path().join(format!("{part}.yaml")))?;
+        let config: Value = serde_json::from_str(&text)?;
+        let address = config["debugListen"].as_str().context("a debugListen")?;
+        Ok(address.parse()?)
     }
 
     /// Starts an endpoint of a service: `program` with its arguments, listening on the port that
@@ -440,6 +553,15 @@ impl<M: Machine> Cluster<M> {
             .with_context(|| format!("no process {name}"))?;
         let program = program.map_or_else(|| self.binary.clone(), Path::to_owned);
         self.spawn(name, &program, process.arguments.clone())
+    }
+
+    /// Starts a killed federation again and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn restart_federation(&mut self) -> Result<()> {
+        self.restart("federation", None)?;
+        self.wait_for_bundle().await.map(drop)
     }
 
     /// Starts a killed application again, with other arguments for some.

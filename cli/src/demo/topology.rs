@@ -281,27 +281,6 @@ impl Cluster {
         self.write_config("federation", &config)
     }
 
-    /// Writes the link to the peer, whose roots are `bundle`.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn write_link(&self, peer: &Self, bundle: &str) -> anyhow::Result<()> {
-        let addresses = peer.gateways.iter().map(|gateway| address(gateway.wire));
-        let link = json!({
-            "apiVersion": "linkspan.io/v1alpha1",
-            "kind": "ClusterLink",
-            "metadata": {"name": peer.side.name()},
-            "spec": {
-                "trustDomain": trust_domain(peer.side),
-                "addresses": addresses.collect::<Vec<_>>(),
-                "bundle": bundle,
-                "allowLoopback": true,
-            },
-        });
-        let path = self.dir.join("resources").join("link.yaml");
-        write_yaml(&path, &[link])
-    }
-
     /// Writes the own roots, which gateways and sidecars start with.
     ///
     /// # Errors
@@ -521,20 +500,10 @@ mod tests {
     }
 
     #[test]
-    fn resources_are_read_by_the_resources_crate() {
+    fn each_service_is_declared_and_exported() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (east, west) = (cluster(dir.path()), {
-            let mut west = cluster(dir.path());
-            west.side = Side::West;
-            west
-        });
+        let east = cluster(dir.path());
         east.write_federation().expect("written");
-        let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        east.write_link(&west, pem).expect("written");
-        let link = fs::read_to_string(east.dir.join("resources/link.yaml")).expect("read");
-        let link: Value = serde_saphyr::from_str(&link).expect("YAML");
-        assert_eq!(link["spec"]["bundle"], pem);
-        assert_eq!(link["spec"]["addresses"].as_array().map(Vec::len), Some(2));
         let checkout = fs::read_to_string(east.dir.join("resources/checkout.yaml"));
         assert_eq!(checkout.expect("read").matches("kind:").count(), 2);
     }

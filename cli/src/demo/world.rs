@@ -215,7 +215,7 @@ impl World {
             self.cluster(side).write_federation()?;
             self.start_federation(side)?;
         }
-        self.exchange_bundles().await?;
+        self.write_roots().await?;
         say("starting gateways, applications and sidecars");
         for side in Side::BOTH {
             self.make_tokens(side).await?;
@@ -229,6 +229,8 @@ impl World {
                 self.start_workload(workload)?;
             }
         }
+        say("linking east to west by an invitation");
+        self.link().await?;
         say("waiting until the clusters see each other");
         let view = self.view();
         until("both clusters whole and linked", START_PATIENCE, || {
@@ -250,17 +252,38 @@ impl World {
         &self.clusters[index(side)]
     }
 
-    async fn exchange_bundles(&self) -> anyhow::Result<()> {
-        let mut bundles = Vec::new();
+    async fn write_roots(&self) -> anyhow::Result<()> {
         for cluster in &self.clusters {
             let mut operator = operator_of(cluster).await?;
             let bundle = operator.bundle().await.map_err(in_words)?;
             cluster.write_roots(&bundle.pem)?;
-            bundles.push(bundle.pem);
         }
+        Ok(())
+    }
+
+    /// West invites, east accepts: what `linkspan link invite` and `link accept` do.
+    async fn link(&self) -> anyhow::Result<()> {
+        let view = self.view();
+        until("gateways ready to be linked", START_PATIENCE, || {
+            let ready = Side::BOTH.iter().all(|side| gateways_ready(&view, *side));
+            ready.then_some(())
+        })
+        .await?;
         let [east, west] = &self.clusters;
-        east.write_link(west, &bundles[1])?;
-        west.write_link(east, &bundles[0])
+        let invite = v1::InviteRequest {
+            peer: east.side.name().to_owned(),
+            // Here both clusters are on one machine.
+            allow_loopback: true,
+            ..Default::default()
+        };
+        let invited = operator_of(west).await?.invite(invite).await;
+        let accept = v1::AcceptRequest {
+            invitation: invited.map_err(in_words)?.invitation,
+            allow_loopback: true,
+            ..Default::default()
+        };
+        let accepted = operator_of(east).await?.accept(accept).await;
+        accepted.map(drop).map_err(in_words)
     }
 
     async fn make_tokens(&self, side: Side) -> anyhow::Result<()> {
@@ -432,6 +455,13 @@ impl World {
     }
 }
 
+/// Whether all gateways of a cluster could be dialled, and dial.
+fn gateways_ready(view: &View, side: Side) -> bool {
+    let status = view.status(side);
+    let ready = status.map(|status| status.gateways.iter().filter(|of| of.ready).count());
+    ready == Some(GATEWAYS)
+}
+
 /// Whether a cluster's federation sees both clusters' endpoints, its gateways and the link.
 pub(super) fn is_whole(view: &View, side: Side) -> bool {
     let Some(status) = view.status(side) else {
@@ -451,7 +481,11 @@ pub(super) fn is_whole(view: &View, side: Side) -> bool {
 fn in_words(failure: crate::exit::Failure) -> anyhow::Error {
     use crate::exit::Failure;
     match failure {
-        Failure::Failed(error) | Failure::Usage(error) | Failure::Unreachable(error) => error,
+        Failure::Failed(error)
+        | Failure::Usage(error)
+        | Failure::Unreachable(error)
+        | Failure::TimedOut(error)
+        | Failure::NotLinked(_, error) => error,
         Failure::Reported | Failure::Interrupted => anyhow::anyhow!("stopped"),
     }
 }

@@ -4,6 +4,7 @@ pub mod bundle;
 pub mod completion;
 pub mod demo;
 pub mod export;
+pub mod link;
 pub mod man;
 pub mod run;
 pub mod status;
@@ -22,6 +23,8 @@ pub fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Demo(args) => demo::demo(args),
         Verb::Status(args) => status::status(&args),
         Verb::Export(args) => export::export(&args),
+        Verb::Link(args) => link::link(args),
+        Verb::Unlink(args) => link::unlink(&args),
         Verb::Token(args) => token::token(args),
         Verb::Bundle(args) => bundle::bundle(&args),
         Verb::Version(args) => version::version(&args),

@@ -1,0 +1,305 @@
+//! Linking by invitation and unlinking, from the outside: real processes and the command line.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use linkspan_tests::clusters::{Cluster, Host, Service, binary};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{Instant, sleep},
+};
+
+/// How long a process may take to let go of a peer: a restarted one waits 15 s for all to return.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const CHECKOUT: Service = Service {
+    name: "checkout",
+    app_protocol: "http",
+    exported: true,
+};
+
+async fn cluster(id: &'static str, host: &Host) -> Result<Cluster<Host>> {
+    Cluster::start(id, host.clone(), &[CHECKOUT], 1).await
+}
+
+async fn serve(cluster: &mut Cluster<Host>, id: &str) -> Result<()> {
+    let arguments = [
+        "app",
+        "checkout",
+        "--listen",
+        "{listen}",
+        "--cluster",
+        id,
+        "--instance",
+        id,
+        "--name",
+        id,
+    ];
+    let arguments = arguments.map(str::to_owned).to_vec();
+    let program = binary()?;
+    cluster
+        .endpoint("checkout", "checkout-1", &program, &arguments)
+        .await?;
+    Ok(())
+}
+
+fn resource_files(cluster: &Cluster<Host>) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(cluster.resources())? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// What a loopback face shows.
+async fn dump(cluster: &Cluster<Host>, part: &str, what: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(cluster.debug_address(part)?).await?;
+    let request = format!("GET /{what} HTTP/1.1\r\nhost: local\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
+/// Nothing that a cluster holds or shows names the peer any more.
+async fn clean(cluster: &Cluster<Host>, peer: &str) -> Result<()> {
+    cluster
+        .wait_until("clean", |status| {
+            let of_peer = |of: &linkspan_api::v1::ClusterEndpoints| of.cluster == peer;
+            status.links.is_empty()
+                && !status
+                    .services
+                    .iter()
+                    .any(|of| of.clusters.iter().any(of_peer))
+                && !status
+                    .gateways
+                    .iter()
+                    .any(|of| of.up.iter().any(|up| up == peer))
+        })
+        .await?;
+    ensure!(resource_files(cluster)? == ["checkout.yaml", "export-checkout.yaml"]);
+    let domain = format!("{peer}.test.linkspan.internal");
+    for (part, what) in [("federation", "snapshot"), ("gateway-1", "debug")] {
+        // Another process's dump is a question, not a stream: asking is the only way to wait.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = dump(cluster, part, what).await?;
+            if !text.contains(&domain) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "{part}/{what}: {text}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_invitation_links_and_remove_leaves_nothing() -> Result<()> {
+    let host = Host::new(301);
+    let (mut east, mut west) = (cluster("east", &host).await?, cluster("west", &host).await?);
+    serve(&mut east, "east").await?;
+    serve(&mut west, "west").await?;
+    east.accept_from(&west).await?;
+    east.wait_for_endpoints("checkout", &[("east", 1), ("west", 1)])
+        .await?;
+    west.wait_for_endpoints("checkout", &[("east", 1), ("west", 1)])
+        .await?;
+    east.cli(&["link", "wait", "west", "--for", "up"], "")?
+        .success()?;
+
+    let listed = east.cli(&["link", "list"], "")?.success()?;
+    ensure!(
+        listed.contains("west") && listed.contains("Active"),
+        "{listed}"
+    );
+    let shown = west
+        .cli(&["link", "show", "east", "-o", "json"], "")?
+        .success()?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    ensure!(
+        shown["state"] == "Active" && shown["imports"][0] == "*/*",
+        "{shown}"
+    );
+    ensure!(shown["since"].is_string() && shown["up"] == true, "{shown}");
+
+    let removed = east.cli(&["link", "remove", "west"], "")?.success()?;
+    ensure!(removed.contains("removed on both sides"), "{removed}");
+    clean(&east, "west").await?;
+    clean(&west, "east").await?;
+    for cluster in [&east, &west] {
+        let list = cluster
+            .cli(&["link", "list", "-o", "json"], "")?
+            .success()?;
+        let list: serde_json::Value = serde_json::from_str(&list)?;
+        let nothing = serde_json::json!({"links": [], "removed": [], "invitations": []});
+        ensure!(list == nothing, "{list}");
+    }
+    // And again, the other way round.
+    west.accept_from(&east).await?;
+    west.wait_for_endpoints("checkout", &[("east", 1), ("west", 1)])
+        .await
+}
+
+#[tokio::test]
+async fn a_dead_peer_is_told_when_it_returns() -> Result<()> {
+    let host = Host::new(302);
+    let (east, mut west) = (cluster("east", &host).await?, cluster("west", &host).await?);
+    east.accept_from(&west).await?;
+    west.cli(&["link", "wait", "east", "--for", "up"], "")?
+        .success()?;
+    west.kill("gateway-1")?;
+    west.kill("federation")?;
+    east.wait_for_link(false).await?;
+
+    let removed = east.cli(&["unlink", "west", "--yes"], "")?.success()?;
+    ensure!(removed.contains("could not be told"), "{removed}");
+    let status = east.cli(&["link", "list"], "")?.success()?;
+    ensure!(status.contains("removed: west"), "{status}");
+    ensure!(resource_files(&east)? == ["checkout.yaml", "export-checkout.yaml"]);
+
+    // West dials east, whose gateway knows it and says so.
+    west.restart_federation().await?;
+    west.restart("gateway-1", None)?;
+    clean(&west, "east").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_mistake_has_its_own_answer_and_exit_code() -> Result<()> {
+    let host = Host::new(303);
+    let (east, west) = (cluster("east", &host).await?, cluster("west", &host).await?);
+    east.wait_for_gateways().await?;
+    west.wait_for_gateways().await?;
+    let invite = |more: &[&str]| -> Result<String> {
+        let arguments = [&["link", "invite", "--allow-loopback"], more].concat();
+        west.cli(&arguments, "")?.success()
+    };
+    let refused = |text: &str, code: i32, part: &str| -> Result<()> {
+        let said = east.cli(&["link", "accept", "-", "--allow-loopback"], text)?;
+        ensure!(
+            said.code == Some(code) && said.err.contains(part),
+            "{said:?}"
+        );
+        ensure!(!said.err.contains("lsp1.A"), "{said:?}");
+        Ok(())
+    };
+    let good = invite(&[])?;
+    refused("good morning", 10, "begins with `lsp1.`")?;
+    refused(&good[..good.len() - 20], 10, "cut short")?;
+    refused(&invite(&["north"])?, 13, "meant for cluster `north`")?;
+    let own = west.cli(&["link", "accept", "-", "--allow-loopback"], &good)?;
+    ensure!(
+        own.code == Some(13) && own.err.contains("itself"),
+        "{own:?}"
+    );
+
+    // Without --allow-loopback nothing on this machine may be dialled: unreachable, and why.
+    let local = east.cli(&["link", "accept", "-"], &good)?;
+    ensure!(
+        local.code == Some(14) && local.err.contains("open UDP port"),
+        "{local:?}"
+    );
+    ensure!(local.err.contains("--allow-loopback"), "{local:?}");
+
+    // The invitation is still good after all that; but only once.
+    east.cli(&["link", "accept", "-", "--allow-loopback"], &good)?
+        .success()?;
+    east.cli(
+        &["link", "wait", "west", "--for", "up", "--timeout", "30s"],
+        "",
+    )?
+    .success()?;
+    refused(&invite(&[])?, 15, "linkspan link remove west")?;
+    let north = cluster("north", &host).await?;
+    north.wait_for_gateways().await?;
+    let used = north.cli(&["link", "accept", "-", "--allow-loopback"], &good)?;
+    ensure!(
+        used.code == Some(12) && used.err.contains("used already"),
+        "{used:?}"
+    );
+
+    let late = north.cli(&["link", "wait", "west", "--timeout", "0s"], "")?;
+    ensure!(late.code == Some(4), "{late:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_gateway_and_no_answer_are_told_apart() -> Result<()> {
+    let host = Host::new(304);
+    let (mut east, mut west) = (cluster("east", &host).await?, cluster("west", &host).await?);
+    west.wait_for_gateways().await?;
+    east.wait_for_gateways().await?;
+    let good = west
+        .cli(&["link", "invite", "--allow-loopback"], "")?
+        .success()?;
+    let accept =
+        |east: &Cluster<Host>| east.cli(&["link", "accept", "-", "--allow-loopback"], &good);
+
+    west.kill("federation")?;
+    let dumb = accept(&east)?;
+    ensure!(
+        dumb.code == Some(1) && dumb.err.contains("is it running"),
+        "{dumb:?}"
+    );
+    west.kill("gateway-1")?;
+    let silent = accept(&east)?;
+    ensure!(
+        silent.code == Some(14) && silent.err.contains("open UDP port"),
+        "{silent:?}"
+    );
+
+    east.kill("gateway-1")?;
+    east.wait_until("without gateways", |status| {
+        !status.gateways.iter().any(|of| of.ready)
+    })
+    .await?;
+    let none = accept(&east)?;
+    ensure!(
+        none.code == Some(14) && none.err.contains("no gateway of this cluster"),
+        "{none:?}"
+    );
+
+    // The very same invitation, once all are back: also the inviter's state survived.
+    west.restart_federation().await?;
+    west.restart("gateway-1", None)?;
+    east.restart("gateway-1", None)?;
+    east.wait_for_gateways().await?;
+    west.wait_for_gateways().await?;
+    accept(&east)?.success()?;
+    let waited = east.cli(&["link", "wait", "west", "--for", "up"], "")?;
+    waited.success().context("linked after all").map(drop)
+}
+
+/// Nothing that is kept or logged holds the secret.
+#[tokio::test]
+async fn the_seed_is_nowhere_but_in_the_invitation() -> Result<()> {
+    let host = Host::new(305);
+    let (east, west) = (cluster("east", &host).await?, cluster("west", &host).await?);
+    east.wait_for_gateways().await?;
+    west.wait_for_gateways().await?;
+    let invitation = west
+        .cli(&["link", "invite", "--allow-loopback"], "")?
+        .success()?;
+    let invitation = invitation.trim();
+    east.cli(&["link", "accept", "-", "--allow-loopback"], invitation)?
+        .success()?;
+    tokio::time::timeout(Duration::from_secs(30), east.wait_for_link(true)).await??;
+    // Any stretch of it would be enough to begin guessing.
+    let secret = &invitation[invitation.len() - 120..invitation.len() - 60];
+    for cluster in [&east, &west] {
+        ensure!(!cluster.logs().contains(secret));
+        for entry in fs::read_dir(cluster.state())? {
+            let path = entry?.path();
+            if path.is_file() {
+                ensure!(!fs::read_to_string(&path)?.contains(secret), "{path:?}");
+            }
+        }
+        for what in ["config", "snapshot"] {
+            ensure!(!dump(cluster, "federation", what).await?.contains(secret));
+        }
+    }
+    Ok(())
+}
