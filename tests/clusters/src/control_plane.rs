@@ -18,7 +18,7 @@ use crate::{
     cluster::{API_SERVICE, Cluster, SERVICE_CIDR},
     kubectl::Kubectl,
     pki::{self, Authority, Subject},
-    process::Program,
+    process::{Program, tail},
 };
 
 /// A machine that is busy with something else takes a minute for what an idle one does in five
@@ -189,13 +189,6 @@ pub(crate) fn wait_ready(home: &Home, cluster: &Cluster, programs: &Programs) ->
     Ok(())
 }
 
-/// The last lines of a log.
-fn tail(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let lines: Vec<_> = text.lines().rev().take(8).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
-}
-
 /// One member that need not outlive a power cut.
 fn etcd_config(folder: &Path, cluster: &Cluster) -> serde_json::Value {
     let client = etcd_url(cluster);
@@ -205,6 +198,8 @@ fn etcd_config(folder: &Path, cluster: &Cluster) -> serde_json::Value {
         "data-dir": folder.join("etcd"),
         "unsafe-no-fsync": true,
         "log-level": "warn",
+        // In nanoseconds. Embedded, its default is to warn of every request.
+        "warning-unary-request-duration": 1_000_000_000,
         "listen-client-urls": client,
         "advertise-client-urls": client,
         "listen-peer-urls": peer,

@@ -223,7 +223,8 @@ impl<'a> Fleet<'a> {
             .kill()
     }
 
-    /// Starts a program that was killed, and waits until the API server is ready.
+    /// Starts a program that was killed. If etcd and the API server then both run, waits until the
+    /// API server is ready.
     ///
     /// # Errors
     /// If there is no such program, it runs, or the API server does not get ready.
@@ -236,6 +237,11 @@ impl<'a> Fleet<'a> {
         ensure!(pid.is_none(), "{} runs already", program.name);
         let node = self.node(&cluster.name)?;
         self.home.start(&cluster.name, &program, Some(node))?;
+        for needed in ["etcd", "kube-apiserver"] {
+            if self.home.find(&cluster.name, needed)?.is_none() {
+                return Ok(());
+            }
+        }
         control_plane::wait_ready(self.home, &cluster, self.programs)
     }
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use rustix::process::Pid;
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ use crate::{
     programs::run,
 };
 
-/// How long namespaces and containerd may take to appear, on a busy machine.
+/// How long containerd may take to answer, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -53,8 +53,10 @@ pub(crate) fn create(
         fs::create_dir_all(folder.join(own)).with_context(|| format!("making {own}"))?;
     }
     home.start(&cluster.name, &holder(programs), None)?;
-    let node = wait_for(|| Ok(home.find(&cluster.name, HOLDER)?.map(|process| process.pid)))
-        .with_context(|| format!("the namespaces of node {} do not appear", cluster.name))?;
+    let holder = home.find(&cluster.name, HOLDER)?;
+    let node = holder
+        .with_context(|| format!("node {} has ended", cluster.name))?
+        .pid;
     let port = format!("{}-{}", bridge(home), cluster.address.octets()[3]);
     let pid = node.as_raw_nonzero().to_string();
     ip(&[
@@ -125,24 +127,17 @@ pub(crate) fn start_containerd(
 ) -> Result<()> {
     write_configs(home, cluster)?;
     home.start(&cluster.name, &containerd(home, cluster), Some(node))?;
-    wait_for(|| Ok(run(enter(node).args(["ctr", "version"])).ok()))
-        .with_context(|| format!("containerd of node {} does not answer", cluster.name))?;
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = run(enter(node).args(["ctr", "version"])) {
+        if Instant::now() > deadline {
+            return Err(error.context(format!("after {PATIENCE:?} still")));
+        }
+        std::thread::sleep(LOOK);
+    }
     for archive in images::archives(programs) {
         images::import(node, &archive)?;
     }
     Ok(())
-}
-
-/// Polls what no event tells of: another process's socket, another namespace's first process.
-fn wait_for<T>(mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look()? {
-            return Ok(found);
-        }
-        ensure!(Instant::now() < deadline, "not after {PATIENCE:?}");
-        std::thread::sleep(LOOK);
-    }
 }
 
 fn write_configs(home: &Home, cluster: &Cluster) -> Result<()> {

@@ -12,7 +12,7 @@ use std::{
         fd::OwnedFd,
         unix::{ffi::OsStrExt as _, process::CommandExt as _},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -28,6 +28,9 @@ use crate::Home;
 
 const HOME: &str = "LINKSPAN_CLUSTERS_HOME";
 const PART: &str = "LINKSPAN_CLUSTERS_PART";
+
+/// Between two looks at what no event tells of.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A killed process is gone within milliseconds, unless the disk holds it.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
@@ -58,11 +61,11 @@ pub struct Running {
 }
 
 impl Home {
-    /// Starts a program of `cluster`, in the namespaces of the process `inside` if there is one.
-    /// Its output goes to `<program>.log` in the cluster's folder.
+    /// Starts a program of `cluster`, in the namespaces of the process `inside` if there is one,
+    /// and returns once it runs. Its output goes to `<program>.log` in the cluster's folder.
     ///
     /// # Errors
-    /// If the program or its log cannot be opened.
+    /// If the program or its log cannot be opened, or it ends at once.
     pub fn start(&self, cluster: &str, program: &Program, inside: Option<Pid>) -> Result<()> {
         let path = self.log(cluster, program.name);
         let log = File::options().create(true).append(true).open(&path);
@@ -84,9 +87,16 @@ impl Home {
             .stderr(log)
             // Of its own group: what interrupts the command at a terminal is not for it.
             .process_group(0);
-        command
+        let mut child = command
             .spawn()
             .with_context(|| format!("starting {}", program.path.display()))?;
+        // What enters the namespaces first becomes the program only a moment later.
+        while self.find(cluster, program.name)?.is_none() {
+            if let Some(status) = child.try_wait()? {
+                bail!("{} ended at once ({status}): {}", program.name, tail(&path));
+            }
+            std::thread::sleep(LOOK);
+        }
         Ok(())
     }
 
@@ -179,6 +189,13 @@ impl Running {
     }
 }
 
+/// The last lines of a log.
+pub(crate) fn tail(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<_> = text.lines().rev().take(8).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
 /// The value of a variable in an environment as `/proc` shows it.
 fn variable<'a>(environment: &'a [u8], name: &str) -> Option<&'a OsStr> {
     environment
@@ -207,11 +224,25 @@ mod tests {
             fs::create_dir_all(home.cluster("east")).unwrap();
             home.start("east", &sleeper(), None).unwrap();
         }
-        let process = wait_for(&ours);
+        let process = running(&ours);
         assert!(process.main);
         process.kill().unwrap();
         assert!(ours.find("east", "sleep").unwrap().is_none());
-        wait_for(&others).kill().unwrap();
+        running(&others).kill().unwrap();
+    }
+
+    #[test]
+    fn what_cannot_run_is_told_at_once() {
+        let parent = tempfile::tempdir().unwrap();
+        let home = Home::at(parent.path()).unwrap();
+        fs::create_dir_all(home.cluster("east")).unwrap();
+        let program = Program {
+            name: "other",
+            path: "sh".into(),
+            arguments: ["-c", "echo why >&2; exit 3"].map(str::to_owned).to_vec(),
+        };
+        let error = home.start("east", &program, None).unwrap_err().to_string();
+        assert!(error.contains("other") && error.contains("why"), "{error}");
     }
 
     fn sleeper() -> Program {
@@ -222,8 +253,7 @@ mod tests {
         }
     }
 
-    /// `start` returns once the new process has begun to be the program.
-    fn wait_for(home: &Home) -> Running {
+    fn running(home: &Home) -> Running {
         home.find("east", "sleep").unwrap().expect("it runs")
     }
 }

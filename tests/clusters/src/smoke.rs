@@ -198,9 +198,10 @@ impl Namespaces {
     }
 }
 
-/// As the kernel names them: a kind and a number.
+/// As the kernel names them: a kind and a number. Not that of processes: one that has ended keeps
+/// it until the machine's first process takes notice.
 fn namespaces(process: &Path) -> impl Iterator<Item = PathBuf> {
-    let links = ["net", "mnt", "pid", "uts", "ipc"].map(|kind| process.join("ns").join(kind));
+    let links = ["net", "mnt", "uts", "ipc"].map(|kind| process.join("ns").join(kind));
     links
         .into_iter()
         .filter_map(|link| fs::read_link(link).ok())
