@@ -128,6 +128,7 @@ fn up(home: &Home, places: &[Place]) -> Result<()> {
     if let Some(missing) = crate::missing() {
         bail!(missing);
     }
+    crate::visible(home)?;
     let programs = Programs::built()?;
     let fleet = crate::up(home, &programs, places).with_context(|| {
         format!(

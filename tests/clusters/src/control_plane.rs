@@ -30,9 +30,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Whether a cluster has nodes, or is nothing but an API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// etcd and the API server alone: objects can be kept and watched, nothing acts on them.
+    /// Objects can be kept and watched; nothing acts on them.
     Api,
-    /// Everything: nodes join, Deployments become Pods, deleted namespaces go away.
+    /// Nodes join, Deployments become Pods, deleted namespaces go away.
     Full,
 }
 
@@ -139,7 +139,7 @@ current-context: {cluster}
     ))
 }
 
-/// Starts the programs, without waiting for any.
+/// Starts etcd and the API server, without waiting for them.
 pub(crate) fn launch(
     home: &Home,
     cluster: &Cluster,
@@ -151,7 +151,7 @@ pub(crate) fn launch(
     let config = folder.join("etcd.json");
     fs::write(&config, etcd_config(&folder, cluster).to_string())
         .with_context(|| format!("writing {}", config.display()))?;
-    for program in self::programs(&folder, cluster, programs, kind) {
+    for program in api(&folder, cluster, programs, kind) {
         home.start(&cluster.name, &program, inside)?;
     }
     Ok(())
@@ -221,29 +221,27 @@ fn etcd_host(cluster: &Cluster) -> IpAddr {
     }
 }
 
-/// The programs, in the order in which they are started. They wait for each other by themselves.
-pub(crate) fn programs(
+/// The programs that make an API. The server waits for etcd by itself.
+pub(crate) fn api(
     folder: &Path,
     cluster: &Cluster,
     programs: &Programs,
     kind: Kind,
-) -> Vec<Program> {
-    let program = |name, arguments| Program {
-        name,
-        path: programs.path(name),
-        arguments,
-    };
+) -> [Program; 2] {
     let config = folder.join("etcd.json").display().to_string();
-    let mut all = vec![
-        program("etcd", vec![config]),
-        program("kube-apiserver", api_server(folder, cluster, kind)),
-    ];
-    if kind == Kind::Full {
-        let controllers = controller_manager(folder);
-        all.push(program("kube-controller-manager", controllers));
-        all.push(program("kube-scheduler", scheduler(folder)));
-    }
-    all
+    [
+        programs.program("etcd", vec![config]),
+        programs.program("kube-apiserver", api_server(folder, cluster, kind)),
+    ]
+}
+
+/// The programs that act on objects. The controllers give up if the API is not ready soon, so both
+/// are started when it is.
+pub(crate) fn controllers(folder: &Path, programs: &Programs) -> [Program; 2] {
+    [
+        programs.program("kube-controller-manager", controller_manager(folder)),
+        programs.program("kube-scheduler", scheduler(folder)),
+    ]
 }
 
 fn api_server(folder: &Path, cluster: &Cluster, kind: Kind) -> Vec<String> {

@@ -38,8 +38,7 @@ pub fn up<'a>(home: &'a Home, programs: &'a Programs, places: &[Place]) -> Resul
         bail!(missing);
     }
     check_names(places)?;
-    machine::visible(home.path())?;
-    machine::visible(programs.folder())?;
+    machine::visible(home)?;
     ensure!(
         home.running()?.is_empty() && machine::remains(home)?.is_empty(),
         "clusters, or the remains of some, are in {} already; remove them with `clusters down --dir {0}`",
@@ -64,7 +63,7 @@ pub fn up<'a>(home: &'a Home, programs: &'a Programs, places: &[Place]) -> Resul
                 scope.spawn(move || {
                     fleet_ref
                         .create(&cluster, network)
-                        .with_context(|| format!("bringing up cluster `{}`", cluster.name))
+                        .with_context(|| fleet_ref.failure(&cluster))
                 })
             })
             .collect();
@@ -115,10 +114,27 @@ impl<'a> Fleet<'a> {
         control_plane::launch(home, cluster, self.programs, Kind::Full, Some(node))?;
         node::start_containerd(home, cluster, self.programs, node)?;
         control_plane::wait_ready(home, cluster, self.programs)?;
-        for program in node::agents(home, cluster, self.programs) {
-            home.start(&cluster.name, &program, Some(node))?;
+        let controllers = control_plane::controllers(&home.cluster(&cluster.name), self.programs);
+        let agents = node::agents(home, cluster, self.programs);
+        for program in controllers.iter().chain(&agents) {
+            home.start(&cluster.name, program, Some(node))?;
         }
         self.settle(&cluster.name)
+    }
+
+    /// What could not be brought up, and which of its programs have ended.
+    fn failure(&self, cluster: &Cluster) -> String {
+        let programs = self.programs(cluster).unwrap_or_default().into_iter();
+        let ended = programs.filter(|(_, pid)| pid.is_none());
+        let ended: Vec<_> = ended.map(|(program, _)| program.name).collect();
+        let name = &cluster.name;
+        match &*ended {
+            [] => format!("bringing up cluster `{name}`"),
+            ended => format!(
+                "bringing up cluster `{name}`, in which these do not run: {}",
+                ended.join(", ")
+            ),
+        }
     }
 
     /// Waits for the node and for DNS.
@@ -186,7 +202,8 @@ impl<'a> Fleet<'a> {
     /// If the processes cannot be read.
     pub fn programs(&self, cluster: &Cluster) -> Result<Vec<(Program, Option<Pid>)>> {
         let folder = self.home.cluster(&cluster.name);
-        let mut all = control_plane::programs(&folder, cluster, self.programs, Kind::Full);
+        let mut all = control_plane::api(&folder, cluster, self.programs, Kind::Full).to_vec();
+        all.extend(control_plane::controllers(&folder, self.programs));
         all.push(node::containerd(self.home, cluster));
         all.extend(node::agents(self.home, cluster, self.programs));
         let running = self.home.running()?;

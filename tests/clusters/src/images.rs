@@ -1,15 +1,15 @@
 //! Images: there is no registry, so every image is an archive that is loaded.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Pid;
 
-use crate::{Programs, node::enter};
+use crate::{Programs, home::fnv, node::enter, programs::run};
 
 /// The image of `kubernetes/pod`: it holds pods' namespaces open, and serves and calls in tests.
 /// Pods that use it need `imagePullPolicy: Never`.
@@ -18,16 +18,41 @@ pub const POD: &str = "localhost/linkspan-clusters/pod:v1";
 pub(crate) const DNS: &str = "localhost/linkspan-clusters/coredns:v1";
 
 /// What every node needs: the image's name, the program in it and its default arguments.
-pub(crate) const OWN: &[(&str, &str, &[&str])] = &[(POD, "pod", &["pause"]), (DNS, "coredns", &[])];
+const OWN: &[(&str, &str, &[&str])] = &[(POD, "pod", &["pause"]), (DNS, "coredns", &[])];
 
-/// The archive of the image of one of our programs, made when that is built.
-pub(crate) fn archive(folder: &Path, program: &str) -> PathBuf {
-    folder.join(format!("{program}.tar"))
+/// What makes images. Not a part of what names the programs: building those takes far longer.
+const SCRIPT: &str = include_str!("../../../deploy/image");
+
+/// The archives of the images that every node needs.
+pub(crate) fn archives(programs: &Programs) -> impl Iterator<Item = PathBuf> {
+    let archive = |(_, program, _): &(&str, &str, &[&str])| archive(programs.folder(), program);
+    OWN.iter().map(archive)
 }
 
-pub(crate) fn archives(programs: &Programs) -> impl Iterator<Item = PathBuf> {
-    OWN.iter()
-        .map(|(_, program, _)| archive(programs.folder(), program))
+fn archive(folder: &Path, program: &str) -> PathBuf {
+    let version = fnv([SCRIPT.as_bytes()]);
+    folder.join(format!("{program}-{version:016x}.tar"))
+}
+
+/// Makes those archives that are not there yet, beside the programs.
+pub(crate) fn pack(folder: &Path) -> Result<()> {
+    for (image, program, arguments) in OWN {
+        let archive = archive(folder, program);
+        if archive.exists() {
+            continue;
+        }
+        // Renamed when whole, as others may want the same.
+        let unfinished = archive.with_extension(std::process::id().to_string());
+        run(Command::new("bash")
+            .args(["-c", SCRIPT, "deploy/image"])
+            .arg(&unfinished)
+            .arg(image)
+            .arg(folder.join(program))
+            .args(*arguments))?;
+        fs::rename(&unfinished, &archive)
+            .with_context(|| format!("naming {}", archive.display()))?;
+    }
+    Ok(())
 }
 
 /// Gives a node the images of an archive.

@@ -30,7 +30,7 @@ pub use self::{
     fleet::{Fleet, up},
     home::Home,
     images::POD,
-    machine::{missing, remains},
+    machine::{missing, remains, visible},
     process::{Program, Running},
     programs::{KUBERNETES, Programs},
     smoke::smoke,

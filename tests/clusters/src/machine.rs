@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     Home,
@@ -75,13 +75,17 @@ pub(crate) fn cni_plugins() -> Option<&'static Path> {
 }
 
 /// Refuses folders that a node could not see.
-pub(crate) fn visible(path: &Path) -> Result<()> {
-    for hidden in HIDDEN {
-        ensure!(
-            !path.starts_with(hidden),
-            "{} is below {hidden}, which nodes replace by their own; choose another folder (--dir for the clusters, XDG_CACHE_HOME for the programs)",
-            path.display()
-        );
+///
+/// # Errors
+/// If the clusters' folder or the cache of programs is such a one.
+pub fn visible(home: &Home) -> Result<()> {
+    for path in [home.path(), &crate::programs::cache()?] {
+        if let Some(hidden) = HIDDEN.iter().find(|hidden| path.starts_with(hidden)) {
+            bail!(
+                "{} is below {hidden}, which nodes replace by their own; choose another folder (--dir for the clusters, XDG_CACHE_HOME for the programs)",
+                path.display()
+            );
+        }
     }
     Ok(())
 }

@@ -172,14 +172,9 @@ pub(crate) fn containerd(home: &Home, cluster: &Cluster) -> Program {
 }
 
 /// What runs on the node beside containerd.
-pub(crate) fn agents(home: &Home, cluster: &Cluster, programs: &Programs) -> Vec<Program> {
+pub(crate) fn agents(home: &Home, cluster: &Cluster, programs: &Programs) -> [Program; 2] {
     let folder = home.cluster(&cluster.name);
     let file = |name: &str| folder.join(name).display().to_string();
-    let program = |name, arguments| Program {
-        name,
-        path: programs.path(name),
-        arguments,
-    };
     let labels = format!(
         "topology.kubernetes.io/region={},topology.kubernetes.io/zone={}",
         cluster.region, cluster.zone
@@ -192,7 +187,10 @@ pub(crate) fn agents(home: &Home, cluster: &Cluster, programs: &Programs) -> Vec
         format!("--node-labels={labels}"),
     ];
     let proxy = vec![format!("--config={}", file("kube-proxy.json"))];
-    vec![program("kubelet", kubelet), program("kube-proxy", proxy)]
+    [
+        programs.program("kubelet", kubelet),
+        programs.program("kube-proxy", proxy),
+    ]
 }
 
 /// `restrict_oom_score_adj`: in a container or a small machine there is no right to lower it, and

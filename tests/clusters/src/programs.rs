@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{home::fnv, images};
+use crate::{home::fnv, images, process::Program};
 
 /// The version that `kubernetes/go.mod` requires; the programs are told it when they are built.
 pub const KUBERNETES: &str = "v1.36.2";
@@ -27,6 +27,9 @@ const LINKS: &[(&str, &str)] = &[
     (crate::node::HOLDER, "pod"),
 ];
 
+/// What is being built is named so, and after the process that does it.
+const UNFINISHED: &str = "unfinished-";
+
 const SOURCES: &[(&str, &str)] = &[
     ("go.mod", include_str!("../kubernetes/go.mod")),
     ("go.sum", include_str!("../kubernetes/go.sum")),
@@ -36,7 +39,6 @@ const SOURCES: &[(&str, &str)] = &[
         include_str!("../kubernetes/coredns/main.go"),
     ),
     ("pod/main.go", include_str!("../kubernetes/pod/main.go")),
-    ("image", include_str!("../../../deploy/image")),
 ];
 
 /// The folder of the built programs.
@@ -57,6 +59,7 @@ impl Programs {
         if !folder.exists() {
             build(&cache, &folder)?;
         }
+        images::pack(&folder)?;
         Ok(Self { folder })
     }
 
@@ -64,6 +67,15 @@ impl Programs {
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// How to start one of them.
+    pub(crate) fn program(&self, name: &'static str, arguments: Vec<String>) -> Program {
+        Program {
+            name,
+            path: self.path(name),
+            arguments,
+        }
     }
 
     /// The file of one of them.
@@ -74,7 +86,7 @@ impl Programs {
 }
 
 /// `$XDG_CACHE_HOME/linkspan/kubernetes`, by default below `~/.cache`.
-fn cache() -> Result<PathBuf> {
+pub(crate) fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(cache) => PathBuf::from(cache),
         None => env::home_dir()
@@ -84,7 +96,7 @@ fn cache() -> Result<PathBuf> {
     Ok(base.join("linkspan").join("kubernetes"))
 }
 
-/// Names a build by everything that it is made of.
+/// Names a build by what it is made of.
 fn digest() -> String {
     let parts = SOURCES.iter().flat_map(|(name, text)| [*name, *text]);
     format!("{:016x}", fnv(parts.map(str::as_bytes)))
@@ -100,14 +112,15 @@ fn build(cache: &Path, folder: &Path) -> Result<()> {
         folder.display()
     );
     fs::create_dir_all(cache).with_context(|| format!("making {}", cache.display()))?;
-    let unfinished = cache.join(format!("unfinished-{}", std::process::id()));
+    forget_broken_off(cache)?;
+    let unfinished = cache.join(format!("{UNFINISHED}{}", std::process::id()));
     let sources = unfinished.join("src");
     for (name, text) in SOURCES {
         let path = sources.join(name);
         fs::create_dir_all(path.parent().expect("it is below `sources`"))?;
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     }
-    let built = compile(&sources, &unfinished).and_then(|()| pack(&sources, &unfinished));
+    let built = compile(&sources, &unfinished);
     if let Err(error) = built {
         fs::remove_dir_all(&unfinished).ok();
         return Err(error);
@@ -121,6 +134,20 @@ fn build(cache: &Path, folder: &Path) -> Result<()> {
         Err(_) if folder.exists() => Ok(fs::remove_dir_all(&unfinished)?),
         renamed => renamed.with_context(|| format!("naming {}", folder.display())),
     }
+}
+
+/// Removes what builds that were killed have left.
+fn forget_broken_off(cache: &Path) -> Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let builder = name.to_str().and_then(|name| name.strip_prefix(UNFINISHED));
+        if builder.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            fs::remove_dir_all(entry.path())
+                .with_context(|| format!("removing {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn compile(sources: &Path, into: &Path) -> Result<()> {
@@ -142,19 +169,6 @@ fn compile(sources: &Path, into: &Path) -> Result<()> {
         status.success(),
         "go could not build Kubernetes; its messages are above (the Go module proxy must be reachable, and `go version` be 1.26 or newer)"
     );
-    Ok(())
-}
-
-/// Makes the images that every node needs.
-fn pack(sources: &Path, folder: &Path) -> Result<()> {
-    for (image, program, arguments) in images::OWN {
-        run(Command::new("bash")
-            .arg(sources.join("image"))
-            .arg(images::archive(folder, program))
-            .arg(image)
-            .arg(folder.join(program))
-            .args(*arguments))?;
-    }
     Ok(())
 }
 
@@ -194,6 +208,21 @@ mod tests {
     fn the_version_told_is_the_version_required() {
         let required = format!("k8s.io/kubernetes {KUBERNETES}\n");
         assert!(SOURCES[0].1.contains(&required));
+    }
+
+    #[test]
+    fn only_what_nobody_builds_any_more_is_removed() {
+        let cache = tempfile::tempdir().unwrap();
+        let alive = format!("{UNFINISHED}{}", std::process::id());
+        // No process has a number beyond what the kernel gives out.
+        let dead = format!("{UNFINISHED}4194305");
+        for name in [&*alive, &*dead, "0123456789abcdef"] {
+            fs::create_dir(cache.path().join(name)).unwrap();
+        }
+        forget_broken_off(cache.path()).unwrap();
+        assert!(cache.path().join(alive).exists());
+        assert!(cache.path().join("0123456789abcdef").exists());
+        assert!(!cache.path().join(dead).exists());
     }
 
     #[test]
