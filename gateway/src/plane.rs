@@ -132,7 +132,7 @@ impl Plane {
             endpoint.clone(),
             material,
             peers,
-            tunnel.transport(),
+            endpoint::listening(&timers, &limits),
             timers,
         );
         tasks.background("tunnel's TLS", until_draining(stop.clone(), keep));

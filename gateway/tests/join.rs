@@ -4,15 +4,18 @@ mod common;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{Gateway, federation_id, gateway_id, link, patiently, pki};
 use linkspan_api::v1;
 use linkspan_dataplane::discover::Snapshot;
 use linkspan_dataplane::frame;
 use linkspan_trust::testing::Pki;
-use linkspan_trust::{ClientPolicy, TrustPolicy};
+use linkspan_trust::{ClientPolicy, TrustPolicy, carrier_config};
+use quinn::crypto::rustls::QuicClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -129,6 +132,26 @@ async fn a_join_carries_no_more_than_it_may() {
     drop(far);
     let _ = patiently("the end", from_near.read_to_end(&mut got)).await;
     sending.abort();
+}
+
+#[tokio::test]
+async fn a_stranger_can_make_the_gateway_hold_little() {
+    let world = World::start().await;
+    for alpn in [b"linkspan-join/1", b"linkspan-tunnel/1".as_slice()] {
+        let tls = QuicClientConfig::try_from(carrier_config(&[alpn]).unwrap()).unwrap();
+        let config = quinn::ClientConfig::new(Arc::new(tls));
+        let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+        let to = world.west.addresses.tunnel;
+        let connecting = endpoint.connect_with(config, to, "gateway.linkspan.internal");
+        let quic = patiently("a handshake", connecting.unwrap()).await.unwrap();
+        let (mut send, _recv) = quic.open_bi().await.unwrap();
+        // Polled once: the limit came with the handshake.
+        let second = timeout(Duration::ZERO, quic.open_bi()).await;
+        assert!(!matches!(second, Ok(Ok(_))), "a second stream");
+        if let Ok(taken) = send.write(&vec![0; 1 << 20]).await {
+            assert!(taken <= 64 << 10, "{taken}");
+        }
+    }
 }
 
 #[tokio::test]

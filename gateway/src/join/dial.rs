@@ -175,7 +175,8 @@ async fn connect(
 ) -> Result<(quinn::Connection, quinn::Endpoint), BoxError> {
     let endpoint = endpoint::dialling(address)?;
     let tls = QuicClientConfig::try_from(carrier_config(&[ALPN])?)?;
-    let config = quinn::ClientConfig::new(Arc::new(tls));
+    let mut config = quinn::ClientConfig::new(Arc::new(tls));
+    config.transport_config(endpoint::joining());
     let connecting = endpoint.connect_with(config, address, endpoint::SERVER_NAME)?;
     let quic = timeout(limit, connecting)
         .await

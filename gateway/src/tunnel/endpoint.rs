@@ -23,8 +23,46 @@ pub(crate) const SERVER_NAME: &str = "gateway.linkspan.internal";
 /// Datagrams that wait: heartbeats only, so a few suffice.
 const DATAGRAM_BUFFER: usize = 64 << 10;
 
-/// The transport parameters of every tunnel connection.
+/// What a caller may send before it has proved that it is a peer's gateway: a hello, or what one
+/// join carries.
+const STRANGER_WINDOW: u64 = 64 << 10;
+/// Streams of such a caller: the control stream, or that of its join.
+const STRANGER_STREAMS: u32 = 1;
+
+/// The transport parameters of the connections that we dial: they are used once the peer has
+/// proved itself.
 pub(crate) fn transport(timers: &Timers, limits: &Limits) -> Arc<TransportConfig> {
+    Arc::new(parameters(timers, limits))
+}
+
+/// Those of callers: anybody may finish a handshake, so what one can make us hold is little until
+/// [`widen`].
+pub(crate) fn listening(timers: &Timers, limits: &Limits) -> Arc<TransportConfig> {
+    let mut transport = parameters(timers, limits);
+    transport
+        .receive_window(window(STRANGER_WINDOW.min(limits.windows.connection)))
+        .max_concurrent_bidi_streams(STRANGER_STREAMS.into());
+    Arc::new(transport)
+}
+
+/// Those of a dial to join: whoever answers may send as little, on the stream that we open.
+pub(crate) fn joining() -> Arc<TransportConfig> {
+    let mut transport = TransportConfig::default();
+    transport
+        .receive_window(window(STRANGER_WINDOW))
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None);
+    Arc::new(transport)
+}
+
+/// Gives a caller that has proved itself what a peer may use.
+pub(crate) fn widen(quic: &quinn::Connection, limits: &Limits) {
+    quic.set_receive_window(window(limits.windows.connection));
+    quic.set_max_concurrent_bi_streams(streams(limits));
+}
+
+fn parameters(timers: &Timers, limits: &Limits) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(timers.idle).unwrap_or(VarInt::MAX.into());
     transport
@@ -32,8 +70,7 @@ pub(crate) fn transport(timers: &Timers, limits: &Limits) -> Arc<TransportConfig
         .stream_receive_window(window(limits.windows.stream))
         .receive_window(window(limits.windows.connection))
         .send_window(limits.send_window)
-        // One more than asked for: the dialler's control stream.
-        .max_concurrent_bidi_streams(limits.streams.saturating_add(1).into())
+        .max_concurrent_bidi_streams(streams(limits))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER)
@@ -42,7 +79,12 @@ pub(crate) fn transport(timers: &Timers, limits: &Limits) -> Arc<TransportConfig
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
         .enable_segmentation_offload(true)
         .congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default()));
-    Arc::new(transport)
+    transport
+}
+
+/// One more than asked for: the dialler's control stream.
+fn streams(limits: &Limits) -> VarInt {
+    limits.streams.saturating_add(1).into()
 }
 
 fn window(bytes: u64) -> VarInt {

@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 
 use super::Tunnel;
 use super::close::{self, CloseCode};
+use super::endpoint;
 use super::handshake::{self, Refused};
 use crate::join::{self, accept::Accept};
 
@@ -138,6 +139,8 @@ async fn greet(tunnel: &Tunnel, quic: &quinn::Connection) -> Result<(), Refused>
         close::close(quic, code);
         return Ok(());
     };
+    // Before the hello, so that the peer may use it as soon as it has ours.
+    endpoint::widen(quic, tunnel.limits());
     let (cluster, limit) = (&peer.link.cluster, tunnel.timers().hello);
     let (hello, control) = handshake::accept(quic, tunnel.own(), cluster, limit).await?;
     tunnel.start(quic.clone(), hello, control, None);
