@@ -12,6 +12,7 @@ use linkspan_core::{
     backend::{LinkHome, SinkError},
 };
 use linkspan_resources::{ClusterLink, Object, parse_documents};
+use linkspan_trust::Bundle;
 use tokio::sync::Notify;
 
 use super::scan::resource_files;
@@ -62,12 +63,12 @@ impl LinkHome for DirectoryLinks {
 
 fn declare(directory: &Path, link: ClusterLink) -> io::Result<String> {
     let path = directory.join(format!("clusterlink-{}.yaml", link.metadata.name));
-    let name = link.metadata.name.clone();
     if let Ok(text) = fs::read_to_string(&path)
-        && !matches!(objects(&text).as_deref(), Some([object]) if is_link(object, &name))
+        && !matches!(objects(&text).as_deref(), Some([object]) if is_same_peer(object, &link))
     {
         return Err(io::Error::other(format!(
-            "`{}` is there and holds something else; rename it",
+            "`{}` is there and holds something else, or a link to another peer; rename it, or \
+             remove that link first",
             path.display()
         )));
     }
@@ -139,6 +140,15 @@ fn is_link(object: &Object, name: &str) -> bool {
     matches!(object, Object::ClusterLink(link) if link.metadata.name == name)
 }
 
+/// Whether it declares a link to the very peer: another with its name must not take its place.
+fn is_same_peer(object: &Object, link: &ClusterLink) -> bool {
+    let roots = |of: &ClusterLink| Bundle::from_pem(0, of.spec.bundle.as_bytes()).ok();
+    matches!(object, Object::ClusterLink(held)
+        if held.metadata.name == link.metadata.name
+            && held.spec.trust_domain == link.spec.trust_domain
+            && roots(held).is_some_and(|held| roots(link) == Some(held)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +190,20 @@ mod tests {
         let left = fs::read_to_string(&path).unwrap();
         assert_eq!(left, format!("# ours\n{one}--- # more\n{two}"));
         assert!(directory.path().join("north.yaml").exists());
+    }
+
+    #[test]
+    fn a_link_to_another_peer_of_that_name_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut link = link();
+        declare(directory.path(), link.clone()).unwrap();
+        let path = directory.path().join("clusterlink-west.yaml");
+        let before = fs::read_to_string(&path).unwrap();
+        link.spec.trust_domain = "other.test".into();
+        declare(directory.path(), link).unwrap_err();
+        let other_roots = self::link();
+        declare(directory.path(), other_roots).unwrap_err();
+        assert_eq!(fs::read_to_string(&path).unwrap(), before);
     }
 
     #[test]

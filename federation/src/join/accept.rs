@@ -48,7 +48,7 @@ impl Linker {
         imports: Option<Vec<ImportPattern>>,
     ) -> Result<Accepted, Refusal> {
         let invitation = invitation::decode(text)?;
-        let world = Arc::clone(&self.worlds.borrow());
+        let world = self.known_world().await?;
         self.check_invitation(&invitation, &world, SystemTime::now())?;
         self.await_gateways(|world| world.gateways.iter().any(dials))
             .await;

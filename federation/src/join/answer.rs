@@ -7,11 +7,8 @@ use std::{
 };
 
 use linkspan_api::v1;
-use linkspan_core::{
-    ClusterId,
-    join::{
-        Accepter, Candidate, Consumed, Problem, Refusal, Transcript, check_clock, check_fit, verify,
-    },
+use linkspan_core::join::{
+    Accepter, Candidate, Consumed, Problem, Refusal, Transcript, check_clock, check_fit, verify,
 };
 use linkspan_dataplane::frame;
 use linkspan_runtime::{process::chain, stop::Stop};
@@ -147,6 +144,7 @@ fn check_proof(linker: &Linker, request: &Request, transcript: &Transcript) -> R
 }
 
 async fn take(linker: &Linker, request: &Request, now: SystemTime) -> Result<SystemTime, Refusal> {
+    let world = linker.known_world().await?;
     let (card, own) = (&request.card, &linker.own.cluster);
     let show = |time| humantime::format_rfc3339_seconds(time).to_string();
     check_clock(own, &card.cluster, linker.clocks(now, card.now), show)?;
@@ -154,7 +152,6 @@ async fn take(linker: &Linker, request: &Request, now: SystemTime) -> Result<Sys
         cluster: card.cluster.clone(),
         roots: card.party().roots,
     };
-    let world = Arc::clone(&linker.worlds.borrow());
     let book = linker.store.current();
     book.check(&request.invitation, &accepter, now)?;
     let joined = book.joined(&card.cluster, &card.trust_domain);
@@ -183,18 +180,17 @@ async fn consume(
     now: SystemTime,
 ) -> Result<Consumed, Refusal> {
     let (store, id) = (Arc::clone(&linker.store), request.invitation);
-    let domain = request.card.trust_domain.clone();
+    let (domain, worlds) = (request.card.trust_domain.clone(), linker.worlds.clone());
     let taken = tokio::task::spawn_blocking(move || {
         store.change(|book| {
-            let rival = |cluster: &ClusterId, held: &linkspan_core::join::Joined| {
-                held.invitation != id
-                    && held.pending_until().is_some()
-                    && (*cluster == accepter.cluster || held.trust_domain == domain)
-            };
-            if book.links().any(|(cluster, held)| rival(cluster, held)) {
+            let world = Arc::clone(&worlds.borrow());
+            // A link that was removed by hand is no rival.
+            book.sweep(|cluster| world.declared.links.contains_key(cluster), now);
+            if book.has_rival(&id, &accepter.cluster, &domain) {
                 return Err(Refusal::new(
                     Problem::DuplicateCluster,
-                    "another link of this cluster id or trust domain is being made right now",
+                    "another link of this cluster id or trust domain is there or is being made; \
+                     remove it first (`linkspan link remove`)",
                 ));
             }
             book.consume(&id, accepter, domain, now)

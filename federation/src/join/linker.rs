@@ -60,6 +60,19 @@ impl Linker {
         let _ = timeout(SETTLE, worlds.wait_for(|world| enough(world))).await;
     }
 
+    /// The world, once there is one: before the resources were first read every link is unknown.
+    pub(crate) async fn known_world(&self) -> Result<Arc<World>, Refusal> {
+        let mut worlds = self.worlds.clone();
+        let known = timeout(SETTLE, worlds.wait_for(|world| world.generation > 0)).await;
+        match known {
+            Ok(Ok(world)) => Ok(Arc::clone(&world)),
+            _ => Err(Refusal::new(
+                Problem::Unavailable,
+                "federation is starting; try again",
+            )),
+        }
+    }
+
     /// Makes an invitation; only its public half is kept. Blocks on the disk.
     pub(crate) fn invite(
         &self,

@@ -167,6 +167,13 @@ impl LinkBook {
         self.links.iter()
     }
 
+    /// Whether another invitation has made a link of that cluster or trust domain, active or not.
+    pub fn has_rival(&self, id: &InvitationId, cluster: &ClusterId, domain: &TrustDomain) -> bool {
+        self.links.iter().any(|(name, held)| {
+            held.invitation != *id && (name == cluster || held.trust_domain == *domain)
+        })
+    }
+
     /// Links removed without their peers' knowledge, by trust domain.
     pub fn tombstones(&self) -> impl Iterator<Item = (&TrustDomain, &Tombstone)> {
         self.tombstones.iter()

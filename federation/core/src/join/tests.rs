@@ -126,6 +126,20 @@ fn a_removed_link_leaves_at_most_a_tombstone() {
 }
 
 #[test]
+fn a_link_that_is_there_is_a_rival_of_another_invitation_only() {
+    let mut book = offered(Offer::default());
+    take(&mut book, accepter("east", 1), now()).unwrap();
+    let (east, other) = (cluster("east"), InvitationId([8; 16]));
+    for active in [false, true] {
+        assert!(!book.has_rival(&ID, &east, &domain("east")));
+        assert!(book.has_rival(&other, &east, &domain("new")));
+        assert!(book.has_rival(&other, &cluster("new"), &domain("east")));
+        assert!(!book.has_rival(&other, &cluster("new"), &domain("new")));
+        assert_eq!(book.activate(&east, now()), !active);
+    }
+}
+
+#[test]
 fn linking_anew_lifts_the_tombstone() {
     let mut book = LinkBook::default();
     let east = link("east");
