@@ -162,42 +162,58 @@ fn rank(contribution: &Contribution) -> (SystemTime, ClusterId, String) {
     (export.created, contribution.cluster.clone(), rest)
 }
 
-/// The union of the ports; each stands as the oldest export that has it says.
+/// The union of the ports; each stands as the oldest export that has it says. A port is the
+/// one of its name, else the one of its number.
 fn merge_ports(ranked: &[Contribution]) -> (Vec<ServicePort>, Vec<Conflict>) {
-    let mut taken: Vec<(ServicePort, &ClusterId)> = Vec::new();
-    let mut conflicts = Vec::new();
+    let mut taken: Vec<Taken<'_>> = Vec::new();
     for Contribution { cluster, export } in ranked {
         for port in &export.ports {
-            let same_name = taken.iter().find(|(held, _)| held.name == port.name);
-            let same_number = taken.iter().find(|(held, _)| held.port == port.port);
-            let Some((held, winner)) = same_name.or(same_number) else {
-                taken.push((port.clone(), cluster));
-                continue;
-            };
-            if held != port {
-                conflicts.push(port_conflict(held, winner, port, cluster));
+            let same_name = taken.iter().position(|held| held.port.name == port.name);
+            let same_number = || taken.iter().position(|held| held.port.port == port.port);
+            match same_name.or_else(same_number) {
+                None => taken.push(Taken {
+                    port: port.clone(),
+                    winner: cluster,
+                    having: 1,
+                    differing: Vec::new(),
+                }),
+                Some(at) => taken[at].meet(port, cluster),
             }
         }
     }
-    let mut ports: Vec<_> = taken.into_iter().map(|(port, _)| port).collect();
+    let conflicts = taken.iter().filter_map(Taken::conflict).collect();
+    let mut ports: Vec<_> = taken.into_iter().map(|held| held.port).collect();
     ports.sort_by_key(|port| port.port);
     (ports, conflicts)
 }
 
-fn port_conflict(
-    held: &ServicePort,
-    winner: &ClusterId,
-    port: &ServicePort,
-    cluster: &ClusterId,
-) -> Conflict {
-    let message = format!(
-        "port {} of cluster `{winner}` (older) stands; cluster `{cluster}` has {}",
-        port_text(held),
-        port_text(port)
-    );
-    Conflict {
-        reason: ConflictReason::PortConflict,
-        message,
+/// A port of the union, and who has it otherwise.
+struct Taken<'a> {
+    port: ServicePort,
+    winner: &'a ClusterId,
+    /// How many clusters have it, one way or the other.
+    having: usize,
+    differing: Vec<String>,
+}
+
+impl Taken<'_> {
+    fn meet(&mut self, port: &ServicePort, cluster: &ClusterId) {
+        self.having += 1;
+        if self.port != *port {
+            self.differing
+                .push(format!("`{cluster}` has {}", port_text(port)));
+        }
+    }
+
+    fn conflict(&self) -> Option<Conflict> {
+        let stands = format!("port {}", port_text(&self.port));
+        conflict(
+            ConflictReason::PortConflict,
+            &stands,
+            self.winner,
+            &self.differing,
+            self.having,
+        )
     }
 }
 
@@ -242,14 +258,30 @@ fn disagreement(
         .filter(|c| property(&c.export) != stands)
         .map(|c| format!("`{}` has {}", c.cluster, property(&c.export)))
         .collect();
+    let stands = format!("{what} {stands}");
+    conflict(
+        reason,
+        &stands,
+        &oldest.cluster,
+        &differing,
+        younger.len() + 1,
+    )
+}
+
+/// Who won, and how many of how many disagree.
+fn conflict(
+    reason: ConflictReason,
+    stands: &str,
+    winner: &ClusterId,
+    differing: &[String],
+    of: usize,
+) -> Option<Conflict> {
     if differing.is_empty() {
         return None;
     }
     let message = format!(
-        "{what} {stands} of cluster `{}` (oldest) stands; {} of {} clusters differ: {}",
-        oldest.cluster,
+        "{stands} of cluster `{winner}` (oldest) stands; {} of {of} clusters differ: {}",
         differing.len(),
-        younger.len() + 1,
         differing.join(", ")
     );
     Some(Conflict { reason, message })

@@ -88,9 +88,27 @@ fn of_one_name_with_two_numbers_the_oldest_stands() {
     );
     assert_eq!(
         merged.condition().to_string(),
-        "Conflict=True: PortConflict (port http 80 Detect of cluster `east` (older) stands; \
-         cluster `west` has http 8080 Detect)"
+        "Conflict=True: PortConflict (port http 80 Detect of cluster `east` (oldest) stands; \
+         1 of 2 clusters differ: `west` has http 8080 Detect)"
     );
+}
+
+#[test]
+fn of_many_the_message_says_who_won_and_how_many_of_those_that_have_the_port_disagree() {
+    let merged = merged(&[
+        from("west", checkout(vec![named_port("http", 8080)], 1)),
+        from("north", checkout(vec![named_port("web", 80)], 2)),
+        from("south", checkout(vec![named_port("events", 9092)], 3)),
+        from("east", checkout(vec![named_port("http", 80)], 4)),
+    ]);
+    let condition = merged.condition().to_string();
+    assert_eq!(
+        condition,
+        "Conflict=True: PortConflict (port http 80 Detect of cluster `east` (oldest) stands; \
+         2 of 3 clusters differ: `north` has web 80 Detect, `west` has http 8080 Detect)"
+    );
+    let numbers: Vec<_> = merged.import.ports.iter().map(|port| port.port).collect();
+    assert_eq!(numbers, [80, 9092], "neither names nor numbers repeat");
 }
 
 #[test]
