@@ -1,9 +1,9 @@
 //! Small words that discovery and sync have in common on the wire.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use linkspan_api::v1;
-use linkspan_core::{Address, AppProtocol, Locality, ServiceKey, ServicePort};
+use linkspan_core::{Address, AppProtocol, Condition, Locality, ServiceKey, ServicePort};
 
 pub(crate) fn app_protocol(wire: v1::AppProtocol) -> AppProtocol {
     match wire {
@@ -61,5 +61,32 @@ pub(crate) fn wire_address(address: &Address) -> v1::GatewayAddress {
     v1::GatewayAddress {
         host: address.host.clone(),
         port: address.port.into(),
+    }
+}
+
+/// In the order of their keys, so that equal labels are equal bytes.
+pub(crate) fn wire_labels<'a>(
+    labels: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> Vec<v1::Label> {
+    let label = |(key, value): (&String, &String)| v1::Label {
+        key: key.clone(),
+        value: value.clone(),
+    };
+    labels.into_iter().map(label).collect()
+}
+
+/// Reads what [`wire_labels`] writes.
+pub(crate) fn labels_from(wire: Vec<v1::Label>) -> BTreeMap<String, String> {
+    wire.into_iter()
+        .map(|label| (label.key, label.value))
+        .collect()
+}
+
+pub(crate) fn wire_condition(condition: &Condition) -> v1::Condition {
+    v1::Condition {
+        r#type: condition.kind.into(),
+        status: condition.status.to_string(),
+        reason: condition.reason.clone(),
+        message: condition.message.clone(),
     }
 }

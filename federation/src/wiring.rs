@@ -47,7 +47,7 @@ use crate::{
     bound::{Bound, own_cluster},
     config::Config,
     controller::{self, Foundation, INPUTS, Input, State, World},
-    directory::{DirectoryLinks, DirectorySink},
+    directory::{DirectoryDeclarations, DirectoryLinks, DirectorySink},
     discovery::{self, AppliedWriter, DiscoveryService, applied, gate},
     dumps,
     identity::{IdentityService, Issuer, keep_authority, keep_fresh},
@@ -364,7 +364,9 @@ impl Site {
             issuer: Arc::clone(&self.issuer),
             inputs: self.inputs.clone(),
             worlds: self.worlds.clone(),
-            resources: self.config.resources_dir.clone(),
+            own: self.own.cluster.clone(),
+            declarations: DirectoryDeclarations::new(self.config.resources_dir.clone()),
+            place: self.config.resources_dir.display().to_string(),
             nudge,
         };
         let stop = self.stop.clone();

@@ -55,6 +55,18 @@ pub enum NoEndpoint {
     /// Endpoints are listed, and none is ready.
     #[error("no endpoint of the service is ready")]
     NoneReady,
+    /// A failover policy excludes every endpoint there is.
+    #[error("the failover policy of the service excludes all of its endpoints")]
+    Excluded,
+    /// Only other clusters could answer, and the policy's cap on what may leave is reached.
+    #[error(
+        "no endpoint in the own cluster, and the failover policy lets at most {percent} % of \
+         requests leave it (maxRemoteShare)"
+    )]
+    RemoteShareUsed {
+        /// The cap.
+        percent: u32,
+    },
     /// Each endpoint that could be chosen is in the caller's list of exclusions.
     #[error("each available endpoint of the service has been tried by this request")]
     AllExcluded,
@@ -112,7 +124,7 @@ impl Balancer {
             vitals: Arc::clone(&candidate.vitals),
             shared: Arc::clone(&self.shared),
             priority: chosen.tier,
-            rank: plan.tiers[chosen.tier].rank,
+            rank: candidate.rank,
             choice: chosen.choice,
             began: now,
             outcome: AtomicU8::new(OPEN),
@@ -183,7 +195,7 @@ const FAILED: u8 = 2;
 pub struct PickReason {
     /// The endpoint's priority, 0 first.
     pub priority: usize,
-    /// Its nearness, which makes the priority.
+    /// Its nearness, which makes the priority unless a policy does.
     pub rank: Rank,
     /// Its region and zone.
     pub locality: Locality,
@@ -271,6 +283,8 @@ impl Drop for Pick {
     }
 }
 
+#[cfg(test)]
+mod policies;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

@@ -4,10 +4,14 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::groups::{Group, Standing};
 use crate::ids::ClusterId;
-use crate::locality::{PerRank, Rank};
+use crate::locality::Rank;
 use crate::model::Locality;
+use crate::pick::Candidate;
 use crate::plan::Plan;
+use crate::priority::EPSILON;
+use crate::slot::Slot;
 
 /// What one cluster's locality gets of a service's load from here.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -15,7 +19,10 @@ use crate::plan::Plan;
 pub struct Share {
     /// Its priority, 0 first. Priorities that expect no endpoints are not counted.
     pub priority: usize,
-    /// Nearness, which makes the priority.
+    /// Which entry of the policy's order makes the priority, counted from 1; none where
+    /// nearness does.
+    pub listed: Option<usize>,
+    /// Nearness to the caller.
     pub rank: Rank,
     /// The cluster.
     pub cluster: ClusterId,
@@ -29,6 +36,14 @@ pub struct Share {
     pub endpoints_expected: u32,
     /// Endpoints that outlier detection has taken out of rotation.
     pub endpoints_ejected: u32,
+    /// Endpoints that are listed and want no requests.
+    pub endpoints_not_ready: u32,
+    /// Endpoints of the whole priority that can take requests.
+    pub priority_available: u32,
+    /// Endpoints that the whole priority should have.
+    pub priority_expected: u32,
+    /// The factor by which a priority may be short of endpoints and still take everything.
+    pub overprovisioning: f64,
     /// Why the share is what it is.
     pub why: Why,
 }
@@ -37,17 +52,17 @@ pub struct Share {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "reason")]
 pub enum Why {
-    /// The nearest priority takes what its health allows.
+    /// The first priority takes what its health allows.
     Nearest {
         /// The health of the priority, 0 to 1.
         health: f64,
     },
-    /// Nearer priorities cannot take everything.
+    /// Priorities before it cannot take everything.
     SpillOver {
         /// The health of the priority, 0 to 1.
         health: f64,
     },
-    /// Nearer priorities take everything.
+    /// Priorities before it take everything.
     NotNeeded,
     /// Recovered, and coming back by and by.
     HeldBack {
@@ -66,6 +81,46 @@ pub enum Why {
     PeerUnusable,
     /// The cluster does not expose the port.
     PortNotExposed,
+    /// The policy excludes it.
+    Excluded,
+    /// The policy has the cluster avoided, and others take everything.
+    Avoided,
+    /// The cluster is drained, and something else is healthy.
+    Drained,
+    /// The cluster is drained, and nothing else is healthy.
+    LastResort,
+    /// The policy lets no more than this leave the caller's cluster: more of it stays at home
+    /// than `wanted`, and less of it goes elsewhere.
+    Capped {
+        /// The share without the cap, 0 to 1.
+        wanted: f64,
+        /// The cap, in percent.
+        percent: u32,
+    },
+}
+
+impl Share {
+    /// Why, with the numbers behind it, in words: health by overprovisioning, and who is missing.
+    pub fn reason(&self) -> String {
+        let mut reason = self.why.to_string();
+        if matches!(self.why, Why::Nearest { .. } | Why::SpillOver { .. })
+            && self.priority_available < self.priority_expected
+        {
+            reason.push_str(&format!(
+                " ({} of {} × {})",
+                self.priority_available, self.priority_expected, self.overprovisioning
+            ));
+        }
+        for (count, what) in [
+            (self.endpoints_not_ready, "not ready"),
+            (self.endpoints_ejected, "ejected"),
+        ] {
+            if count > 0 {
+                reason.push_str(&format!("; {count} {what}"));
+            }
+        }
+        reason
+    }
 }
 
 impl fmt::Display for Why {
@@ -73,14 +128,14 @@ impl fmt::Display for Why {
         let percent = |part: &f64| part * 100.0;
         match self {
             Self::Nearest { health } => {
-                write!(f, "nearest priority, {:.0} % healthy", percent(health))
+                write!(f, "first priority, {:.0} % healthy", percent(health))
             }
             Self::SpillOver { health } => write!(
                 f,
-                "spill-over from nearer priorities; this one is {:.0} % healthy",
+                "spill-over from priorities before it; this one is {:.0} % healthy",
                 percent(health)
             ),
-            Self::NotNeeded => f.write_str("nearer priorities take everything"),
+            Self::NotNeeded => f.write_str("priorities before it take everything"),
             Self::HeldBack { health, counted } => write!(
                 f,
                 "back at {:.0} % health, counted as {:.0} % while traffic returns",
@@ -92,124 +147,155 @@ impl fmt::Display for Why {
             Self::OutsideSubset => f.write_str("not in the subset that this source uses"),
             Self::PeerUnusable => f.write_str("no gateway has a usable connection to the cluster"),
             Self::PortNotExposed => f.write_str("the cluster does not expose the port"),
+            Self::Excluded => f.write_str("excluded by the failover policy"),
+            Self::Avoided => f.write_str("avoided while its records are stale; others suffice"),
+            Self::Drained => f.write_str("drained"),
+            Self::LastResort => f.write_str("drained, but nothing else is healthy"),
+            Self::Capped {
+                wanted,
+                percent: cap,
+            } => write!(
+                f,
+                "capped: at most {cap} % may leave the cluster; without that {:.1} %",
+                percent(wanted)
+            ),
         }
     }
-}
-
-/// A cluster's locality as the plan knows it.
-#[derive(Debug, Clone)]
-pub(crate) struct Group {
-    pub(crate) rank: Rank,
-    pub(crate) cluster: ClusterId,
-    pub(crate) locality: Locality,
-    pub(crate) standing: Standing,
-    pub(crate) available: u32,
-    pub(crate) ejected: u32,
-    pub(crate) expected: u32,
-}
-
-impl Group {
-    pub(crate) fn key(&self) -> (&ClusterId, &Locality) {
-        (&self.cluster, &self.locality)
-    }
-}
-
-/// Whether a cluster's endpoints may be used at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
-    Usable,
-    PeerUnusable,
-    PortNotExposed,
 }
 
 impl Plan {
     /// The shares as of the time at which the plan was built.
     pub(crate) fn explain(&self) -> Vec<Share> {
-        let shares = self.shares(self.built);
-        let counted = self.counted(self.built);
-        let explain = |group| self.explain_group(group, &shares, &counted);
-        self.groups.iter().map(explain).collect()
+        let masses = self.masses(self.built);
+        let (shares, counted) = (self.shares(self.built), self.counted(self.built));
+        let explain = |at: usize, group: &Group| {
+            let slot = group.slot.map(|slot| slot.index());
+            let given = Given {
+                // A priority that expects nothing is none, and what is excluded is in none.
+                priority: self
+                    .tiers
+                    .iter()
+                    .filter(|t| Some(t.slot) < group.slot)
+                    .count(),
+                part: self.part_of_tier(at, group),
+                wanted: slot.map_or(0.0, |slot| shares[slot]),
+                share: self.share_of(at, group, &masses),
+                health: slot.map_or(0.0, |slot| self.health[slot]),
+                counted: slot.map_or(0.0, |slot| counted[slot]),
+            };
+            self.explain_group(group, given)
+        };
+        let groups = self.groups.iter().enumerate();
+        groups.map(|(at, group)| explain(at, group)).collect()
     }
 
-    fn explain_group(&self, group: &Group, shares: &PerRank<f64>, counted: &PerRank<f64>) -> Share {
-        let rank = group.rank.index();
-        let priority = self
-            .tiers
-            .iter()
-            .filter(|tier| tier.rank < group.rank)
-            .count();
-        let part = self.part_of_tier(priority, group);
+    fn explain_group(&self, group: &Group, given: Given) -> Share {
+        let peers = || {
+            let same = |of: &&Group| of.slot == group.slot && of.slot.is_some();
+            let counts = |of: &&Group| of.standing != Standing::PortNotExposed;
+            self.groups.iter().filter(same).filter(counts)
+        };
         Share {
-            priority,
+            priority: given.priority,
+            listed: group.slot.and_then(Slot::position_in_order),
             rank: group.rank,
             cluster: group.cluster.clone(),
             locality: group.locality.clone(),
-            share: shares[rank] * part,
+            share: given.share,
             endpoints_available: group.available,
             endpoints_expected: group.expected,
             endpoints_ejected: group.ejected,
-            why: why(
-                group,
-                priority,
-                part,
-                shares[rank],
-                (self.health[rank], counted[rank]),
-            ),
+            endpoints_not_ready: group.not_ready,
+            priority_available: peers().map(|of| of.available).sum(),
+            priority_expected: peers().map(|of| of.expected).sum(),
+            overprovisioning: self.overprovisioning,
+            why: why(group, &given, self.cap.as_ref().map(|cap| cap.percent)),
         }
     }
 
-    /// The part that a group has of its priority's candidates, by weight.
-    fn part_of_tier(&self, priority: usize, group: &Group) -> f64 {
-        let Some(tier) = self
-            .tiers
-            .get(priority)
-            .filter(|tier| tier.rank == group.rank)
-        else {
-            return 0.0;
-        };
-        let (mut own, mut all) = (0u32, 0u32);
-        for candidate in &tier.candidates {
-            let endpoint = &candidate.endpoint;
-            all += candidate.weight;
-            if (&endpoint.cluster, &endpoint.locality) == group.key() {
-                own += candidate.weight;
+    /// What a group gets of all requests.
+    fn share_of(&self, at: usize, group: &Group, masses: &[Vec<f64>]) -> f64 {
+        let tiers = self.tiers.iter().zip(masses);
+        let mut share = 0.0;
+        for (tier, masses) in tiers.filter(|(tier, _)| Some(tier.slot) == group.slot) {
+            for (pool, mass) in tier.pools.iter().zip(masses) {
+                share += mass * part_of_pool(&pool.candidates, pool.group, at);
             }
         }
-        if all == 0 {
-            0.0
-        } else {
-            f64::from(own) / f64::from(all)
-        }
+        share
+    }
+
+    /// The part that a group has of its priority's candidates.
+    fn part_of_tier(&self, at: usize, group: &Group) -> f64 {
+        let tier = self.tiers.iter().find(|tier| Some(tier.slot) == group.slot);
+        let pools = tier.into_iter().flat_map(|tier| &tier.pools);
+        pools
+            .map(|pool| pool.part * part_of_pool(&pool.candidates, pool.group, at))
+            .sum()
     }
 }
 
-/// Why a group that is `part` of its priority, which has this share, gets what it gets.
-fn why(
-    group: &Group,
+/// The part that a group has of a pool: all of its own; by weight of one that several share.
+fn part_of_pool(candidates: &[Candidate], of: Option<usize>, group: usize) -> f64 {
+    if let Some(of) = of {
+        return f64::from(u8::from(of == group));
+    }
+    let sum = |own: &dyn Fn(&&Candidate) -> bool| -> u32 {
+        candidates.iter().filter(|c| own(c)).map(|c| c.weight).sum()
+    };
+    match sum(&|_| true) {
+        0 => 0.0,
+        all => f64::from(sum(&|c| c.group == group)) / f64::from(all),
+    }
+}
+
+/// What a group is given, and what its priority comes to.
+struct Given {
     priority: usize,
+    /// Of the priority.
     part: f64,
+    /// The priority's share before the cap.
+    wanted: f64,
+    /// The group's share of all requests.
     share: f64,
-    (health, counted): (f64, f64),
-) -> Why {
+    health: f64,
+    counted: f64,
+}
+
+/// Why a group gets what it gets.
+fn why(group: &Group, given: &Given, cap: Option<u32>) -> Why {
     match group.standing {
         Standing::PortNotExposed => return Why::PortNotExposed,
         Standing::PeerUnusable => return Why::PeerUnusable,
+        Standing::Excluded => return Why::Excluded,
         Standing::Usable => {}
     }
-    if part == 0.0 {
-        let available = group.available > 0;
-        if available {
-            Why::OutsideSubset
-        } else {
-            Why::NoneAvailable
+    let Given {
+        health, counted, ..
+    } = *given;
+    let wanted = given.wanted * given.part;
+    let drained = group.slot == Some(Slot::DRAINED);
+    if given.part == 0.0 {
+        match group.available {
+            0 => Why::NoneAvailable,
+            _ => Why::OutsideSubset,
         }
+    } else if drained && given.share == 0.0 {
+        Why::Drained
     } else if health == 0.0 {
         Why::Panic
+    } else if drained {
+        Why::LastResort
+    } else if let Some(percent) = cap.filter(|_| (given.share - wanted).abs() > EPSILON) {
+        Why::Capped { wanted, percent }
     } else if counted < health {
         Why::HeldBack { health, counted }
-    } else if share == 0.0 {
-        Why::NotNeeded
-    } else if priority == 0 {
+    } else if given.share == 0.0 {
+        match group.slot == Some(Slot::AVOIDED) {
+            true => Why::Avoided,
+            false => Why::NotNeeded,
+        }
+    } else if given.priority == 0 {
         Why::Nearest { health }
     } else {
         Why::SpillOver { health }

@@ -259,7 +259,7 @@ mod tests {
             for (wait, available) in steps {
                 second += wait;
                 prop_assert!(script.at(second) <= health + 1e-9);
-                health = crate::priority::health(available, 5);
+                health = crate::priority::health(available, 5, 1.4);
                 prop_assert!(script.see(second, available, health) <= health + 1e-9);
             }
             prop_assert!((script.at(second + 50) - health).abs() < 1e-9);

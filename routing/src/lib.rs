@@ -10,17 +10,23 @@
 //! | which service and port | `table` |
 //! | what is known of it: ports, capacity, endpoints | `model`, `ids` |
 //! | how near each cluster and locality is | `locality` |
+//! | what an operator says instead | `policy`, `slot`, `groups` |
 //! | who is available: outlier detection | `health`, `roster` |
 //! | how much each priority takes; how traffic comes home | `priority`, `failback` |
-//! | which endpoint: subset, two choices by load | `pick`, `load` |
+//! | what may leave the own cluster | `allowance`, `draw` |
+//! | which endpoint: subset, two choices by load | `pool`, `pick`, `load` |
 //! | all of it as one value, and its use | `plan`, `balancer` |
 //! | the same, telling why | `explain` |
+//! | the same for somebody else, or without a cluster | `rehearsal` |
 //! | may this caller reach this service | `authorize` |
 
+mod allowance;
 mod authorize;
 mod balancer;
+mod draw;
 mod explain;
 mod failback;
+mod groups;
 mod health;
 mod ids;
 mod load;
@@ -28,10 +34,14 @@ mod locality;
 mod model;
 mod pick;
 mod plan;
+mod policy;
+mod pool;
 mod priority;
+mod rehearsal;
 mod roster;
 #[cfg(test)]
 mod simulation;
+mod slot;
 mod table;
 #[cfg(test)]
 mod testing;
@@ -48,5 +58,10 @@ pub use model::{
 };
 pub use pick::SUBSET;
 pub use plan::Choice;
+pub use policy::{
+    Area, DEFAULT_OVERPROVISIONING, FailoverPolicy, LocalityWeight, MAX_ORDER, Named, TierMatch,
+    Unlisted,
+};
 pub use priority::{OVERPROVISIONING, health, loads, panic_loads};
+pub use rehearsal::{Moment, Rehearsal, rehearse};
 pub use table::{NoRoute, Route, RouteTable};

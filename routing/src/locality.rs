@@ -10,11 +10,9 @@ use crate::model::{Locality, Place};
 /// How many ranks there are.
 pub(crate) const RANKS: usize = 6;
 
-/// One value for each rank, nearest first.
-pub(crate) type PerRank<T> = [T; RANKS];
-
-/// Nearness to the caller. Each rank that is expected to have endpoints is one priority; the
-/// own cluster comes before all others, however near those are.
+/// Nearness to the caller. Where no policy orders them otherwise, each rank that is expected to
+/// have endpoints is one priority; the own cluster comes before all others, however near those
+/// are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Rank {
@@ -58,7 +56,7 @@ impl Rank {
         }
     }
 
-    /// Its place in a [`PerRank`].
+    /// Its place among all ranks.
     pub(crate) fn index(self) -> usize {
         self as usize
     }

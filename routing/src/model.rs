@@ -3,7 +3,7 @@
 //! These are values, made by discovery from records that are already checked; a change is a
 //! new value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use linkspan_trust::SpiffeId;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, EndpointId, ServiceKey};
+use crate::policy::FailoverPolicy;
 
 /// Heaviest endpoint weight; larger ones count as this.
 pub const MAX_WEIGHT: u32 = 128;
@@ -110,6 +111,9 @@ pub struct Endpoint {
     pub address: Option<SocketAddr>,
     /// Greater after each restart; 0 if unknown. See [`is_restart`].
     pub incarnation: u64,
+    /// The labels of its workload, as far as somebody asks for them: a proxy knows those that
+    /// the policy of the service names.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Whether an endpoint that was known by the incarnation `before` is another process `now`. Nothing
@@ -189,6 +193,10 @@ pub struct Service {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// How traffic comes home.
     pub failback: FailbackConfig,
+    /// What is said about priorities and shares; none: the order of nearness.
+    pub policy: Option<Arc<FailoverPolicy>>,
+    /// Clusters that get no requests while anything else is healthy.
+    pub drained: BTreeSet<ClusterId>,
 }
 
 /// Where the caller is.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::health::Vitals;
 use crate::ids::EndpointId;
 use crate::load::costs;
+use crate::locality::Rank;
 use crate::model::{Endpoint, EndpointKey};
 
 /// How many endpoints of a priority one source uses: enough to spread, few enough that
@@ -22,8 +23,13 @@ pub(crate) struct Candidate {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) vitals: Arc<Vitals>,
     pub(crate) weight: u32,
-    /// The weight relative to the mean of all candidates of the priority.
+    /// The weight relative to the mean of all candidates of the pool.
     pub(crate) capacity: f32,
+    /// Index of its group.
+    pub(crate) group: usize,
+    pub(crate) rank: Rank,
+    /// Whether it is in another cluster than the caller.
+    pub(crate) remote: bool,
 }
 
 /// Keeps the [`SUBSET`] items that this source ranks highest. Every source ranks differently;

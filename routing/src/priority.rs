@@ -6,18 +6,20 @@
 //! scaled up to 1, so that whatever still works takes everything.
 //! (Envoy documentation, "Load balancing", "Priority levels".)
 
-/// A priority is fully healthy while at least 1/1.4 = 71.4 % of it is available.
+/// Where no policy says otherwise, a priority is fully healthy while at least 1/1.4 = 71.4 % of
+/// it is available.
 pub const OVERPROVISIONING: f64 = 1.4;
 
 /// Differences below this are rounding.
 pub(crate) const EPSILON: f64 = 1e-9;
 
-/// The health of a priority: 0 to 1. One that expects nothing has none.
-pub fn health(available: u32, expected: u32) -> f64 {
+/// The health of a priority by the overprovisioning factor: 0 to 1. One that expects nothing has
+/// none.
+pub fn health(available: u32, expected: u32, factor: f64) -> f64 {
     if expected == 0 {
         return 0.0;
     }
-    (f64::from(available) / f64::from(expected) * OVERPROVISIONING).min(1.0)
+    (f64::from(available) / f64::from(expected) * factor).min(1.0)
 }
 
 /// The part of the load that each priority takes, first priority first. The parts sum to 1, or
@@ -65,6 +67,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn health(available: u32, expected: u32) -> f64 {
+        super::health(available, expected, OVERPROVISIONING)
+    }
 
     /// Envoy's own words, in whole percents: `priority_load(P_X) = min(100 - sum(priority_load
     /// (P_0..P_X-1)), health(P_X) * 100 / normalized_total_health)`.

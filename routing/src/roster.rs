@@ -1,20 +1,22 @@
 //! Who serves: the endpoints of a service as a source sees them, with what it has learnt about
 //! each. The one place where something changes; every change ends in a new [`Plan`].
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::allowance::Allowance;
 use crate::balancer::NoEndpoint;
-use crate::explain::{Group, Standing};
 use crate::failback::Failback;
+use crate::groups::{Group, Grouping, Standing, View};
 use crate::health::{FORGET_EJECTIONS, Outlier, Vitals};
-use crate::ids::ClusterId;
-use crate::locality::{PerRank, RANKS, Rank};
-use crate::model::{Endpoint, FailbackConfig, Locality, Place, Service, UsablePeers, is_restart};
-use crate::pick::{Candidate, SUBSET, subset};
-use crate::plan::{Plan, Tier, Trial};
-use crate::priority::{EPSILON, health, loads, panic_loads, relieve};
+use crate::model::{Endpoint, FailbackConfig, Place, Service, UsablePeers, is_restart};
+use crate::pick::{Candidate, SUBSET};
+use crate::plan::{Cap, Plan, Tier, Trial};
+use crate::policy::FailoverPolicy;
+use crate::pool::Pool;
+use crate::priority::{EPSILON, OVERPROVISIONING, health, loads, panic_loads, relieve};
+use crate::slot::{PerSlot, SLOTS, Slot};
 
 /// How often a plan should be renewed while traffic returns, so that `explain` follows.
 const RAMP_STEP: Duration = Duration::from_millis(500);
@@ -30,8 +32,10 @@ pub(crate) struct Roster {
     peers: UsablePeers,
     groups: Vec<Group>,
     members: Vec<Member>,
-    failback: PerRank<Failback>,
+    failback: PerSlot<Failback>,
     config: FailbackConfig,
+    policy: Option<Arc<FailoverPolicy>>,
+    allowance: Arc<Allowance>,
 }
 
 #[derive(Debug)]
@@ -107,7 +111,7 @@ impl Member {
     }
 }
 
-/// What the members of one rank come to.
+/// What the members of one priority come to.
 #[derive(Debug, Default, Clone)]
 struct Tally {
     expected: u32,
@@ -125,8 +129,10 @@ impl Roster {
             peers: UsablePeers::new(),
             groups: Vec::new(),
             members: Vec::new(),
-            failback: [Failback::default(); RANKS],
+            failback: [Failback::default(); SLOTS],
             config: FailbackConfig::default(),
+            policy: None,
+            allowance: Arc::default(),
         }
     }
 
@@ -147,81 +153,39 @@ impl Roster {
             .collect();
         self.known = true;
         self.config = service.failback;
-        self.groups = self.groups_of(service);
-        let groups: HashMap<_, _> = (self.groups.iter().enumerate())
-            .map(|(at, group)| (group.key(), at))
-            .collect();
-        let mut members = Vec::with_capacity(service.endpoints.len());
-        for endpoint in distinct(service) {
-            let Some(group) = groups.get(&(&endpoint.cluster, &endpoint.locality)) else {
-                continue;
-            };
+        self.follow(service.policy.as_ref());
+        let view = View {
+            place: &self.place,
+            port: self.port,
+            peers: &self.peers,
+        };
+        let before = View {
+            peers: &former_peers,
+            ..view
+        };
+        let Grouping { groups, members } = view.grouping(service);
+        let member = |(endpoint, group): (&Arc<Endpoint>, usize)| {
             let key = (endpoint.cluster.clone(), endpoint.id.clone());
-            let member = match former.remove(&key) {
-                Some(member) => {
-                    let reachable_again = self.usable(&endpoint.cluster)
-                        && !usable(&self.place, &former_peers, &endpoint.cluster);
-                    member.relisted(now, endpoint, *group, reachable_again)
-                }
-                None => Member::new(now, endpoint, *group),
-            };
-            members.push(member);
-        }
-        self.members = members;
-    }
-
-    /// One group for each cluster and locality that offers the service, nearest first.
-    fn groups_of(&self, service: &Service) -> Vec<Group> {
-        let mut listed: BTreeMap<(&ClusterId, &Locality), u32> = BTreeMap::new();
-        let mut expected: BTreeMap<(&ClusterId, &Locality), u32> = BTreeMap::new();
-        let mut seen = std::collections::HashSet::new();
-        for endpoint in &service.endpoints {
-            if seen.insert((&endpoint.cluster, &endpoint.id)) {
-                *listed
-                    .entry((&endpoint.cluster, &endpoint.locality))
-                    .or_default() += 1;
+            let reachable_again =
+                view.usable(&endpoint.cluster) && !before.usable(&endpoint.cluster);
+            match former.remove(&key) {
+                Some(member) => member.relisted(now, endpoint, group, reachable_again),
+                None => Member::new(now, endpoint, group),
             }
-        }
-        for (cluster, capacity) in &service.clusters {
-            for (locality, count) in &capacity.localities {
-                let sum = expected.entry((cluster, locality)).or_default();
-                *sum = sum.saturating_add(*count);
-            }
-        }
-        for (key, listed) in listed {
-            let expected = expected.entry(key).or_default();
-            *expected = listed.max(*expected);
-        }
-        let mut groups: Vec<Group> = expected
-            .into_iter()
-            .filter(|(_, expected)| *expected > 0)
-            .map(|((cluster, locality), expected)| Group {
-                rank: Rank::of(&self.place, cluster, locality),
-                cluster: cluster.clone(),
-                locality: locality.clone(),
-                standing: self.standing(service, cluster),
-                available: 0,
-                ejected: 0,
-                expected,
-            })
-            .collect();
-        groups.sort_by_key(|group| group.rank);
-        groups
+        };
+        self.members = members.into_iter().map(member).collect();
+        self.groups = groups;
     }
 
-    fn standing(&self, service: &Service, cluster: &ClusterId) -> Standing {
-        let capacity = service.clusters.get(cluster);
-        if !capacity.is_some_and(|capacity| capacity.ports.contains(&self.port)) {
-            Standing::PortNotExposed
-        } else if self.usable(cluster) {
-            Standing::Usable
-        } else {
-            Standing::PeerUnusable
+    /// Priorities of another order are other priorities: what was damped there means nothing.
+    fn follow(&mut self, policy: Option<&Arc<FailoverPolicy>>) {
+        let order = |policy: Option<&FailoverPolicy>| {
+            policy.map(|policy| (policy.order.clone(), policy.unlisted))
+        };
+        if order(policy.map(Arc::as_ref)) != order(self.policy.as_deref()) {
+            self.failback = [Failback::default(); SLOTS];
         }
-    }
-
-    fn usable(&self, cluster: &ClusterId) -> bool {
-        usable(&self.place, &self.peers, cluster)
+        self.policy = policy.cloned();
     }
 
     /// Takes an endpoint out of rotation. False if that is no news.
@@ -259,10 +223,9 @@ impl Roster {
         let tallies = self.tally();
         let count = |tally: &Tally| (tally.available.len() as u32, tally.ejected.len() as u32);
         let numbers = tallies.each_ref().map(count);
-        let real: PerRank<f64> =
-            std::array::from_fn(|rank| health(numbers[rank].0, tallies[rank].expected));
-        for (rank, failback) in self.failback.iter_mut().enumerate() {
-            failback.observe(now, self.config, numbers[rank].0, real[rank]);
+        let real = self.real_health(&tallies);
+        for (slot, failback) in self.failback.iter_mut().enumerate() {
+            failback.observe(now, self.config, numbers[slot].0, real[slot]);
         }
         let curves = self.failback.map(|failback| failback.curve(now));
         let counted = relieve(&real, &curves.map(|curve| curve.at(now)));
@@ -283,24 +246,53 @@ impl Roster {
             groups: self.groups.clone(),
             built: now,
             vacancy: self.vacancy(),
+            cap: self.cap(),
+            overprovisioning: self.overprovisioning(),
         };
         let mut nearer = 0.0;
-        for (rank, tally) in Rank::ALL.into_iter().zip(tallies) {
+        for (slot, tally) in Slot::all().zip(tallies) {
             if tally.expected > 0 {
                 // Whether an ejected endpoint has recovered is worth finding out only where
                 // requests would go to it then.
                 let try_ejected = nearer < 1.0 - EPSILON;
-                self.add_tier(&mut plan, rank, tally, try_ejected, total < 1.0 - EPSILON);
+                self.add_tier(&mut plan, slot, tally, try_ejected, total < 1.0 - EPSILON);
             }
-            nearer += counted[rank.index()];
+            nearer += counted[slot.index()];
         }
         plan
+    }
+
+    fn overprovisioning(&self) -> f64 {
+        let percent = |policy: &FailoverPolicy| f64::from(policy.overprovisioning) / 100.0;
+        self.policy.as_deref().map_or(OVERPROVISIONING, percent)
+    }
+
+    fn cap(&self) -> Option<Cap> {
+        let percent = self.policy.as_deref()?.max_remote_share?.min(100);
+        Some(Cap {
+            percent,
+            allowance: Arc::clone(&self.allowance),
+        })
+    }
+
+    /// The health of each slot by what is available there. What is drained has none while
+    /// anything else has any.
+    fn real_health(&self, tallies: &PerSlot<Tally>) -> PerSlot<f64> {
+        let factor = self.overprovisioning();
+        let mut real = tallies
+            .each_ref()
+            .map(|of| health(of.available.len() as u32, of.expected, factor));
+        let drained = Slot::DRAINED.index();
+        if real[..drained].iter().any(|health| *health > 0.0) {
+            real[drained] = 0.0;
+        }
+        real
     }
 
     fn add_tier(
         &self,
         plan: &mut Plan,
-        rank: Rank,
+        slot: Slot,
         mut tally: Tally,
         try_ejected: bool,
         readmit: bool,
@@ -326,53 +318,71 @@ impl Roster {
             .into_iter()
             .map(|(candidate, _)| candidate)
             .collect();
-        let (candidates, reserve) = match (plan.panic, readmit) {
+        let (candidates, mut reserve) = match (plan.panic, readmit) {
             (true, _) => (ejected, Vec::new()),
-            (false, true) => (tally.available, ejected),
-            (false, false) => (tally.available, Vec::new()),
+            (false, _) => (tally.available, ejected),
         };
-        let (candidates, reserve) = (self.shortlist(candidates), self.shortlist(reserve));
-        plan.tiers.push(Tier {
-            rank,
-            candidates,
-            reserve,
-        });
-    }
-
-    /// This source's subset, with weights relative to one another.
-    fn shortlist(&self, mut candidates: Vec<Candidate>) -> Vec<Candidate> {
-        subset(&mut candidates, self.seed, |candidate| {
-            &candidate.endpoint.id
-        });
-        let sum: u32 = candidates.iter().map(|candidate| candidate.weight).sum();
-        let mean = sum as f32 / candidates.len().max(1) as f32;
-        for candidate in &mut candidates {
-            candidate.capacity = candidate.weight as f32 / mean;
+        if !readmit {
+            // Behind a cap, home is asked for more than its health allows; then what is ejected
+            // there is better than nothing.
+            reserve.retain(|candidate: &Candidate| plan.cap.is_some() && !candidate.remote);
         }
-        candidates
+        plan.tiers.push(Tier {
+            slot,
+            pools: self.pools(candidates),
+            reserve: self.pools(reserve),
+        });
     }
 
-    /// Sorts members into ranks and counts them into their groups.
-    fn tally(&mut self) -> PerRank<Tally> {
-        let mut tallies: PerRank<Tally> = Default::default();
+    /// Without a policy a priority is one pool, in which load decides. With one, each locality
+    /// is a pool of its own that gets the share it is said to get, and load decides only within.
+    fn pools(&self, candidates: Vec<Candidate>) -> Vec<Pool> {
+        let Some(policy) = &self.policy else {
+            return Pool::whole(candidates, self.seed);
+        };
+        let mut by_group: BTreeMap<usize, Vec<Candidate>> = BTreeMap::new();
+        for candidate in candidates {
+            by_group.entry(candidate.group).or_default().push(candidate);
+        }
+        let amount = |group: usize, of: &[Candidate]| match policy.weights.is_empty() {
+            true => of.iter().map(|one| f64::from(one.weight)).sum(),
+            // Envoy's locality weights: scaled down as the locality loses endpoints.
+            false => {
+                let (group, available) = (&self.groups[group], of.len() as u32);
+                let health = health(available, group.expected, self.overprovisioning());
+                f64::from(group.weight.max(1)) * health
+            }
+        };
+        Pool::of_groups(by_group, amount, self.seed)
+    }
+
+    /// Sorts members into slots and counts them into their groups.
+    fn tally(&mut self) -> PerSlot<Tally> {
+        let mut tallies: PerSlot<Tally> = std::array::from_fn(|_| Tally::default());
         for group in &mut self.groups {
-            (group.available, group.ejected) = (0, 0);
-            if group.standing != Standing::PortNotExposed {
-                let expected = &mut tallies[group.rank.index()].expected;
+            (group.available, group.ejected, group.not_ready) = (0, 0, 0);
+            let counts = matches!(group.standing, Standing::Usable | Standing::PeerUnusable);
+            if let Some(slot) = group.slot.filter(|_| counts) {
+                let expected = &mut tallies[slot.index()].expected;
                 *expected = expected.saturating_add(group.expected);
             }
         }
         for member in &self.members {
             let group = &mut self.groups[member.group];
+            group.not_ready += u32::from(!member.endpoint.ready);
+            let Some(slot) = group.slot else { continue };
             if !member.endpoint.ready || group.standing != Standing::Usable {
                 continue;
             }
-            let tally = &mut tallies[group.rank.index()];
+            let tally = &mut tallies[slot.index()];
             let candidate = Candidate {
                 endpoint: Arc::clone(&member.endpoint),
                 vitals: Arc::clone(&member.vitals),
                 weight: member.endpoint.effective_weight(),
                 capacity: 1.0,
+                group: member.group,
+                rank: group.rank,
+                remote: group.remote,
             };
             match member.outlier.ejected_until() {
                 None => {
@@ -390,23 +400,15 @@ impl Roster {
 
     /// Why nothing can be chosen, if nothing can.
     fn vacancy(&self) -> NoEndpoint {
-        let standing = |wanted| move |group: &&Group| group.standing == wanted;
-        let usable = self
-            .groups
-            .iter()
-            .filter(standing(Standing::Usable))
-            .count();
-        let unusable = self
-            .groups
-            .iter()
-            .filter(standing(Standing::PeerUnusable))
-            .count();
+        let any = |wanted| self.groups.iter().any(|group| group.standing == wanted);
         if !self.known {
             NoEndpoint::NotYetKnown
-        } else if usable > 0 {
+        } else if any(Standing::Usable) {
             NoEndpoint::NoneReady
-        } else if unusable > 0 {
+        } else if any(Standing::PeerUnusable) {
             NoEndpoint::PeersUnusable
+        } else if any(Standing::Excluded) {
+            NoEndpoint::Excluded
         } else if !self.groups.is_empty() {
             NoEndpoint::PortNotExposed { port: self.port }
         } else {
@@ -436,17 +438,4 @@ impl Roster {
         let next = trials.chain(returns).filter(|at| *at > now).min()?;
         Some(next.saturating_duration_since(now))
     }
-}
-
-fn usable(place: &Place, peers: &UsablePeers, cluster: &ClusterId) -> bool {
-    *cluster == place.cluster || peers.get(cluster).copied().unwrap_or(false)
-}
-
-/// The endpoints of a service, each cluster and id once.
-fn distinct(service: &Service) -> impl Iterator<Item = &Arc<Endpoint>> {
-    let mut seen = HashSet::new();
-    service
-        .endpoints
-        .iter()
-        .filter(move |one| seen.insert((&one.cluster, &one.id)))
 }

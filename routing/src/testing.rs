@@ -1,6 +1,6 @@
 //! A service to test with: clusters `east` (the caller's) and others, and a hand-held clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::ids::{ClusterId, EndpointId, ServiceKey};
@@ -28,6 +28,8 @@ impl Fixture {
             clusters: BTreeMap::new(),
             endpoints: Vec::new(),
             failback: FailbackConfig::default(),
+            policy: None,
+            drained: BTreeSet::new(),
         };
         Self {
             service,
@@ -52,6 +54,7 @@ impl Fixture {
                 weight: 1,
                 address: None,
                 incarnation: 0,
+                labels: BTreeMap::new(),
             }));
         }
         self.peers.insert(cluster.clone(), true);

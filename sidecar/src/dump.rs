@@ -53,6 +53,8 @@ fn service(service: &Service) -> Value {
         "service": service.key,
         "ports": ports.collect::<Value>(),
         "clusters": service.clusters.keys().collect::<Vec<_>>(),
+        "failoverPolicy": service.policy.as_ref().map(|policy| &policy.name),
+        "drained": service.drained,
         "endpoints": service.endpoints.iter().map(|found| endpoint(found)).collect::<Value>(),
     })
 }

@@ -47,6 +47,7 @@ mod tests {
             weight: 1,
             address: None,
             incarnation,
+            labels: Default::default(),
         })
     }
 

@@ -6,6 +6,7 @@
 //! * A record that makes no sense is skipped, counted and logged; its last good version stays.
 
 mod client;
+mod failover;
 mod records;
 
 use std::{
@@ -45,6 +46,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The snapshot that a proxy makes of a complete set of records: for those who want to know
+    /// what a proxy would do. Records that it would skip come back as errors.
+    #[must_use]
+    pub fn of_records(records: Vec<v1::DiscoverRecord>) -> (Self, Vec<RecordError>) {
+        let mut typed = records::Records::default();
+        let taken = records.into_iter().map(|record| typed.upsert(record));
+        let skipped = taken.filter_map(Result::err).collect();
+        (typed.snapshot(0, None), skipped)
+    }
+
     /// Which peers' endpoints may be used, as the balancer wants to know it.
     #[must_use]
     pub fn usable_peers(&self) -> linkspan_routing::UsablePeers {

@@ -19,7 +19,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::{
     ExportedService, GatewayInfo, InboundPort, InboundService, LinkInfo, PeerInfo, Snapshot,
-    TunnelAddress,
+    TunnelAddress, failover,
 };
 
 /// Records of one stream; far above what a cluster has, to bound memory against a runaway server.
@@ -38,7 +38,7 @@ pub struct RecordError {
 }
 
 impl RecordError {
-    fn new(field: &'static str, problem: impl Display) -> Self {
+    pub(super) fn new(field: &'static str, problem: impl Display) -> Self {
         Self {
             field,
             problem: problem.to_string(),
@@ -203,6 +203,12 @@ fn service(service: v1::Service) -> Result<Service, RecordError> {
             hold: Duration::from_millis(service.failback_hold_millis),
             ramp: Duration::from_millis(service.failback_ramp_millis),
         },
+        policy: service
+            .failover
+            .map(failover::policy)
+            .transpose()?
+            .map(Arc::new),
+        drained: parse_all("drained", &service.drained)?,
     })
 }
 
@@ -247,6 +253,7 @@ fn endpoint(endpoint: v1::Endpoint) -> Result<(ServiceKey, Endpoint), RecordErro
         weight: endpoint.weight.clamp(1, MAX_WEIGHT),
         incarnation: endpoint.incarnation,
         address,
+        labels: failover::labels(endpoint.labels),
     };
     Ok((key(endpoint.service)?, typed))
 }
@@ -334,11 +341,14 @@ fn port(field: &'static str, port: u32) -> Result<u16, RecordError> {
     valid.ok_or_else(|| RecordError::new(field, format_args!("{port} is no port")))
 }
 
-fn parse<T: FromStr<Err: Display>>(field: &'static str, text: &str) -> Result<T, RecordError> {
+pub(super) fn parse<T: FromStr<Err: Display>>(
+    field: &'static str,
+    text: &str,
+) -> Result<T, RecordError> {
     text.parse().map_err(|error| RecordError::new(field, error))
 }
 
-fn parse_all<T, C>(field: &'static str, texts: &[String]) -> Result<C, RecordError>
+pub(super) fn parse_all<T, C>(field: &'static str, texts: &[String]) -> Result<C, RecordError>
 where
     T: FromStr<Err: Display>,
     C: FromIterator<T>,

@@ -9,6 +9,7 @@ fn generated_code_is_fresh() {
     let protos = [
         "common",
         "identity",
+        "failover",
         "discovery",
         "sync",
         "tunnel",

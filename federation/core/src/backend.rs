@@ -9,10 +9,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use linkspan_resources::ClusterLink;
+use linkspan_resources::{ClusterLink, Object};
 
 use crate::declared::Declared;
-use crate::model::{ClusterId, WorkloadId};
+use crate::model::{ClusterId, ServiceKey, WorkloadId};
 use crate::plan::Desired;
 
 /// Why there is no next snapshot.
@@ -66,6 +66,80 @@ pub trait Sink: Send + 'static {
         &mut self,
         desired: &Desired,
     ) -> impl Future<Output = Result<Applied, SinkError>> + Send;
+}
+
+/// What became of a declaration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// False where it was so already.
+    pub changed: bool,
+    /// Where it is or was, for people (such as a file).
+    pub place: String,
+}
+
+/// Why something cannot be declared, or taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum DeclareError {
+    /// Somebody declares it otherwise; that is for them to change.
+    #[error("{kind} `{name}` is declared in {place}; change it there")]
+    Elsewhere {
+        /// Which kind.
+        kind: &'static str,
+        /// Namespace and name.
+        name: String,
+        /// Where.
+        place: String,
+    },
+    /// The place cannot be written to.
+    #[error("nothing can be written to {place}; check free space and ownership")]
+    Failed {
+        /// Which place.
+        place: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl DeclareError {
+    /// That somebody else declares it there.
+    pub fn elsewhere(
+        kind: &'static str,
+        namespace: &str,
+        name: &str,
+        place: impl std::fmt::Display,
+    ) -> Self {
+        Self::Elsewhere {
+            kind,
+            name: format!("{namespace}/{name}"),
+            place: place.to_string(),
+        }
+    }
+
+    /// That the place failed.
+    pub fn failed(
+        place: impl std::fmt::Display,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Failed {
+            place: place.to_string(),
+            source: source.into(),
+        }
+    }
+}
+
+/// Where the operator's own declarations are written; the [`Source`] then reads them like
+/// anybody's.
+pub trait Declarations: Send + Sync + 'static {
+    /// Writes an object, replacing one that was written here.
+    fn declare(&self, object: Object)
+    -> impl Future<Output = Result<Written, DeclareError>> + Send;
+
+    /// Takes an object back, if it is declared by itself.
+    fn withdraw(
+        &self,
+        kind: &'static str,
+        key: &ServiceKey,
+    ) -> impl Future<Output = Result<Written, DeclareError>> + Send;
 }
 
 /// Why a token proves nothing.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use linkspan_resources as resources;
 use linkspan_resources::{Object, ServiceType};
 
+use crate::failover::{DeclaredPolicy, Policies};
 use crate::model::{
     AppProtocol, Bundle, ClusterId, ImportFilter, ImportType, Link, OwnCluster, ServiceKey,
     ServicePort, SessionAffinity, SpiffeId, TrustDomain,
@@ -27,6 +28,8 @@ pub struct Declared {
     pub exports: BTreeMap<ServiceKey, DeclaredExport>,
     /// Links by peer.
     pub links: BTreeMap<ClusterId, Link>,
+    /// Failover policies.
+    pub policies: Policies,
     /// What is wrong with what is declared, each with its place and fix; what it concerns
     /// is left out, or is as it was before.
     pub problems: Vec<String>,
@@ -137,6 +140,7 @@ impl Assembly<'_> {
             Object::Service(service) => self.add_service(&service),
             Object::ServiceExport(export) => self.add_export(&export, created),
             Object::ClusterLink(link) => self.add_link(link),
+            Object::FailoverPolicy(policy) => self.add_policy(policy, created),
         };
         match added {
             Ok(()) => {
@@ -181,6 +185,18 @@ impl Assembly<'_> {
         self.declared
             .exports
             .insert(key, DeclaredExport { created });
+        Ok(())
+    }
+
+    fn add_policy(
+        &mut self,
+        policy: resources::FailoverPolicy,
+        created: SystemTime,
+    ) -> Result<(), String> {
+        let written = policy.metadata.creation_timestamp;
+        let created = written.map_or(created, |written| written.time());
+        let policy = DeclaredPolicy::new(policy, whole_seconds(created))?;
+        self.declared.policies.insert(policy.key.clone(), policy);
         Ok(())
     }
 

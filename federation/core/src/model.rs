@@ -8,8 +8,9 @@ use std::time::SystemTime;
 
 pub use linkspan_resources::{Address, SYSTEM_NAMESPACE, SessionAffinity};
 pub use linkspan_routing::{
-    AppProtocol, ClusterCapacity, ClusterId, ClusterLabel, Endpoint, EndpointId, FailbackConfig,
-    Locality, Service, ServiceKey, ServicePort,
+    AppProtocol, Area, ClusterCapacity, ClusterId, ClusterLabel, DEFAULT_OVERPROVISIONING,
+    Endpoint, EndpointId, FailbackConfig, FailoverPolicy, Locality, LocalityWeight, Named, Service,
+    ServiceKey, ServicePort, TierMatch, Unlisted,
 };
 pub use linkspan_trust::{Bundle, SpiffeId, TrustDomain, WorkloadId};
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use self::local::{Local, Selection};
 use crate::capacity::{self, HighWater, Listed};
 use crate::declared::{Declared, DeclaredService};
+use crate::failover::in_force;
 use crate::gateways::Gateways;
 use crate::merge::{Contribution, Merged, merge};
 use crate::model::{
@@ -70,18 +71,20 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
         })
         .collect();
     let merged = merge_all(known, &local);
+    let services = plan_services(known, &local, &merged);
     Desired {
-        services: plan_services(known, &local, &merged),
         inbound: plan_inbound(known, &selection),
         exported: plan_exported(known, &local),
         outgoing: plan_outgoing(known, &local),
         links: plan_links(known.peers),
         export_conditions: conditions::of_exports(known, &merged),
         import_conditions: conditions::of_imports(known, &merged),
+        policy_conditions: conditions::of_policies(known, &services),
         imports: merged
             .into_iter()
             .map(|(key, merged)| (key, merged.import))
             .collect(),
+        services,
         problems: known.declared.problems.clone(),
     }
 }
@@ -129,8 +132,21 @@ fn plan_services(
         (Some(local), None) => Some(own_service(known, local)),
         (None, None) => None,
     };
+    let stale = known
+        .peers
+        .iter()
+        .filter(|(_, peer)| peer.stale)
+        .map(|(cluster, _)| cluster.clone())
+        .collect();
     keys.into_iter()
-        .filter_map(|key| Some((key.clone(), Arc::new(plan(key)?))))
+        .filter_map(|key| {
+            let mut service = plan(key)?;
+            let stands = in_force(&known.declared.policies, key, known.failback, &stale);
+            service.policy = stands.policy;
+            service.failback = stands.failback;
+            service.drained = stands.drained;
+            Some((key.clone(), Arc::new(service)))
+        })
         .collect()
 }
 
@@ -150,6 +166,8 @@ fn own_service(known: &Known<'_>, local: &Local<'_>) -> Service {
             .map(|(endpoint, _)| Arc::clone(endpoint))
             .collect(),
         failback: known.failback,
+        policy: None,
+        drained: BTreeSet::new(),
     }
 }
 
@@ -180,6 +198,8 @@ fn shared_service(known: &Known<'_>, local: Option<&Local<'_>>, import: &Import)
         clusters,
         endpoints,
         failback: known.failback,
+        policy: None,
+        drained: BTreeSet::new(),
     }
 }
 

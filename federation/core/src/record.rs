@@ -27,6 +27,8 @@ const MAX_ADDRESSES: usize = 8;
 const MAX_WEIGHT: u32 = 128;
 /// Longest region, zone: a DNS label.
 const MAX_LOCALITY_TEXT: usize = 63;
+/// Most bytes of all labels of one endpoint, as for our own workloads.
+const MAX_LABELS: usize = 2_048;
 /// Longest host name.
 const MAX_HOSTNAME: usize = 253;
 
@@ -533,6 +535,16 @@ fn checked_endpoint(
     if endpoint.hostname.len() > MAX_HOSTNAME || endpoint.hostname.chars().any(char::is_control) {
         return Err(Refusal::Value(
             "its host name is longer than 253 characters or not printable",
+        ));
+    }
+    let labels = of.labels.iter();
+    if labels
+        .map(|(key, value)| key.len() + value.len())
+        .sum::<usize>()
+        > MAX_LABELS
+    {
+        return Err(Refusal::Value(
+            "its labels are longer than 2,048 bytes together",
         ));
     }
     of.weight = of.weight.clamp(1, MAX_WEIGHT);

@@ -145,6 +145,7 @@ pub fn endpoint(cluster: &str, key: &str, uid: &str) -> ExportedEndpoint {
         weight: 1,
         incarnation: 0,
         address: None,
+        labels: BTreeMap::new(),
     };
     ExportedEndpoint {
         service,

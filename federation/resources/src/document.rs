@@ -5,8 +5,8 @@ use serde_json::Value as Json;
 
 use crate::shape::{Findings, ObjectShape, Shape, check, describe, quote};
 use crate::yaml::{self, Node, SyntaxError, Value};
-use crate::{ClusterLink, Metadata, ResourceProblem, Service, ServiceExport};
-use crate::{cluster_link, service, service_export};
+use crate::{ClusterLink, FailoverPolicy, Metadata, ResourceProblem, Service, ServiceExport};
+use crate::{cluster_link, failover_policy, service, service_export};
 
 /// A resource of any kind that is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Object {
     ServiceExport(ServiceExport),
     /// `linkspan.io ClusterLink`.
     ClusterLink(ClusterLink),
+    /// `linkspan.io FailoverPolicy`.
+    FailoverPolicy(FailoverPolicy),
 }
 
 impl Object {
@@ -26,6 +28,7 @@ impl Object {
             Self::Service(_) => "Service",
             Self::ServiceExport(_) => "ServiceExport",
             Self::ClusterLink(_) => "ClusterLink",
+            Self::FailoverPolicy(_) => "FailoverPolicy",
         }
     }
 
@@ -34,7 +37,7 @@ impl Object {
         match self {
             Self::Service(_) => "v1",
             Self::ServiceExport(_) => "multicluster.x-k8s.io/v1beta1",
-            Self::ClusterLink(_) => "linkspan.io/v1alpha1",
+            Self::ClusterLink(_) | Self::FailoverPolicy(_) => "linkspan.io/v1alpha1",
         }
     }
 
@@ -44,6 +47,7 @@ impl Object {
             Self::Service(service) => &service.metadata,
             Self::ServiceExport(export) => &export.metadata,
             Self::ClusterLink(link) => &link.metadata,
+            Self::FailoverPolicy(policy) => &policy.metadata,
         }
     }
 
@@ -56,6 +60,7 @@ impl Object {
             Self::Service(service) => serde_json::to_value(service),
             Self::ServiceExport(export) => serde_json::to_value(export),
             Self::ClusterLink(link) => serde_json::to_value(link),
+            Self::FailoverPolicy(policy) => serde_json::to_value(policy),
         };
         let mut document =
             serde_json::json!({"apiVersion": self.api_version(), "kind": self.kind()});
@@ -123,6 +128,10 @@ fn parse_document(text: &str) -> Result<Object, Findings> {
         Some(Kind::ClusterLink) => {
             typed(&node, &cluster_link::SHAPE, Object::ClusterLink, findings)
         }
+        Some(Kind::FailoverPolicy) => {
+            let shape = &failover_policy::SHAPE;
+            typed(&node, shape, Object::FailoverPolicy, findings)
+        }
         None => Err(findings),
     }
 }
@@ -150,6 +159,7 @@ enum Kind {
     Service,
     ServiceExport,
     ClusterLink,
+    FailoverPolicy,
 }
 
 /// Which kind a document declares.
@@ -189,6 +199,7 @@ fn kind_of(node: &Node, findings: &mut Findings) -> Option<Kind> {
             ],
         ),
         "ClusterLink" => (Kind::ClusterLink, &["linkspan.io/v1alpha1"]),
+        "FailoverPolicy" => (Kind::FailoverPolicy, &["linkspan.io/v1alpha1"]),
         other => {
             let found = format!("found {}", quote(other));
             findings.add(line("kind"), "kind", found, format!("write one of {KINDS}"));
@@ -208,7 +219,7 @@ fn kind_of(node: &Node, findings: &mut Findings) -> Option<Kind> {
     Some(kind)
 }
 
-const KINDS: &str = "`v1 Service`, `multicluster.x-k8s.io/v1beta1 ServiceExport`, `linkspan.io/v1alpha1 ClusterLink`";
+const KINDS: &str = "`v1 Service`, `multicluster.x-k8s.io/v1beta1 ServiceExport`, `linkspan.io/v1alpha1 ClusterLink`, `linkspan.io/v1alpha1 FailoverPolicy`";
 
 /// Checks a document against its kind's shape; then, and only then, makes it typed.
 fn typed<T: DeserializeOwned>(

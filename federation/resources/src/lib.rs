@@ -12,6 +12,7 @@
 
 mod cluster_link;
 mod document;
+mod failover_policy;
 mod metadata;
 mod problem;
 #[cfg(test)]
@@ -20,14 +21,20 @@ mod rules;
 mod service;
 mod service_export;
 mod shape;
+mod span;
 mod timestamp;
 mod yaml;
 
 pub use cluster_link::{Address, ClusterLink, ClusterLinkSpec, ImportPattern, SYSTEM_NAMESPACE};
 pub use document::{Object, parse_documents};
+pub use failover_policy::{
+    Failback, FailoverPolicy, FailoverPolicySpec, LocalityWeight, MAX_TIERS, OWN, StalePeers,
+    TargetKind, TargetRef, Tier, Unlisted,
+};
 pub use metadata::{DEFAULT_NAMESPACE, Metadata};
 pub use problem::ResourceProblem;
 pub use service::SessionAffinity;
 pub use service::{AppProtocol, Protocol, Service, ServicePort, ServiceSpec, ServiceType};
 pub use service_export::{ServiceExport, ServiceExportSpec};
+pub use span::Span;
 pub use timestamp::Timestamp;

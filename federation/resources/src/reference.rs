@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::shape::{ObjectShape, Shape};
-use crate::{Object, cluster_link, parse_documents, service, service_export};
+use crate::{Object, cluster_link, failover_policy, parse_documents, service, service_export};
 
 const REFERENCE: &str = include_str!(concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -62,7 +62,10 @@ fn every_example_is_good() {
         .map(|objects| objects.unwrap_or_else(|problems| panic!("{problems:#?}")))
         .flat_map(|objects| objects.into_iter().map(|object| object.kind()))
         .collect();
-    assert_eq!(kinds, ["Service", "ServiceExport", "ClusterLink"]);
+    assert_eq!(
+        kinds,
+        ["Service", "ServiceExport", "ClusterLink", "FailoverPolicy"]
+    );
 }
 
 #[test]
@@ -86,6 +89,7 @@ fn every_field_is_documented_and_no_other() {
         ("Service", &service::SHAPE),
         ("ServiceExport", &service_export::SHAPE),
         ("ClusterLink", &cluster_link::SHAPE),
+        ("FailoverPolicy", &failover_policy::SHAPE),
     ];
     let mut metadata = BTreeSet::new();
     for (kind, shape) in kinds {

@@ -35,6 +35,33 @@ pub(crate) fn cluster_id(text: &str) -> Result<(), String> {
     Err("write the peer's cluster id: labels of a-z, 0-9 and `-` with dots between them, fewer than 128 characters".into())
 }
 
+/// A cluster id, or the word for the caller's own cluster.
+pub(crate) fn own_or_cluster(text: &str) -> Result<(), String> {
+    if text == crate::failover_policy::OWN || cluster_id(text).is_ok() {
+        return Ok(());
+    }
+    Err("write a cluster id (labels of a-z, 0-9 and `-` with dots between them), or `Own` for the caller's cluster".into())
+}
+
+/// A region or zone, or the word for the caller's own.
+pub(crate) fn own_or_place(text: &str) -> Result<(), String> {
+    let plain = !text.chars().any(|c| c.is_control() || c == '/');
+    if (1..=MAX_LABEL).contains(&text.len()) && plain {
+        return Ok(());
+    }
+    Err("write the name of a region or zone, 1 to 63 characters without `/`, or `Own` for the caller's".into())
+}
+
+/// A length of time.
+pub(crate) fn span(text: &str) -> Result<(), String> {
+    match crate::Span::parse(text) {
+        Some(_) => Ok(()),
+        None => {
+            Err("write a length of time such as `30s`, `1m30s` or `500ms`, at most `24h`".into())
+        }
+    }
+}
+
 /// A SPIFFE trust domain.
 pub(crate) fn trust_domain(text: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c);

@@ -1,14 +1,15 @@
 //! What the controller is told by streams.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use linkspan_api::v1;
 use linkspan_core::{
-    ClusterId, Session,
+    ClusterId, Locality, ServiceKey, Session,
     gateways::{GatewayRegistration, PeerHealth},
     peer::SubscriptionStart,
     workloads::Registration,
 };
+use linkspan_routing::Moment;
 use tokio::sync::oneshot;
 use tonic::Status;
 
@@ -26,6 +27,15 @@ pub(crate) type Verdict = oneshot::Sender<Result<(), Status>>;
 pub(crate) enum Member {
     Workload(String),
     Gateway(String),
+}
+
+/// What callers have been shown.
+#[derive(Debug, Default)]
+pub(crate) struct Shown {
+    /// Of a service, oldest first.
+    pub(crate) moments: Vec<Moment>,
+    /// Where workloads of a cluster are, as far as is known here.
+    pub(crate) localities: BTreeSet<Locality>,
 }
 
 /// One thing that happened.
@@ -46,4 +56,9 @@ pub(crate) enum Input {
     SyncLost(ClusterId, u64, String),
     /// The operator asks how things are.
     Status(oneshot::Sender<v1::StatusResponse>),
+    /// The operator asks about services.
+    Services(oneshot::Sender<v1::ServicesResponse>),
+    /// The operator asks what callers have been shown of a service, and where callers of a
+    /// cluster may be.
+    Shown(ServiceKey, ClusterId, oneshot::Sender<Shown>),
 }

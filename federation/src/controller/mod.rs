@@ -12,6 +12,7 @@
 mod input;
 mod links;
 mod pace;
+mod services;
 mod state;
 mod status;
 mod world;
@@ -33,7 +34,7 @@ use tokio::{
 
 use pace::Pace;
 
-pub(crate) use input::{INPUTS, Input, Member};
+pub(crate) use input::{INPUTS, Input, Member, Shown};
 pub(crate) use state::{Foundation, State};
 pub(crate) use world::{Buried, LiveGateway, World};
 

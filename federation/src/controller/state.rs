@@ -8,6 +8,7 @@ use linkspan_core::{
     capacity::HighWater,
     declared::Declared,
     gateways::Gateways,
+    history::History,
     hold::{LINK_GRACE, RemovalHold},
     join::LinkBook,
     peer::{Decision, Event, Hangup, Now, PeerSettings, PeerState},
@@ -22,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use super::{
-    input::{Input, Member},
+    input::{Input, Member, Shown},
     links::Links,
     world::{World, bundles, buried, live_gateways},
 };
@@ -75,6 +76,7 @@ pub(crate) struct State {
     pub(super) gateways: Gateways,
     pub(super) peers: Peers,
     high_water: HighWater,
+    history: History,
     /// Made with the first declared links.
     hold: Option<RemovalHold>,
     pub(super) links: Links,
@@ -110,6 +112,7 @@ impl State {
             gateways: Gateways::new(),
             peers,
             high_water: HighWater::new(),
+            history: History::new(),
             hold: None,
             links: Links::new(f.context, f.tasks),
             metrics: f.metrics,
@@ -215,6 +218,13 @@ impl State {
             Input::Heard(heard) => self.heard(heard, now),
             Input::SyncLost(cluster, stream, reason) => self.lost(&cluster, stream, reason, now),
             Input::Status(reply) => drop(reply.send(self.status(now))),
+            Input::Services(reply) => drop(reply.send(self.service_list(now))),
+            Input::Shown(service, cluster, reply) => {
+                let _ = reply.send(Shown {
+                    moments: self.history.of(&service),
+                    localities: self.localities(&cluster),
+                });
+            }
         }
     }
 
@@ -314,6 +324,7 @@ impl State {
                 generation: next.generation + 1,
                 ..next
             });
+            self.history.observe(&self.last.desired, now.instant);
             worlds.send_replace(Arc::clone(&self.last));
         }
     }

@@ -111,8 +111,8 @@ impl State {
             key: Some(wire_key(key)),
             declared: declared.services.contains_key(key),
             exported: declared.exports.contains_key(key),
-            conditions: conditions(&desired.export_conditions, key)
-                .chain(conditions(&desired.import_conditions, key))
+            conditions: conditions("ServiceExport", &desired.export_conditions, key)
+                .chain(conditions("ServiceImport", &desired.import_conditions, key))
                 .collect(),
             clusters: desired
                 .services
@@ -148,11 +148,14 @@ fn invitation((id, of): (&InvitationId, &Invited)) -> v1::InvitationStatus {
     }
 }
 
+/// Each with the kind of object that it is of: exports and imports have types in common.
 fn conditions<'a>(
+    kind: &'a str,
     of: &'a BTreeMap<ServiceKey, Vec<Condition>>,
     key: &ServiceKey,
 ) -> impl Iterator<Item = String> + 'a {
-    of.get(key).into_iter().flatten().map(ToString::to_string)
+    let conditions = of.get(key).into_iter().flatten();
+    conditions.map(move |condition| format!("{kind} {condition}"))
 }
 
 fn clusters(service: &Service) -> Vec<v1::ClusterEndpoints> {

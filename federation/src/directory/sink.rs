@@ -111,7 +111,11 @@ fn statuses(desired: &Desired) -> Files {
         .import_conditions
         .iter()
         .map(|of| ("serviceimport", of));
-    for (kind, (key, conditions)) in exports.chain(imports) {
+    let policies = desired
+        .policy_conditions
+        .iter()
+        .map(|of| ("failoverpolicy", of));
+    for (kind, (key, conditions)) in exports.chain(imports).chain(policies) {
         files.insert(
             file_name(kind, key),
             object_status(desired, kind, key, conditions),

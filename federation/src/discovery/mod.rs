@@ -5,9 +5,10 @@
 //! records of its proxy and sends the difference.
 
 mod applied;
+mod failover;
 mod incoming;
 mod outbox;
-mod records;
+pub(crate) mod records;
 mod session;
 
 use std::{

@@ -8,9 +8,12 @@ use linkspan_core::{
     plan::{ExportedService, InboundPort, InboundService, PlannedLink},
 };
 
+use super::failover;
 use crate::{
     controller::{Buried, World},
-    convert::{wire_address, wire_capacity, wire_key, wire_locality, wire_port, wire_protocol},
+    convert::{
+        wire_address, wire_capacity, wire_key, wire_labels, wire_locality, wire_port, wire_protocol,
+    },
     identity::trust_bundle,
 };
 
@@ -45,11 +48,24 @@ pub(super) fn sidecar(
     );
     for key in subscription {
         if let Some(of) = world.desired.services.get(key) {
-            records.push(service(of));
-            records.extend(of.endpoints.iter().map(|of| endpoint(key, of)));
+            records.extend(followed(of));
         }
     }
     records
+}
+
+/// A service with its endpoints.
+pub(crate) fn followed(of: &Service) -> Vec<v1::DiscoverRecord> {
+    let asked = of
+        .policy
+        .iter()
+        .flat_map(|policy| policy.label_keys())
+        .collect();
+    let endpoints = of
+        .endpoints
+        .iter()
+        .map(|each| endpoint(&of.key, each, &asked));
+    std::iter::once(service(of)).chain(endpoints).collect()
 }
 
 /// What a gateway is told: roots, its siblings, links, whom to send away, and what peers may reach.
@@ -66,7 +82,8 @@ pub(super) fn gateway(world: &World) -> Vec<v1::DiscoverRecord> {
     );
     for (key, of) in &world.desired.exported {
         records.push(exported(of));
-        records.extend(of.endpoints.iter().map(|of| endpoint(key, of)));
+        let none = BTreeSet::new();
+        records.extend(of.endpoints.iter().map(|of| endpoint(key, of, &none)));
     }
     records
 }
@@ -176,6 +193,8 @@ fn service(of: &Service) -> v1::DiscoverRecord {
             .collect(),
         failback_hold_millis: millis(of.failback.hold),
         failback_ramp_millis: millis(of.failback.ramp),
+        failover: of.policy.as_deref().map(failover::wire_policy),
+        drained: of.drained.iter().map(ToString::to_string).collect(),
     };
     record(format!("service/{}", of.key), Body::Service(body))
 }
@@ -188,7 +207,12 @@ fn cluster(id: &ClusterId, capacity: &ClusterCapacity) -> v1::ClusterCapacity {
     }
 }
 
-fn endpoint(key: &ServiceKey, of: &Endpoint) -> v1::DiscoverRecord {
+/// With those of its labels that are asked for: a proxy need not hear of a change of others.
+fn endpoint(key: &ServiceKey, of: &Endpoint, asked: &BTreeSet<&str>) -> v1::DiscoverRecord {
+    let labels = of
+        .labels
+        .iter()
+        .filter(|(key, _)| asked.contains(key.as_str()));
     let body = v1::Endpoint {
         service: Some(wire_key(key)),
         id: of.id.to_string(),
@@ -202,6 +226,7 @@ fn endpoint(key: &ServiceKey, of: &Endpoint) -> v1::DiscoverRecord {
             .address
             .map(|address| address.to_string())
             .unwrap_or_default(),
+        labels: wire_labels(labels),
     };
     // Ids are unique within their cluster only.
     let key = format!("endpoint/{key}/{}/{}", of.cluster, of.id);

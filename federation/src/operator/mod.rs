@@ -1,73 +1,154 @@
 //! The operator API: what the command line asks, over a unix socket in the state directory.
 
+mod explain;
+mod failover;
 mod links;
 pub(crate) mod socket;
 
 use std::{
-    path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use linkspan_api::v1;
-use linkspan_core::{ServiceKey, declared::Declared};
+use linkspan_core::{
+    ClusterId, ConditionStatus, ServiceKey,
+    backend::{Declarations, DeclareError, Written},
+    declared::Declared,
+};
+use linkspan_resources::{Object, ServiceExport, Timestamp};
+use linkspan_runtime::process::chain;
 use linkspan_trust::{SpiffeId, WorkloadId};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    time::timeout,
+};
 use tonic::{Request, Response, Status};
 
+use self::failover::Change;
 use crate::{
     controller::{Input, World},
-    directory::{existing_export, write_export},
     identity::{Issuer, may_be_issued, tokens},
     join::Linker,
 };
 
+/// How long a declaration may take to be read and planned before the operator is told that it is
+/// only written: a rescan of many files, and less than the operator's own patience.
+const SETTLING: Duration = Duration::from_secs(5);
+
 /// The gRPC face of the operator API.
-pub(crate) struct OperatorService {
+pub(crate) struct OperatorService<D> {
+    pub(crate) own: ClusterId,
     pub(crate) linker: Arc<Linker>,
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) inputs: mpsc::Sender<Input>,
     pub(crate) worlds: watch::Receiver<Arc<World>>,
-    pub(crate) resources: PathBuf,
+    pub(crate) declarations: D,
+    /// Where declarations are written, for people.
+    pub(crate) place: String,
     /// Makes the resources be read at once.
     pub(crate) nudge: Arc<Notify>,
 }
 
 #[tonic::async_trait]
-impl v1::operator_server::Operator for OperatorService {
+impl<D: Declarations> v1::operator_server::Operator for OperatorService<D> {
     async fn status(
         &self,
         _request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        let (reply, status) = oneshot::channel();
-        self.inputs
-            .send(Input::Status(reply))
-            .await
-            .map_err(|_| stopping())?;
-        status.await.map(Response::new).map_err(|_| stopping())
+        self.ask(Input::Status).await.map(Response::new)
     }
 
     async fn export(
         &self,
         request: Request<v1::ExportRequest>,
     ) -> Result<Response<v1::ExportResponse>, Status> {
-        let key = request.into_inner().key.unwrap_or_default();
-        let key = ServiceKey::new(&key.namespace, &key.name)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let key = service_key(request.into_inner().key)?;
         let declared = Arc::clone(&self.worlds.borrow().declared);
-        exportable(&declared, &key, &self.resources)?;
+        exportable(&declared, &key, &self.place)?;
         if declared.exports.contains_key(&key) {
-            let path = existing_export(&self.resources, &key);
             return Ok(Response::new(v1::ExportResponse {
                 created: false,
-                path: path.unwrap_or(self.resources.clone()).display().to_string(),
+                path: self.place.clone(),
             }));
         }
-        let path = self.declare(key).await?;
+        let mut export = ServiceExport::of(key.namespace.as_str(), key.name.as_str());
+        export.metadata.creation_timestamp = Some(Timestamp::from(SystemTime::now()));
+        let written = self.declare(Object::ServiceExport(export)).await?;
         Ok(Response::new(v1::ExportResponse {
             created: true,
-            path: path.display().to_string(),
+            path: written.place,
         }))
+    }
+
+    async fn unexport(
+        &self,
+        request: Request<v1::UnexportRequest>,
+    ) -> Result<Response<v1::DeclareResponse>, Status> {
+        let key = service_key(request.into_inner().key)?;
+        let written = self.withdraw("ServiceExport", &key).await?;
+        let is_gone = |world: &World| !world.declared.exports.contains_key(&key);
+        Ok(Response::new(self.settled(written, is_gone).await))
+    }
+
+    async fn services(
+        &self,
+        _request: Request<v1::ServicesRequest>,
+    ) -> Result<Response<v1::ServicesResponse>, Status> {
+        self.ask(Input::Services).await.map(Response::new)
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainResponse>, Status> {
+        let asked = request.into_inner();
+        let key = service_key(asked.key.clone())?;
+        let cluster = explain::cluster(&asked, &self.own)?;
+        let shown = self
+            .ask(|reply| Input::Shown(key.clone(), cluster, reply))
+            .await?;
+        // After the answer: then the world is at least as new as what was shown.
+        let world = Arc::clone(&self.worlds.borrow());
+        let question = explain::Question::new(&asked, key, &self.own, &world, &shown)?;
+        let answer = question.answer(&self.own, &world, shown, Instant::now());
+        Ok(Response::new(answer))
+    }
+
+    async fn failover(
+        &self,
+        request: Request<v1::FailoverRequest>,
+    ) -> Result<Response<v1::FailoverResponse>, Status> {
+        let only = request.into_inner().key;
+        let only = only.map(|key| service_key(Some(key))).transpose()?;
+        let world = Arc::clone(&self.worlds.borrow());
+        if let Some(key) = only
+            .as_ref()
+            .filter(|key| !world.desired.services.contains_key(*key))
+        {
+            return Err(explain::no_service(&world, key));
+        }
+        Ok(Response::new(failover::show(&world, only.as_ref())))
+    }
+
+    async fn set_failover(
+        &self,
+        request: Request<v1::SetFailoverRequest>,
+    ) -> Result<Response<v1::DeclareResponse>, Status> {
+        let asked = request.into_inner();
+        let key = service_key(asked.key.clone())?;
+        let world = Arc::clone(&self.worlds.borrow());
+        let change = failover::set(&world, &self.own, &key, &asked)?;
+        self.change(change).await.map(Response::new)
+    }
+
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DeclareResponse>, Status> {
+        let world = Arc::clone(&self.worlds.borrow());
+        let change = failover::drain(&world, &self.own, &request.into_inner())?;
+        self.change(change).await.map(Response::new)
     }
 
     async fn create_join_token(
@@ -185,25 +266,102 @@ impl v1::operator_server::Operator for OperatorService {
     }
 }
 
-impl OperatorService {
-    async fn declare(&self, key: ServiceKey) -> Result<PathBuf, Status> {
-        let (directory, service) = (self.resources.clone(), key.clone());
-        let written = tokio::task::spawn_blocking(move || {
-            write_export(&directory, &service, SystemTime::now())
-        });
-        let path = written.await.map_err(|_| stopping())?.map_err(|error| {
-            Status::internal(format!(
-                "the export cannot be written to `{}`: {error}; check free space and ownership",
-                self.resources.display()
-            ))
-        })?;
+impl<D: Declarations> OperatorService<D> {
+    /// Asks the controller.
+    async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>) -> Input,
+    ) -> Result<T, Status> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.inputs.send(question(reply)).await;
+        asked.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+
+    async fn declare(&self, object: Object) -> Result<Written, Status> {
+        let (kind, name) = (object.kind(), object.metadata().name.clone());
+        let namespace = object.metadata().namespace().to_owned();
+        let written = self
+            .declarations
+            .declare(object)
+            .await
+            .map_err(undeclared)?;
         self.nudge.notify_one();
-        tracing::info!(service = %key, path = %path.display(), "declared an export");
-        Ok(path)
+        tracing::info!(kind, %namespace, %name, place = %written.place, "declared for the operator");
+        Ok(written)
+    }
+
+    async fn withdraw(&self, kind: &'static str, key: &ServiceKey) -> Result<Written, Status> {
+        let withdrawn = self.declarations.withdraw(kind, key).await;
+        let written = withdrawn.map_err(undeclared)?;
+        self.nudge.notify_one();
+        tracing::info!(kind, %key, place = %written.place, "withdrawn for the operator");
+        Ok(written)
+    }
+
+    async fn change(&self, change: Change) -> Result<v1::DeclareResponse, Status> {
+        let key = change.key()?;
+        let written = match &change {
+            Change::Declare(policy) => {
+                self.declare(Object::FailoverPolicy((**policy).clone()))
+                    .await?
+            }
+            Change::Withdraw(key) => self.withdraw(failover::KIND, key).await?,
+        };
+        let is_made = |world: &World| change.is_made(world.declared.policies.get(&key));
+        let mut answer = self.settled(written, is_made).await;
+        let world = Arc::clone(&self.worlds.borrow());
+        let conditions = world
+            .desired
+            .policy_conditions
+            .get(&key)
+            .into_iter()
+            .flatten();
+        let told = conditions.filter(|condition| {
+            matches!(
+                (condition.kind, condition.status),
+                ("Conflict", ConditionStatus::True)
+            )
+        });
+        answer.notes.extend(told.map(ToString::to_string));
+        Ok(answer)
+    }
+
+    /// Waits until what was written is in force, so that the next question is answered by it.
+    async fn settled(
+        &self,
+        written: Written,
+        is_made: impl Fn(&World) -> bool,
+    ) -> v1::DeclareResponse {
+        let mut worlds = self.worlds.clone();
+        let waiting = timeout(SETTLING, worlds.wait_for(|world| is_made(world)));
+        let mut notes = Vec::new();
+        if !waiting.await.is_ok_and(|seen| seen.is_ok()) {
+            notes.push("written, but not in force yet; see `linkspan status`".to_owned());
+        }
+        v1::DeclareResponse {
+            changed: written.changed,
+            place: written.place,
+            notes,
+        }
     }
 }
 
-fn exportable(declared: &Declared, key: &ServiceKey, resources: &Path) -> Result<(), Status> {
+/// The service that a request names.
+fn service_key(key: Option<v1::ServiceKey>) -> Result<ServiceKey, Status> {
+    let key = key.unwrap_or_default();
+    ServiceKey::new(&key.namespace, &key.name)
+        .map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn undeclared(error: DeclareError) -> Status {
+    match error {
+        DeclareError::Elsewhere { .. } => Status::failed_precondition(error.to_string()),
+        DeclareError::Failed { .. } => Status::internal(chain(&error)),
+    }
+}
+
+fn exportable(declared: &Declared, key: &ServiceKey, place: &str) -> Result<(), Status> {
     let Some(service) = declared.services.get(key) else {
         let known: Vec<_> = declared
             .services
@@ -218,8 +376,7 @@ fn exportable(declared: &Declared, key: &ServiceKey, resources: &Path) -> Result
         };
         return Err(Status::not_found(format!(
             "there is no Service `{key}` in this cluster (there is: {known}); \
-             declare it in `{}` first",
-            resources.display()
+             declare it in `{place}` first"
         )));
     };
     if service.import_type.is_none() {

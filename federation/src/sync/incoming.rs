@@ -17,7 +17,7 @@ use linkspan_core::{
 use prost::Message as _;
 use rustls_pki_types::CertificateDer;
 
-use crate::convert::{app_protocol, optional_text};
+use crate::convert::{app_protocol, labels_from, optional_text};
 
 /// Why a record cannot be typed; for the operator of this side.
 type Problem = String;
@@ -144,6 +144,7 @@ fn typed_endpoint(
             weight: endpoint.weight.max(1),
             incarnation: endpoint.incarnation,
             address: None,
+            labels: labels_from(endpoint.labels),
         }),
         hostname: endpoint.hostname,
     })

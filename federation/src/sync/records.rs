@@ -14,7 +14,7 @@ use linkspan_trust::Bundle;
 use super::incoming::encoded;
 use crate::{
     controller::World,
-    convert::{wire_address, wire_capacity, wire_key, wire_locality, wire_port},
+    convert::{wire_address, wire_capacity, wire_key, wire_labels, wire_locality, wire_port},
 };
 
 /// The records for `peer`, in the order in which they are sent: services before endpoints.
@@ -86,6 +86,7 @@ fn endpoint_record(of: &ExportedEndpoint) -> v1::SyncRecord {
         incarnation: of.endpoint.incarnation,
         spiffe_id: of.endpoint.identity.to_string(),
         hostname: of.hostname.clone(),
+        labels: wire_labels(&of.endpoint.labels),
     };
     record(
         endpoint_key(&of.service, &of.endpoint.id),

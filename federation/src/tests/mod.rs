@@ -2,6 +2,7 @@
 
 mod directory;
 mod discovery;
+mod failover;
 mod identity;
 mod join;
 mod operator;

@@ -108,6 +108,7 @@ pub(crate) fn endpoint(cluster: &str, uid: &str, address: SocketAddr) -> Arc<End
         weight: 1,
         incarnation: 0,
         address: Some(address),
+        labels: Default::default(),
     })
 }
 

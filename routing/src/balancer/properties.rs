@@ -8,8 +8,12 @@ use super::tests::{Bench, east, west};
 use super::*;
 use crate::ids::EndpointId;
 use crate::pick::subset;
-use crate::priority::{health, loads};
+use crate::priority::{OVERPROVISIONING, loads};
 use crate::testing::Fixture;
+
+fn health(available: u32, expected: u32) -> f64 {
+    crate::priority::health(available, expected, OVERPROVISIONING)
+}
 
 /// What an endpoint in the property tests is.
 #[derive(Debug, Clone)]

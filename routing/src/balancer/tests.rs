@@ -779,7 +779,8 @@ fn many_threads_pick_report_and_update_at_once() {
     let tiers = &Option::as_ref(&plan).unwrap().tiers;
     let mut candidates = tiers
         .iter()
-        .flat_map(|tier| tier.candidates.iter().chain(&tier.reserve));
+        .flat_map(|tier| tier.pools.iter().chain(&tier.reserve))
+        .flat_map(|pool| &pool.candidates);
     assert!(candidates.all(|candidate| candidate.vitals.load.in_flight() == 0));
     let sum: f64 = bench
         .balancer

@@ -173,6 +173,7 @@ impl World {
             weight: 1,
             incarnation: 1,
             address: local.then_some(address),
+            labels: Default::default(),
         };
         Server {
             endpoint,
@@ -374,6 +375,8 @@ pub(super) fn snapshot<'a>(
         clusters,
         endpoints,
         failback: FailbackConfig::default(),
+        policy: None,
+        drained: Default::default(),
     };
     Snapshot {
         services: [(key(), Arc::new(service))].into(),

@@ -48,6 +48,28 @@ pub struct TrustBundle {
     #[prost(bytes = "bytes", repeated, tag = "3")]
     pub roots: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
+/// A label of a workload.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Label {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+/// What is said about an object (`metav1.Condition` without its times).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Condition {
+    /// Such as `Valid`.
+    #[prost(string, tag = "1")]
+    pub r#type: ::prost::alloc::string::String,
+    /// `True`, `False` or `Unknown`.
+    #[prost(string, tag = "2")]
+    pub status: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub message: ::prost::alloc::string::String,
+}
 /// One address on which gateways can be dialled.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GatewayAddress {
@@ -410,6 +432,219 @@ pub mod identity_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// How the choice of a destination differs from the default for one service (FailoverPolicy), as
+/// this cluster's proxies need it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FailoverPolicy {
+    /// Whose it is: `namespace/name` of the resource.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// First tier first.
+    #[prost(message, repeated, tag = "2")]
+    pub order: ::prost::alloc::vec::Vec<FailoverTier>,
+    /// Endpoints that fit no tier are not used; else they come after all tiers.
+    #[prost(bool, tag = "3")]
+    pub exclude_unlisted: bool,
+    #[prost(message, repeated, tag = "4")]
+    pub weights: ::prost::alloc::vec::Vec<LocalityWeight>,
+    /// In percent; 0 is read as 140.
+    #[prost(uint32, tag = "5")]
+    pub overprovisioning: u32,
+    /// In percent of all requests.
+    #[prost(uint32, optional, tag = "6")]
+    pub max_remote_share: ::core::option::Option<u32>,
+    /// Clusters to be used only when all others cannot take everything.
+    #[prost(string, repeated, tag = "7")]
+    pub avoided: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Clusters that are not to be used at all.
+    #[prost(string, repeated, tag = "8")]
+    pub excluded: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Endpoints that fit all that is said; what is left empty fits all.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FailoverTier {
+    #[prost(message, optional, tag = "1")]
+    pub area: ::core::option::Option<FailoverArea>,
+    #[prost(message, repeated, tag = "2")]
+    pub labels: ::prost::alloc::vec::Vec<Label>,
+}
+/// Clusters, regions and zones by name; `Own` stands for the caller's.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FailoverArea {
+    #[prost(string, repeated, tag = "1")]
+    pub clusters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub regions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub zones: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LocalityWeight {
+    #[prost(message, optional, tag = "1")]
+    pub area: ::core::option::Option<FailoverArea>,
+    #[prost(uint32, tag = "2")]
+    pub weight: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExplainRequest {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<ServiceKey>,
+    /// The Service port; 0: its only one, or its first.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// The caller's cluster; empty: this one.
+    #[prost(string, tag = "3")]
+    pub cluster: ::prost::alloc::string::String,
+    /// The caller's region and zone; empty: not known.
+    #[prost(string, tag = "4")]
+    pub region: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub zone: ::prost::alloc::string::String,
+    /// As if these clusters had just been lost.
+    #[prost(string, repeated, tag = "6")]
+    pub without: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainResponse {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<ServiceKey>,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    #[prost(string, tag = "3")]
+    pub cluster: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "4")]
+    pub locality: ::core::option::Option<Locality>,
+    #[prost(string, repeated, tag = "5")]
+    pub without: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The FailoverPolicy in force; empty: the default order.
+    #[prost(string, tag = "6")]
+    pub policy: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "7")]
+    pub shares: ::prost::alloc::vec::Vec<ExplainedShare>,
+    /// The part of requests that no endpoint gets, 0 to 1, and why.
+    #[prost(double, tag = "8")]
+    pub refused: f64,
+    #[prost(string, tag = "9")]
+    pub refused_reason: ::prost::alloc::string::String,
+    /// What to bear in mind, for people.
+    #[prost(string, repeated, tag = "10")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainedShare {
+    /// 0 first.
+    #[prost(uint32, tag = "1")]
+    pub priority: u32,
+    /// Which entry of the policy's order it is, counted from 1; 0: by nearness.
+    #[prost(uint32, tag = "2")]
+    pub listed: u32,
+    /// Such as `own cluster, same zone`.
+    #[prost(string, tag = "3")]
+    pub nearness: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub cluster: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "5")]
+    pub locality: ::core::option::Option<Locality>,
+    /// 0 to 1.
+    #[prost(double, tag = "6")]
+    pub share: f64,
+    #[prost(uint32, tag = "7")]
+    pub available: u32,
+    #[prost(uint32, tag = "8")]
+    pub expected: u32,
+    #[prost(uint32, tag = "9")]
+    pub not_ready: u32,
+    #[prost(uint32, tag = "10")]
+    pub ejected: u32,
+    /// One word, such as `spillOver`.
+    #[prost(string, tag = "11")]
+    pub why: ::prost::alloc::string::String,
+    /// For people.
+    #[prost(string, tag = "12")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FailoverRequest {
+    /// Only what concerns this service; empty: everything.
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<ServiceKey>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FailoverResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub policies: ::prost::alloc::vec::Vec<FailoverPolicyStatus>,
+    #[prost(message, repeated, tag = "2")]
+    pub services: ::prost::alloc::vec::Vec<ServiceFailover>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FailoverPolicyStatus {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// The services it names; empty: all of its namespace (or, in the system namespace, of the cluster).
+    #[prost(string, repeated, tag = "3")]
+    pub targets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The spec as JSON.
+    #[prost(string, tag = "4")]
+    pub spec: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "5")]
+    pub conditions: ::prost::alloc::vec::Vec<Condition>,
+}
+/// What is in force for a service that anything is said about.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceFailover {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<ServiceKey>,
+    /// Empty: the default order.
+    #[prost(string, tag = "2")]
+    pub policy: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub drained: ::prost::alloc::vec::Vec<DrainedCluster>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainedCluster {
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    /// The policies that say so.
+    #[prost(string, repeated, tag = "2")]
+    pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetFailoverRequest {
+    /// The policy of this service, named after it.
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<ServiceKey>,
+    /// Fields of `spec` as a JSON object; each replaces what was set before.
+    #[prost(string, tag = "2")]
+    pub spec: ::prost::alloc::string::String,
+    /// Forget what was set before; with an empty spec the policy goes.
+    #[prost(bool, tag = "3")]
+    pub reset: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainRequest {
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    /// Empty: for all services of this cluster's callers.
+    #[prost(message, optional, tag = "2")]
+    pub key: ::core::option::Option<ServiceKey>,
+    #[prost(bool, tag = "3")]
+    pub undo: bool,
+}
+/// What became of a declaration.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeclareResponse {
+    /// False if it was so already.
+    #[prost(bool, tag = "1")]
+    pub changed: bool,
+    /// Where it is (or was) written.
+    #[prost(string, tag = "2")]
+    pub place: ::prost::alloc::string::String,
+    /// What to bear in mind, for people.
+    #[prost(string, repeated, tag = "3")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DiscoverRequest {
     #[prost(oneof = "discover_request::Message", tags = "1, 2, 3, 4, 5, 6")]
@@ -612,6 +847,12 @@ pub struct Service {
     /// Failback ramp, milliseconds.
     #[prost(uint64, tag = "5")]
     pub failback_ramp_millis: u64,
+    /// Absent: the default order.
+    #[prost(message, optional, tag = "6")]
+    pub failover: ::core::option::Option<FailoverPolicy>,
+    /// Clusters that get no requests while anything else is healthy.
+    #[prost(string, repeated, tag = "7")]
+    pub drained: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// What one cluster contributes to a service.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -625,7 +866,7 @@ pub struct ClusterCapacity {
     pub ports: ::prost::alloc::vec::Vec<u32>,
 }
 /// One endpoint of a subscribed service (to sidecars), or of an exported one (to gateways).
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Endpoint {
     #[prost(message, optional, tag = "1")]
     pub service: ::core::option::Option<ServiceKey>,
@@ -648,6 +889,9 @@ pub struct Endpoint {
     /// Greater after each restart; 0 if unknown. What its former self did wrong is not held against it.
     #[prost(uint64, tag = "9")]
     pub incarnation: u64,
+    /// Those that the service's failover policy names, by key.
+    #[prost(message, repeated, tag = "10")]
+    pub labels: ::prost::alloc::vec::Vec<Label>,
 }
 /// A replica of the own cluster's gateway, to sidecars.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1186,7 +1430,7 @@ pub struct ExportRecord {
     #[prost(message, repeated, tag = "6")]
     pub capacity: ::prost::alloc::vec::Vec<LocalityCapacity>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EndpointRecord {
     #[prost(message, optional, tag = "1")]
     pub service: ::core::option::Option<ServiceKey>,
@@ -1206,6 +1450,9 @@ pub struct EndpointRecord {
     /// Greater after each restart of the workload's sidecar; 0 if unknown.
     #[prost(uint64, tag = "8")]
     pub incarnation: u64,
+    /// By key.
+    #[prost(message, repeated, tag = "9")]
+    pub labels: ::prost::alloc::vec::Vec<Label>,
 }
 /// The roots of the sender's own trust domain; the domain itself is the link's.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1956,7 +2203,8 @@ pub struct ServiceStatus {
     pub declared: bool,
     #[prost(bool, tag = "3")]
     pub exported: bool,
-    /// Human-readable conditions such as `Conflict: PortConflict …`.
+    /// Human-readable conditions, each with the object that it is of, such as
+    /// `ServiceExport Conflict=True: PortConflict …`.
     #[prost(string, repeated, tag = "4")]
     pub conditions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "5")]
@@ -2086,6 +2334,91 @@ pub struct RevokeJoinTokenRequest {
 pub struct RevokeJoinTokenResponse {
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnexportRequest {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<ServiceKey>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServicesRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServicesResponse {
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub services: ::prost::alloc::vec::Vec<ServiceInfo>,
+}
+/// A service that is declared here or exported by anyone.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceInfo {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<ServiceKey>,
+    #[prost(bool, tag = "2")]
+    pub declared: bool,
+    /// Set where this cluster has a ServiceExport of it, valid or not.
+    #[prost(message, optional, tag = "3")]
+    pub export: ::core::option::Option<ExportInfo>,
+    /// Set where anyone exports it.
+    #[prost(message, optional, tag = "4")]
+    pub import: ::core::option::Option<ImportInfo>,
+    #[prost(message, repeated, tag = "5")]
+    pub clusters: ::prost::alloc::vec::Vec<ClusterService>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExportInfo {
+    /// Creation time, Unix seconds.
+    #[prost(int64, tag = "1")]
+    pub created_unix: i64,
+    #[prost(message, repeated, tag = "2")]
+    pub conditions: ::prost::alloc::vec::Vec<Condition>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImportInfo {
+    /// `ClusterSetIP` or `Headless`.
+    #[prost(string, tag = "1")]
+    pub r#type: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub ports: ::prost::alloc::vec::Vec<ServicePort>,
+    /// `None` or `ClientIP`.
+    #[prost(string, tag = "3")]
+    pub session_affinity: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub conditions: ::prost::alloc::vec::Vec<Condition>,
+}
+/// What one cluster contributes.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClusterService {
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    /// Whether it exports the service; the own cluster may have endpoints without.
+    #[prost(bool, tag = "2")]
+    pub exports: bool,
+    /// Creation time of its export, Unix seconds; 0 without.
+    #[prost(int64, tag = "3")]
+    pub created_unix: i64,
+    #[prost(uint32, repeated, tag = "4")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bool, tag = "5")]
+    pub usable: bool,
+    #[prost(bool, tag = "6")]
+    pub stale: bool,
+    /// Milliseconds since the cluster's federation was last heard; absent for the own one.
+    #[prost(uint64, optional, tag = "7")]
+    pub age_millis: ::core::option::Option<u64>,
+    #[prost(message, repeated, tag = "8")]
+    pub localities: ::prost::alloc::vec::Vec<LocalityService>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LocalityService {
+    #[prost(message, optional, tag = "1")]
+    pub locality: ::core::option::Option<Locality>,
+    #[prost(uint32, tag = "2")]
+    pub ready: u32,
+    #[prost(uint32, tag = "3")]
+    pub total: u32,
+    #[prost(uint32, tag = "4")]
+    pub expected: u32,
 }
 /// Generated client implementations.
 pub mod operator_client {
@@ -2220,6 +2553,156 @@ pub mod operator_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("linkspan.v1.Operator", "Export"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes that declaration back; idempotent.
+        pub async fn unexport(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnexportRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeclareResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/linkspan.v1.Operator/Unexport",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("linkspan.v1.Operator", "Unexport"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Exports, imports and their endpoints by cluster and zone.
+        pub async fn services(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ServicesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ServicesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/linkspan.v1.Operator/Services",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("linkspan.v1.Operator", "Services"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Where the next request of a caller goes, and why.
+        pub async fn explain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExplainRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExplainResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/linkspan.v1.Operator/Explain",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("linkspan.v1.Operator", "Explain"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The failover policies and what is in force.
+        pub async fn failover(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FailoverRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FailoverResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/linkspan.v1.Operator/Failover",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("linkspan.v1.Operator", "Failover"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Declares the failover policy of one service.
+        pub async fn set_failover(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetFailoverRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeclareResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/linkspan.v1.Operator/SetFailover",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("linkspan.v1.Operator", "SetFailover"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Moves new requests away from a cluster, or lets them return.
+        pub async fn drain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeclareResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/linkspan.v1.Operator/Drain",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("linkspan.v1.Operator", "Drain"));
             self.inner.unary(req, path, codec).await
         }
         /// Makes a token with which one workload or part may fetch its first certificate.
@@ -2413,6 +2896,42 @@ pub mod operator_server {
             &self,
             request: tonic::Request<super::ExportRequest>,
         ) -> std::result::Result<tonic::Response<super::ExportResponse>, tonic::Status>;
+        /// Takes that declaration back; idempotent.
+        async fn unexport(
+            &self,
+            request: tonic::Request<super::UnexportRequest>,
+        ) -> std::result::Result<tonic::Response<super::DeclareResponse>, tonic::Status>;
+        /// Exports, imports and their endpoints by cluster and zone.
+        async fn services(
+            &self,
+            request: tonic::Request<super::ServicesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ServicesResponse>,
+            tonic::Status,
+        >;
+        /// Where the next request of a caller goes, and why.
+        async fn explain(
+            &self,
+            request: tonic::Request<super::ExplainRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExplainResponse>, tonic::Status>;
+        /// The failover policies and what is in force.
+        async fn failover(
+            &self,
+            request: tonic::Request<super::FailoverRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FailoverResponse>,
+            tonic::Status,
+        >;
+        /// Declares the failover policy of one service.
+        async fn set_failover(
+            &self,
+            request: tonic::Request<super::SetFailoverRequest>,
+        ) -> std::result::Result<tonic::Response<super::DeclareResponse>, tonic::Status>;
+        /// Moves new requests away from a cluster, or lets them return.
+        async fn drain(
+            &self,
+            request: tonic::Request<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DeclareResponse>, tonic::Status>;
         /// Makes a token with which one workload or part may fetch its first certificate.
         async fn create_join_token(
             &self,
@@ -2610,6 +3129,266 @@ pub mod operator_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ExportSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/linkspan.v1.Operator/Unexport" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnexportSvc<T: Operator>(pub Arc<T>);
+                    impl<T: Operator> tonic::server::UnaryService<super::UnexportRequest>
+                    for UnexportSvc<T> {
+                        type Response = super::DeclareResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnexportRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operator>::unexport(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnexportSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/linkspan.v1.Operator/Services" => {
+                    #[allow(non_camel_case_types)]
+                    struct ServicesSvc<T: Operator>(pub Arc<T>);
+                    impl<T: Operator> tonic::server::UnaryService<super::ServicesRequest>
+                    for ServicesSvc<T> {
+                        type Response = super::ServicesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ServicesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operator>::services(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ServicesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/linkspan.v1.Operator/Explain" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExplainSvc<T: Operator>(pub Arc<T>);
+                    impl<T: Operator> tonic::server::UnaryService<super::ExplainRequest>
+                    for ExplainSvc<T> {
+                        type Response = super::ExplainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExplainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operator>::explain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExplainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/linkspan.v1.Operator/Failover" => {
+                    #[allow(non_camel_case_types)]
+                    struct FailoverSvc<T: Operator>(pub Arc<T>);
+                    impl<T: Operator> tonic::server::UnaryService<super::FailoverRequest>
+                    for FailoverSvc<T> {
+                        type Response = super::FailoverResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FailoverRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operator>::failover(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FailoverSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/linkspan.v1.Operator/SetFailover" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetFailoverSvc<T: Operator>(pub Arc<T>);
+                    impl<
+                        T: Operator,
+                    > tonic::server::UnaryService<super::SetFailoverRequest>
+                    for SetFailoverSvc<T> {
+                        type Response = super::DeclareResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetFailoverRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operator>::set_failover(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetFailoverSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/linkspan.v1.Operator/Drain" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainSvc<T: Operator>(pub Arc<T>);
+                    impl<T: Operator> tonic::server::UnaryService<super::DrainRequest>
+                    for DrainSvc<T> {
+                        type Response = super::DeclareResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Operator>::drain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,10 +1,12 @@
 //! What is said about exports and imports (the table of KEP-1645).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Known;
+use crate::failover;
 use crate::merge::Merged;
-use crate::model::{ClusterId, Condition, ConditionStatus, ServiceKey};
+use crate::model::{ClusterId, Condition, ConditionStatus, Service, ServiceKey};
 
 /// Conditions of our ServiceExports.
 pub(super) fn of_exports(
@@ -49,6 +51,16 @@ fn of_export(known: &Known<'_>, key: &ServiceKey, merged: Option<&Merged>) -> Ve
             conditions
         }
     }
+}
+
+/// Conditions of our FailoverPolicies.
+pub(super) fn of_policies(
+    known: &Known<'_>,
+    services: &BTreeMap<ServiceKey, Arc<Service>>,
+) -> BTreeMap<ServiceKey, Vec<Condition>> {
+    let clusters: BTreeSet<_> = known.peers.keys().chain([&known.own.cluster]).collect();
+    let services = services.keys().collect();
+    failover::conditions(&known.declared.policies, &services, &clusters)
 }
 
 /// Conditions of the imports.

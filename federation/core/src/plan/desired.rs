@@ -27,6 +27,8 @@ pub struct Desired {
     pub export_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
     /// Conditions of the imports.
     pub import_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
+    /// Conditions of our FailoverPolicies.
+    pub policy_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
     /// What is wrong with what is declared.
     pub problems: Vec<String>,
 }

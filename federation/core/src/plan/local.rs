@@ -131,5 +131,6 @@ fn endpoint(known: &Known<'_>, workload: &Registration) -> Endpoint {
         weight: workload.weight,
         incarnation: workload.incarnation,
         address: Some(workload.address),
+        labels: workload.labels.clone(),
     }
 }
