@@ -41,8 +41,16 @@ pub enum Verb {
     Demo(verbs::demo::Args),
     /// Shows what a cluster's federation knows: links, services, gateways, workloads
     Status(verbs::status::Args),
+    /// Shows exports, imports, conflicts, and endpoints by cluster and zone with their age
+    Services(verbs::services::Args),
     /// Exports a service of this cluster to the clusterset
     Export(verbs::export::Args),
+    /// Takes the export of a service back: linked clusters lose it
+    Unexport(verbs::unexport::Args),
+    /// Shows and sets where requests go first, where next, and how much of it
+    Failover(verbs::failover::Args),
+    /// Says where the next request to a service goes, and why, share by share
+    Explain(verbs::explain::Args),
     /// Links this cluster to others by invitation, shows and removes links
     Link(verbs::link::Args),
     /// Removes a link on both sides (the same as `link remove`)

@@ -133,6 +133,49 @@ impl Operator {
         answer(self.client.remove_link(request).await)
     }
 
+    /// Takes that declaration back; idempotent.
+    pub async fn unexport(&mut self, key: v1::ServiceKey) -> Result<v1::DeclareResponse, Failure> {
+        let request = v1::UnexportRequest { key: Some(key) };
+        answer(self.client.unexport(request).await)
+    }
+
+    /// Exports, imports and their endpoints.
+    pub async fn services(&mut self) -> Result<v1::ServicesResponse, Failure> {
+        answer(self.client.services(v1::ServicesRequest {}).await)
+    }
+
+    /// Where the next request goes, and why.
+    pub async fn explain(
+        &mut self,
+        request: v1::ExplainRequest,
+    ) -> Result<v1::ExplainResponse, Failure> {
+        answer(self.client.explain(request).await)
+    }
+
+    /// The failover policies and what is in force, for one service or all.
+    pub async fn failover(
+        &mut self,
+        key: Option<v1::ServiceKey>,
+    ) -> Result<v1::FailoverResponse, Failure> {
+        answer(self.client.failover(v1::FailoverRequest { key }).await)
+    }
+
+    /// Declares the failover policy of one service.
+    pub async fn set_failover(
+        &mut self,
+        request: v1::SetFailoverRequest,
+    ) -> Result<v1::DeclareResponse, Failure> {
+        answer(self.client.set_failover(request).await)
+    }
+
+    /// Drains a cluster, or ends that.
+    pub async fn drain(
+        &mut self,
+        request: v1::DrainRequest,
+    ) -> Result<v1::DeclareResponse, Failure> {
+        answer(self.client.drain(request).await)
+    }
+
     /// Makes a join token; `ttl` is whole seconds.
     pub async fn create_token(
         &mut self,

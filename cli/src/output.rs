@@ -52,6 +52,17 @@ pub(crate) fn write_out(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
+/// `region/zone`, with `?` for what is unknown.
+pub(crate) fn place(region: &str, zone: &str) -> String {
+    let known = |text: &str| if text.is_empty() { "?" } else { text }.to_owned();
+    format!("{}/{}", known(region), known(zone))
+}
+
+/// A part of one as `46.7 %`.
+pub(crate) fn percent(part: f64) -> String {
+    format!("{:.1} %", part * 100.0)
+}
+
 /// Whether text may be decorated: a terminal, and nobody asked otherwise
 /// (<https://no-color.org>).
 #[must_use]

@@ -1,11 +1,8 @@
 //! `linkspan export NAMESPACE/SERVICE`.
 
-use std::str::FromStr;
-
-use anyhow::bail;
-use linkspan_api::v1;
 use serde::Serialize;
 
+use super::service_name::ServiceName;
 use crate::{
     exit::{Failure, help},
     operator::{self, Operator, OperatorArgs},
@@ -21,7 +18,7 @@ use crate::{
 pub struct Args {
     /// The service to export
     #[arg(value_name = "NAMESPACE/SERVICE")]
-    service: NamespacedName,
+    service: ServiceName,
     #[command(flatten)]
     operator: OperatorArgs,
     /// Text for people, JSON for programs
@@ -36,42 +33,14 @@ struct View {
     path: String,
 }
 
-/// `namespace/name`; federation judges the names themselves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct NamespacedName {
-    namespace: String,
-    name: String,
-}
-
-impl FromStr for NamespacedName {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once('/') {
-            Some((namespace, name))
-                if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
-            {
-                Ok(Self {
-                    namespace: namespace.to_owned(),
-                    name: name.to_owned(),
-                })
-            }
-            _ => bail!("write it as NAMESPACE/SERVICE, for example shop/checkout"),
-        }
-    }
-}
-
 pub(crate) fn export(args: &Args) -> Result<(), Failure> {
-    let key = v1::ServiceKey {
-        namespace: args.service.namespace.clone(),
-        name: args.service.name.clone(),
-    };
+    let key = args.service.key();
     let reply = operator::block_on(async {
         let mut operator = Operator::connect(args.operator.path()).await?;
         operator.export(key).await
     })?;
     let view = View {
-        service: format!("{}/{}", args.service.namespace, args.service.name),
+        service: args.service.to_string(),
         created: reply.created,
         path: reply.path,
     };
@@ -83,21 +52,4 @@ pub(crate) fn export(args: &Args) -> Result<(), Failure> {
         };
         format!("{} {verb} ({})\n", view.service, view.path)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_service_is_named_by_exactly_two_words() {
-        let parsed: NamespacedName = "shop/checkout".parse().expect("valid");
-        assert_eq!(
-            (parsed.namespace.as_str(), parsed.name.as_str()),
-            ("shop", "checkout")
-        );
-        for wrong in ["checkout", "/checkout", "shop/", "a/b/c", ""] {
-            assert!(wrong.parse::<NamespacedName>().is_err(), "{wrong}");
-        }
-    }
 }

@@ -2,13 +2,19 @@
 
 pub mod bundle;
 pub mod completion;
+mod declared;
 pub mod demo;
+pub mod explain;
 pub mod export;
+pub mod failover;
 pub mod link;
 pub mod man;
 pub mod run;
+mod service_name;
+pub mod services;
 pub mod status;
 pub mod token;
+pub mod unexport;
 pub mod version;
 
 use crate::{apps, args::Verb, exit::Failure};
@@ -22,7 +28,11 @@ pub fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Run(args) => run::run(&args),
         Verb::Demo(args) => demo::demo(args),
         Verb::Status(args) => status::status(&args),
+        Verb::Services(args) => services::services(&args),
         Verb::Export(args) => export::export(&args),
+        Verb::Unexport(args) => unexport::unexport(&args),
+        Verb::Failover(args) => failover::failover(args),
+        Verb::Explain(args) => explain::explain(&args),
         Verb::Link(args) => link::link(args),
         Verb::Unlink(args) => link::unlink(&args),
         Verb::Token(args) => token::token(args),
