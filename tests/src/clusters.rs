@@ -101,12 +101,15 @@ pub const PORT: u16 = 80;
 pub struct Cluster<M> {
     id: &'static str,
     region: &'static str,
+    zone: &'static str,
     machine: M,
     binary: PathBuf,
     dir: TempDir,
     federation: SocketAddr,
     tunnels: Vec<SocketAddr>,
     egresses: Vec<SocketAddr>,
+    /// The debug faces of sidecars, by name.
+    debug_faces: BTreeMap<String, SocketAddr>,
     services: Vec<Service>,
     processes: BTreeMap<String, Process>,
 }
@@ -164,12 +167,14 @@ impl<M: Machine> Cluster<M> {
         let mut cluster = Self {
             id,
             region: id,
+            zone: "a",
             machine,
             binary: binary()?,
             dir,
             federation,
             tunnels: Vec::new(),
             egresses: Vec::new(),
+            debug_faces: BTreeMap::new(),
             services: services.to_vec(),
             processes: BTreeMap::new(),
         };
@@ -185,6 +190,17 @@ impl<M: Machine> Cluster<M> {
     pub fn in_region(mut self, region: &'static str) -> Self {
         self.region = region;
         self
+    }
+
+    /// Its cluster id.
+    #[must_use]
+    pub fn id(&self) -> &'static str {
+        self.id
+    }
+
+    /// Puts all workloads from now on into this zone; it is `a` otherwise.
+    pub fn move_to_zone(&mut self, zone: &'static str) {
+        self.zone = zone;
     }
 
     async fn start_federation(&mut self) -> Result<()> {
@@ -365,7 +381,7 @@ impl<M: Machine> Cluster<M> {
             "namespace": NAMESPACE,
             "serviceAccount": service,
             "labels": {"app": service},
-            "locality": {"region": self.region, "zone": "a"},
+            "locality": {"region": self.region, "zone": self.zone},
             "appAddress": self.machine.address(),
             "ports": {PORT.to_string(): listen.port()},
             "probe": {"tcp": {"port": listen.port()}},
@@ -392,7 +408,7 @@ impl<M: Machine> Cluster<M> {
             "uid": format!("{}-{name}", self.id),
             "namespace": NAMESPACE,
             "serviceAccount": name,
-            "locality": {"region": self.region, "zone": "a"},
+            "locality": {"region": self.region, "zone": self.zone},
             "appAddress": self.machine.address(),
             "ready": true,
         });
@@ -411,6 +427,8 @@ impl<M: Machine> Cluster<M> {
             .iter()
             .map(|(service, listen)| json!({"listen": listen, "service": format!("{NAMESPACE}/{service}"), "port": PORT}))
             .collect();
+        let debug = self.debug()?;
+        self.debug_faces.insert(name.to_owned(), debug);
         let config = json!({
             "cluster": self.id,
             "federation": self.federation_client(NAMESPACE, account).await?,
@@ -418,10 +436,16 @@ impl<M: Machine> Cluster<M> {
             "inboundListen": self.listen()?,
             "outbound": outbound,
             "adminListen": self.listen()?,
-            "debugListen": self.debug()?,
+            "debugListen": debug,
             "drainGrace": "1s",
         });
         self.run(&format!("{name}-sidecar"), "sidecar", &config)
+    }
+
+    /// Where the sidecar of that workload shows what it does.
+    #[must_use]
+    pub fn debug_face(&self, name: &str) -> Option<SocketAddr> {
+        self.debug_faces.get(name).copied()
     }
 
     /// Where its gateways accept connections of sidecars.
