@@ -95,7 +95,8 @@ pub struct LinkSummary {
     pub connections: u32,
     /// Best round-trip time; zero if unknown.
     pub rtt: Duration,
-    /// Some replica was told by the peer's gateway that it has removed the link.
+    /// Some replica was told by the peer's gateway that it has removed the link, and none has the
+    /// peer up.
     pub removed: bool,
 }
 
@@ -222,6 +223,8 @@ impl Gateways {
                 summary.rtt = health.rtt;
             }
         }
+        // A word from before the peer was linked anew; a tunnel that is up knows better.
+        summary.removed &= summary.gateways_up == 0;
         summary
     }
 

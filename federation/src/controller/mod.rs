@@ -16,6 +16,7 @@ mod services;
 mod state;
 mod status;
 mod world;
+mod young;
 
 use std::{
     sync::Arc,

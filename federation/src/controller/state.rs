@@ -26,6 +26,7 @@ use super::{
     input::{Input, Member, Shown},
     links::Links,
     world::{World, bundles, buried, live_gateways},
+    young::Young,
 };
 use crate::{
     state::roots::Kept,
@@ -74,6 +75,7 @@ pub(crate) struct State {
     pub(super) declared: Option<Arc<Declared>>,
     pub(super) workloads: Workloads,
     pub(super) gateways: Gateways,
+    young: Young,
     pub(super) peers: Peers,
     high_water: HighWater,
     history: History,
@@ -110,6 +112,7 @@ impl State {
             declared: None,
             workloads,
             gateways: Gateways::new(),
+            young: Young::default(),
             peers,
             high_water: HighWater::new(),
             history: History::new(),
@@ -135,6 +138,10 @@ impl State {
             true => RemovalHold::new(declared.links.keys().cloned(), LINK_GRACE, now.instant),
             false => RemovalHold::released(),
         });
+        if let Some(former) = &self.declared {
+            self.young
+                .declare(former, &declared, &self.gateways, now.instant);
+        }
         let decisions = self.peers.relink(&declared.links, now);
         self.forget_unlinked(&declared);
         self.declared = Some(declared);
@@ -156,12 +163,12 @@ impl State {
         }
     }
 
-    /// With the links marked that no tunnel has proved yet.
+    /// With the links marked that no tunnel has proved yet, or that are being removed.
     fn with_pending(&mut self, declared: Arc<Declared>) -> Arc<Declared> {
         let book = Arc::clone(&self.book.borrow_and_update());
         let pending = |link: &linkspan_core::Link| {
             let joined = book.joined(&link.cluster, &link.trust_domain);
-            joined.is_some_and(|joined| joined.pending_until().is_some())
+            joined.is_some_and(|joined| !joined.is_active())
         };
         if !declared.links.values().any(pending) {
             return declared;
@@ -349,11 +356,8 @@ impl State {
         let own_settled = self.workloads.settled();
         let bundles = bundles(&self.own.trust_domain, &self.own_bundle, &desired);
         let buried = buried(&self.book.borrow(), &declared);
-        let links = declared.links.keys();
-        let removed = links
-            .filter(|cluster| self.gateways.summary(cluster).removed)
-            .cloned()
-            .collect();
+        self.young.observe(&self.gateways, now.instant);
+        let removed = self.young.removed(&declared, &self.gateways);
         World {
             generation: 0,
             settled: self.settled(own_settled, &peers, now),
@@ -366,6 +370,7 @@ impl State {
             own_addresses: self.gateways.tunnel_addresses(),
             buried,
             removed,
+            stale: self.young.stale(),
         }
     }
 

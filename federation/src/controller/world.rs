@@ -37,6 +37,8 @@ pub(crate) struct World {
     pub(crate) buried: Vec<Buried>,
     /// Peers that told our gateways that they have removed the link.
     pub(crate) removed: BTreeSet<ClusterId>,
+    /// Links whose tunnel may be that of a former link of that name.
+    pub(crate) stale: BTreeSet<ClusterId>,
 }
 
 /// A peer that was unlinked without its knowledge.

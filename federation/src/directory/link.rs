@@ -79,21 +79,25 @@ fn declare(directory: &Path, link: ClusterLink) -> io::Result<String> {
     Ok(path.display().to_string())
 }
 
-/// Takes the link out of each file that declares it.
+/// Takes the link out of each file that declares it. If none does, one that cannot be read may be
+/// the one whose last good state declares it.
 fn remove(directory: &Path, peer: &ClusterId) -> io::Result<()> {
+    let (mut found, mut unreadable) = (false, None);
     for path in resource_files(directory)? {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        // A file that cannot be read as resources declares nothing anew; its last good state is
-        // told of among the problems.
-        let Some(all) = objects(&text) else { continue };
+        let Some(all) = objects(&text) else {
+            unreadable = Some(path);
+            continue;
+        };
         let rest: Vec<_> = all
             .iter()
             .filter(|object| !is_link(object, peer.as_str()))
             .collect();
+        found |= rest.len() < all.len();
         match rest.len() {
             left if left == all.len() => {}
             0 => fs::remove_file(&path)?,
@@ -104,7 +108,13 @@ fn remove(directory: &Path, peer: &ClusterId) -> io::Result<()> {
             )?,
         }
     }
-    Ok(())
+    match unreadable {
+        Some(path) if !found => Err(io::Error::other(format!(
+            "no file declares it, but `{}` cannot be read as resources; mend it",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The file's text without that document, everything else as its author wrote it.
@@ -204,6 +214,19 @@ mod tests {
         let other_roots = self::link();
         declare(directory.path(), other_roots).unwrap_err();
         assert_eq!(fs::read_to_string(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_may_hold_the_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let broken = directory.path().join("broken.yaml");
+        fs::write(&broken, format!("{}  - : [", link_yaml("west"))).unwrap();
+        let error = remove(directory.path(), &west()).unwrap_err();
+        assert!(error.to_string().contains("broken.yaml"), "{error}");
+        // One that is found elsewhere is removed nevertheless.
+        let path = declare(directory.path(), link()).unwrap();
+        remove(directory.path(), &west()).unwrap();
+        assert!(!Path::new(&path).exists() && broken.exists());
     }
 
     #[test]

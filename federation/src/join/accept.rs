@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::{
     dials::Back,
     invitation,
-    linker::{Linker, stopping},
+    linker::{Linker, MAX_TTL, stopping},
     messages::{Card, shown},
     session,
 };
@@ -26,6 +26,8 @@ use crate::controller::{LiveGateway, World};
 const GATEWAYS: usize = 3;
 /// The session, once a gateway has reached the peer.
 const SESSION: Duration = Duration::from_secs(8);
+/// A gateway dials a new link within seconds; an invitation may end right after it was accepted.
+const MIN_PENDING: Duration = Duration::from_secs(60);
 /// Failed tries that are shown.
 const SHOWN_TRIES: usize = 8;
 
@@ -187,6 +189,7 @@ impl Linker {
         self.check_candidate(invitation, world, &peer.clusterset, Some(&peer.version))?;
         let own = self.card(now);
         let expires = session::ask(&mut tls, invitation, &own, &peer).await?;
+        let expires = by_own_clock(now, peer.now, expires);
         Ok((peer, expires))
     }
 
@@ -195,14 +198,29 @@ impl Linker {
         let store = Arc::clone(&self.store);
         let (cluster, domain) = (invitation.cluster.clone(), invitation.trust_domain.clone());
         let id = invitation.id;
+        self.await_removal(&cluster, &domain).await;
         let noted = tokio::task::spawn_blocking(move || {
             store.change(|book| {
+                if book.is_leaving(&cluster, &domain) {
+                    let message = format!(
+                        "the former link to `{cluster}` is still being removed; see why not in \
+                         federation's log, then try again with the same invitation"
+                    );
+                    return Err(Refusal::new(Problem::Unavailable, message));
+                }
                 book.pend(cluster, domain, id, expires, SystemTime::now());
                 Ok(())
             })
         });
         noted.await.map_err(|_| stopping())?
     }
+}
+
+/// The end of waiting by our clock, where the inviter said it by its own. Within the life of an
+/// invitation, and not so soon that the first tunnel has no chance.
+fn by_own_clock(own: SystemTime, peer: SystemTime, expires: SystemTime) -> SystemTime {
+    let left = expires.duration_since(peer).unwrap_or_default();
+    own + left.clamp(MIN_PENDING, MAX_TTL)
 }
 
 /// Whether a gateway takes new work.
@@ -242,4 +260,23 @@ fn too_slow(invitation: &Invitation) -> Refusal {
             SESSION.as_secs()
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pending_link_waits_by_our_own_clock() {
+        let own = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let peer = own - Duration::from_secs(240);
+        let left = |seconds| by_own_clock(own, peer, peer + Duration::from_secs(seconds));
+        assert_eq!(left(900), own + Duration::from_secs(900));
+        assert_eq!(left(5), own + MIN_PENDING);
+        assert_eq!(left(u64::from(u32::MAX)), own + MAX_TTL);
+        assert_eq!(
+            by_own_clock(own, peer, peer - MIN_PENDING),
+            own + MIN_PENDING
+        );
+    }
 }

@@ -144,8 +144,11 @@ fn check_proof(linker: &Linker, request: &Request, transcript: &Transcript) -> R
 }
 
 async fn take(linker: &Linker, request: &Request, now: SystemTime) -> Result<SystemTime, Refusal> {
-    let world = linker.known_world().await?;
     let (card, own) = (&request.card, &linker.own.cluster);
+    linker
+        .await_removal(&card.cluster, &card.trust_domain)
+        .await;
+    let world = linker.known_world().await?;
     let show = |time| humantime::format_rfc3339_seconds(time).to_string();
     check_clock(own, &card.cluster, linker.clocks(now, card.now), show)?;
     let accepter = Accepter {
@@ -153,7 +156,7 @@ async fn take(linker: &Linker, request: &Request, now: SystemTime) -> Result<Sys
         roots: card.party().roots,
     };
     let book = linker.store.current();
-    book.check(&request.invitation, &accepter, now)?;
+    let invited = book.check(&request.invitation, &accepter, now)?;
     let joined = book.joined(&card.cluster, &card.trust_domain);
     let candidate = Candidate {
         cluster: &card.cluster,
@@ -163,6 +166,13 @@ async fn take(linker: &Linker, request: &Request, now: SystemTime) -> Result<Sys
         again: joined.is_some_and(|joined| joined.invitation == request.invitation),
     };
     check_fit(&linker.site(&world), &candidate)?;
+    let mut links = world.declared.links.values();
+    if candidate.again
+        && links.any(|of| of.cluster == card.cluster && of.trust_domain == card.trust_domain)
+    {
+        // The link is as it was made, or as the operator has changed it since.
+        return Ok(invited.expires());
+    }
     let consumed = consume(linker, request, accepter, now).await?;
     let Consumed { offer, expires } = consumed;
     linker
@@ -185,7 +195,7 @@ async fn consume(
         store.change(|book| {
             let world = Arc::clone(&worlds.borrow());
             // A link that was removed by hand is no rival.
-            book.sweep(|cluster| world.declared.links.contains_key(cluster), now);
+            book.sweep(&world.declared.links, now);
             if book.has_rival(&id, &accepter.cluster, &domain) {
                 return Err(Refusal::new(
                     Problem::DuplicateCluster,

@@ -6,10 +6,12 @@ use std::{
 };
 
 use linkspan_core::{
-    Address, ClusterId, Link, OwnCluster, SpiffeId,
+    Address, ClusterId, Link, OwnCluster, SpiffeId, TrustDomain,
     backend::LinkHome,
     declared::{Sourced, assemble},
-    join::{Clocks, Invitation, InvitationId, Offer, Problem, Refusal, Seed, Site, public_key},
+    join::{
+        Clocks, Invitation, InvitationId, LinkBook, Offer, Problem, Refusal, Seed, Site, public_key,
+    },
 };
 use linkspan_resources::{ClusterLink, ClusterLinkSpec, ImportPattern, Metadata, Object};
 use linkspan_trust::root_pins;
@@ -19,7 +21,7 @@ use zeroize::Zeroizing;
 use super::{
     dials::Dials,
     invitation::{self, MAX_ADDRESSES, MAX_PINS},
-    messages::Card,
+    messages::{self, Card},
     store::LinkStore,
 };
 use crate::{controller::World, identity::Authority, sync::Dial, version::VERSION};
@@ -27,8 +29,10 @@ use crate::{controller::World, identity::Authority, sync::Dial, version::VERSION
 /// Life of an invitation where nobody says otherwise.
 const DEFAULT_TTL: Duration = Duration::from_secs(15 * 60);
 /// Longest life of an invitation: it is a way in, and lies about in somebody's chat.
-const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// For our own side to be clean: one look at the directory, one plan.
+const CLEAN: Duration = Duration::from_secs(5);
 /// How long a plan may lag behind what status shows.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -120,7 +124,7 @@ impl Linker {
         };
         let (id, public, expires) = (invitation.id, public_key(&invitation.seed), created + ttl);
         self.store.change(|book| {
-            book.sweep(|cluster| world.declared.links.contains_key(cluster), now);
+            book.sweep(&world.declared.links, now);
             book.offer(id, public, expires, offer)
         })?;
         tracing::info!(invitation = %id, "made an invitation to link");
@@ -158,7 +162,14 @@ impl Linker {
             trust_domain: domain.clone(),
             version: VERSION.into(),
             bundle: self.authority.bundle(),
-            addresses: self.worlds.borrow().own_addresses.clone(),
+            addresses: self
+                .worlds
+                .borrow()
+                .own_addresses
+                .iter()
+                .take(messages::MAX_ADDRESSES)
+                .cloned()
+                .collect(),
             gateway_id: SpiffeId::gateway(domain),
             federation_id: SpiffeId::federation(domain),
             now,
@@ -201,21 +212,33 @@ impl Linker {
         })
     }
 
-    /// Takes the link away: the declaration, and what is known of it. `buried` is told when it
-    /// comes back.
+    /// Waits a moment for the removal of a former link of that name or domain.
+    pub(crate) async fn await_removal(&self, cluster: &ClusterId, domain: &TrustDomain) {
+        let mut books = self.store.subscribe();
+        let gone = books.wait_for(|book| !book.is_leaving(cluster, domain));
+        let _ = timeout(SETTLE, gone).await;
+    }
+
+    /// Takes the link away: the declaration, and then what is known of it. `buried` is told when
+    /// it comes back. When this returns, our side is clean.
     pub(crate) async fn unlink(
         &self,
         cluster: &ClusterId,
         buried: Option<Link>,
     ) -> Result<(), Refusal> {
-        let (store, forgotten) = (Arc::clone(&self.store), cluster.clone());
-        let noted = tokio::task::spawn_blocking(move || {
-            store.change(|book| {
-                book.remove(&forgotten, buried.as_ref(), SystemTime::now());
-                Ok(())
-            })
-        });
-        noted.await.map_err(|_| stopping())??;
+        self.detach(cluster, buried.clone()).await?;
+        self.settle(cluster, buried).await
+    }
+
+    /// Marks the link as being removed, and removes the declaration. What fails here or in
+    /// [`Linker::settle`] is tried again by the keeper, which finds the mark; until then the link
+    /// carries nothing.
+    pub(crate) async fn detach(
+        &self,
+        cluster: &ClusterId,
+        buried: Option<Link>,
+    ) -> Result<(), Refusal> {
+        self.mark(cluster, buried).await?;
         self.home.remove(cluster).await.map_err(|error| {
             let reason = linkspan_runtime::process::chain(&error);
             Refusal::new(
@@ -223,6 +246,65 @@ impl Linker {
                 format!("the ClusterLink `{cluster}` cannot be removed: {reason}"),
             )
         })
+    }
+
+    /// Marks the link as being removed: it carries nothing from here on.
+    pub(crate) async fn mark(
+        &self,
+        cluster: &ClusterId,
+        buried: Option<Link>,
+    ) -> Result<(), Refusal> {
+        let cluster = cluster.clone();
+        self.write(move |book| book.begin_removal(&cluster, buried.as_ref(), SystemTime::now()))
+            .await
+    }
+
+    /// Forgets the link once it is declared nowhere.
+    pub(crate) async fn settle(
+        &self,
+        cluster: &ClusterId,
+        buried: Option<Link>,
+    ) -> Result<(), Refusal> {
+        let mut worlds = self.worlds.clone();
+        let gone = worlds.wait_for(|world| !world.declared.links.contains_key(cluster));
+        if !matches!(timeout(CLEAN, gone).await, Ok(Ok(_))) {
+            let message = format!(
+                "the ClusterLink `{cluster}` is still declared; look for it among the problems of \
+                 `linkspan status`, and remove it by hand"
+            );
+            return Err(Refusal::new(Problem::Unavailable, message));
+        }
+        self.forget(cluster, buried).await
+    }
+
+    /// Drops what is known of a link that is not declared; one that was made anew stays.
+    pub(crate) async fn forget(
+        &self,
+        cluster: &ClusterId,
+        buried: Option<Link>,
+    ) -> Result<(), Refusal> {
+        let cluster = cluster.clone();
+        self.write(move |book| {
+            let entry = book.links().find(|(name, _)| **name == cluster);
+            if entry.is_none_or(|(_, joined)| joined.is_removing()) {
+                book.remove(&cluster, buried.as_ref(), SystemTime::now());
+            }
+        })
+        .await
+    }
+
+    async fn write(
+        &self,
+        change: impl FnOnce(&mut LinkBook) + Send + 'static,
+    ) -> Result<(), Refusal> {
+        let store = Arc::clone(&self.store);
+        let written = tokio::task::spawn_blocking(move || {
+            store.change(|book| {
+                change(book);
+                Ok(())
+            })
+        });
+        written.await.map_err(|_| stopping())?
     }
 }
 

@@ -17,8 +17,8 @@ use crate::convert::wire_address;
 
 /// Longest message: a bundle in the midst of a rotation, with room; the gateways carry 64 KiB.
 pub(crate) const MAX_MESSAGE: usize = 48 * 1024;
-/// Addresses that one side may name.
-const MAX_ADDRESSES: usize = 16;
+/// Addresses that one side names; what it says beyond is not read. Sync tells of all.
+pub(crate) const MAX_ADDRESSES: usize = 16;
 /// Longest text of somebody else's that is shown.
 const SHOWN: usize = 600;
 
@@ -226,12 +226,6 @@ fn identity(what: &str, text: &str, domain: &TrustDomain) -> Result<SpiffeId, Re
 }
 
 fn addresses(said: Vec<v1::GatewayAddress>) -> Result<Vec<Address>, Refusal> {
-    if said.len() > MAX_ADDRESSES {
-        return Err(malformed(
-            "addresses",
-            format_args!("at most {MAX_ADDRESSES} are read"),
-        ));
-    }
     let address = |of: v1::GatewayAddress| match (of.host.len(), u16::try_from(of.port)) {
         (1..=253, Ok(port)) if port > 0 => Ok(Address {
             host: of.host,
@@ -239,7 +233,8 @@ fn addresses(said: Vec<v1::GatewayAddress>) -> Result<Vec<Address>, Refusal> {
         }),
         _ => Err(malformed("addresses", "one cannot be dialled")),
     };
-    said.into_iter().map(address).collect()
+    let read = said.into_iter().take(MAX_ADDRESSES);
+    read.map(address).collect()
 }
 
 fn wire_roots(bundle: &Bundle) -> Vec<Bytes> {
@@ -310,9 +305,17 @@ mod tests {
     }
 
     #[test]
+    fn addresses_beyond_those_that_are_read_do_no_harm() {
+        let mut hello = card("east").hello();
+        hello.addresses = vec![hello.addresses[0].clone(); MAX_ADDRESSES + 1];
+        let heard = Card::of_hello(hello).unwrap();
+        assert_eq!(heard.addresses.len(), MAX_ADDRESSES);
+    }
+
+    #[test]
     fn what_cannot_be_used_is_refused() {
         let card = card("east");
-        let changes: [fn(&mut v1::JoinHello); 9] = [
+        let changes: [fn(&mut v1::JoinHello); 8] = [
             |it| it.cluster = "No".into(),
             |it| it.clusterset = String::new(),
             |it| it.trust_domain = "No Domain".into(),
@@ -320,7 +323,6 @@ mod tests {
             |it| it.roots.clear(),
             |it| it.roots = vec![Bytes::from_static(b"no certificate")],
             |it| it.addresses[0].port = 0,
-            |it| it.addresses = vec![it.addresses[0].clone(); 17],
             |it| it.gateway_spiffe_id = "spiffe://other.test/ns/a/sa/b".into(),
         ];
         for change in changes {

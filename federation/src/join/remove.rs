@@ -21,8 +21,6 @@ use crate::{
 
 /// For the peer to do its part; after that it is as good as dead.
 const TELLING: Duration = Duration::from_secs(5);
-/// For our own side to be clean: one look at the directory, one plan.
-const CLEAN: Duration = Duration::from_secs(5);
 
 /// What came of removing a link.
 pub(crate) struct Removed {
@@ -50,15 +48,6 @@ impl Linker {
         };
         let buried = untold.is_some().then(|| in_force(&world, link));
         self.unlink(cluster, buried).await?;
-        let mut worlds = self.worlds.clone();
-        let gone = worlds.wait_for(|world| !world.declared.links.contains_key(cluster));
-        if !matches!(timeout(CLEAN, gone).await, Ok(Ok(_))) {
-            let message = format!(
-                "the ClusterLink `{cluster}` is still declared; look for it among the problems of \
-                 `linkspan status`, and remove it by hand"
-            );
-            return Err(Refusal::new(Problem::Unavailable, message));
-        }
         tracing::info!(peer = %cluster, told = untold.is_none(), "link removed");
         Ok(Removed {
             untold,

@@ -13,7 +13,7 @@ use linkspan_runtime::{
     telemetry::{FederationMetrics, LinkLabels},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -114,8 +114,22 @@ impl v1::sync_server::Sync for SyncService {
         let peer =
             linked(&self.shared.worlds.borrow(), &identity).ok_or_else(|| not_linked(&identity))?;
         tracing::info!(%peer, "the peer removes the link");
-        let unlinked = self.shared.linker.unlink(&peer, None).await;
-        unlinked.map_err(|refusal| Status::internal(refusal.message))?;
+        let linker = Arc::clone(&self.shared.linker);
+        let (told, answer) = oneshot::channel();
+        // A task of its own: what has begun is finished, also when the caller hangs up. It hears of
+        // the first step, since its connection ends with the second.
+        self.tasks.spawn(async move {
+            let detached = linker.detach(&peer, None).await;
+            let gone = detached.is_ok();
+            let _ = told.send(detached);
+            if gone && let Err(refusal) = linker.settle(&peer, None).await {
+                tracing::warn!(%peer, reason = refusal.message, "the link is not removed yet");
+            }
+        });
+        let detached = answer
+            .await
+            .map_err(|_| Status::unavailable("federation is stopping"))?;
+        detached.map_err(|refusal| Status::internal(refusal.message))?;
         Ok(Response::new(v1::UnlinkResponse {}))
     }
 }

@@ -71,6 +71,34 @@ fn a_peer_is_up_while_any_replica_has_it_up() {
 }
 
 #[test]
+fn a_removal_counts_only_while_no_replica_has_the_peer_up() {
+    let (clock, mut gateways) = (Clock::default(), Gateways::default());
+    let now = clock.now().instant;
+    for (replica, port) in [("g1", 1), ("g2", 2)] {
+        let session = Session(port.into());
+        gateways
+            .register(gateway(replica, port), session, now)
+            .expect("good");
+    }
+    let mut told = up(0, 0);
+    for health in told.values_mut() {
+        (health.up, health.removed) = (false, true);
+    }
+    gateways.report("g1", Session(1), told);
+    gateways.report("g2", Session(2), up(1, 7));
+    assert!(!gateways.summary(&west()).removed);
+    gateways.report(
+        "g2",
+        Session(2),
+        up(0, 0)
+            .into_keys()
+            .map(|of| (of, PeerHealth::default()))
+            .collect(),
+    );
+    assert!(gateways.summary(&west()).removed);
+}
+
+#[test]
 fn an_old_stream_reports_nothing() {
     let (clock, mut gateways) = (Clock::default(), Gateways::default());
     gateways

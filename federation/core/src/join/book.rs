@@ -93,9 +93,23 @@ pub struct Joined {
     /// Until when a tunnel must have been up; absent once one has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pending_until_unix: Option<u64>,
+    /// Whether its declaration is being taken away; the entry goes last, so that the link is never
+    /// taken for one that is proved.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    removing: bool,
 }
 
 impl Joined {
+    /// Whether data may pass: a tunnel has been up, and the link is not being removed.
+    pub fn is_active(&self) -> bool {
+        self.pending_until_unix.is_none() && !self.removing
+    }
+
+    /// Whether the link is being removed.
+    pub fn is_removing(&self) -> bool {
+        self.removing
+    }
+
     /// Since when it is in its state.
     pub fn since(&self) -> SystemTime {
         time(self.since_unix)
@@ -294,6 +308,7 @@ impl LinkBook {
             invitation,
             since_unix: unix(now),
             pending_until_unix: Some(unix(until)),
+            removing: false,
         };
         match self.links.get(&cluster) {
             Some(held)
@@ -305,7 +320,7 @@ impl LinkBook {
     /// A tunnel of that link has been up. True if that is new.
     pub fn activate(&mut self, cluster: &ClusterId, now: SystemTime) -> bool {
         match self.links.get_mut(cluster) {
-            Some(joined) if joined.pending_until_unix.is_some() => {
+            Some(joined) if joined.pending_until_unix.is_some() && !joined.removing => {
                 joined.pending_until_unix = None;
                 joined.since_unix = unix(now);
                 true
@@ -314,10 +329,22 @@ impl LinkBook {
         }
     }
 
-    /// Forgets the link, and lets nobody come back by the invitation it came of. With `buried` the
-    /// peer is told when it returns.
+    /// Marks the link as being removed, and lets nobody come back by the invitation it came of.
+    /// With `buried` the peer is told when it returns.
+    pub fn begin_removal(&mut self, cluster: &ClusterId, buried: Option<&Link>, now: SystemTime) {
+        if let Some(joined) = self.links.get_mut(cluster) {
+            joined.removing = true;
+        }
+        self.close(cluster, buried, now);
+    }
+
+    /// Forgets the link once its declaration is gone; otherwise as [`LinkBook::begin_removal`].
     pub fn remove(&mut self, cluster: &ClusterId, buried: Option<&Link>, now: SystemTime) {
         self.links.remove(cluster);
+        self.close(cluster, buried, now);
+    }
+
+    fn close(&mut self, cluster: &ClusterId, buried: Option<&Link>, now: SystemTime) {
         self.invitations.retain(|_, invited| {
             let by = invited.used_by.as_ref();
             by.is_none_or(|accepter| accepter.cluster != *cluster)
@@ -341,9 +368,9 @@ impl LinkBook {
         self.tombstones.insert(link.trust_domain.clone(), tombstone);
     }
 
-    /// Drops what is over: invitations, tombstones, and what is said of links that `linked` does
-    /// not know. True if anything was.
-    pub fn sweep(&mut self, linked: impl Fn(&ClusterId) -> bool, now: SystemTime) -> bool {
+    /// Drops what is over: invitations, tombstones, also those of domains that are `declared`
+    /// anew, and what is said of links that are not. True if anything was.
+    pub fn sweep(&mut self, declared: &BTreeMap<ClusterId, Link>, now: SystemTime) -> bool {
         let before = (
             self.invitations.len(),
             self.links.len(),
@@ -351,10 +378,19 @@ impl LinkBook {
         );
         self.invitations
             .retain(|_, invited| invited.expires() > now);
-        self.tombstones.retain(|_, of| of.until() > now);
+        // One that is being removed is declared still.
+        let links = &self.links;
+        let leaving = |domain: &TrustDomain| {
+            let mut links = links.values();
+            links.any(|joined| joined.removing && joined.trust_domain == *domain)
+        };
+        let linked =
+            |domain: &TrustDomain| declared.values().any(|link| link.trust_domain == *domain);
+        self.tombstones
+            .retain(|domain, of| of.until() > now && (!linked(domain) || leaving(domain)));
         // One that waits may not have been read back from its file yet.
         self.links
-            .retain(|cluster, joined| joined.pending_until_unix.is_some() || linked(cluster));
+            .retain(|cluster, joined| !joined.is_active() || declared.contains_key(cluster));
         before
             != (
                 self.invitations.len(),
@@ -368,6 +404,19 @@ impl LinkBook {
         let late = |joined: &Joined| joined.pending_until().is_some_and(|until| until <= now);
         let links = self.links.iter().filter(|(_, joined)| late(joined));
         links.map(|(cluster, _)| cluster.clone()).collect()
+    }
+
+    /// Links whose removal has begun and is not known to be done.
+    pub fn removing(&self) -> Vec<ClusterId> {
+        let links = self.links.iter().filter(|(_, joined)| joined.removing);
+        links.map(|(cluster, _)| cluster.clone()).collect()
+    }
+
+    /// Whether a link of that cluster or trust domain is being removed.
+    pub fn is_leaving(&self, cluster: &ClusterId, domain: &TrustDomain) -> bool {
+        self.links.iter().any(|(name, joined)| {
+            joined.removing && (name == cluster || joined.trust_domain == *domain)
+        })
     }
 }
 

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
@@ -120,9 +121,43 @@ fn a_removed_link_leaves_at_most_a_tombstone() {
                 vec![]
             }
         );
-        assert!(book.sweep(|_| false, now() + TOMBSTONE_LIFE) == buried);
+        assert!(book.sweep(&BTreeMap::new(), now() + TOMBSTONE_LIFE) == buried);
         assert_eq!(book, LinkBook::default());
     }
+}
+
+#[test]
+fn a_link_that_is_being_removed_never_becomes_active() {
+    let mut book = offered(Offer::default());
+    take(&mut book, accepter("east", 1), now()).unwrap();
+    let east = link("east");
+    let name = &east.cluster;
+    book.begin_removal(name, Some(&east), now());
+    assert!(!book.activate(name, now()));
+    assert!(!book.joined(name, &east.trust_domain).unwrap().is_active());
+    assert_eq!(book.removing(), std::slice::from_ref(name));
+    let again = take(&mut book, accepter("east", 1), now());
+    assert_eq!(problem(again), Problem::Unknown, "its invitation is gone");
+    // The mark and the tombstone stay for as long as it takes, also over a restart.
+    let text = serde_json::to_string(&book).unwrap();
+    let mut book: LinkBook = serde_json::from_str(&text).unwrap();
+    for declared in [[(name.clone(), east.clone())].into(), BTreeMap::new()] {
+        assert!(!book.sweep(&declared, now() + 60 * MINUTE));
+    }
+    assert!(book.is_leaving(&cluster("new"), &east.trust_domain));
+    book.remove(name, None, now());
+    assert!(book.removing().is_empty());
+    assert_eq!(book.tombstones().count(), 1);
+}
+
+#[test]
+fn a_tombstone_ends_when_its_domain_is_declared_anew() {
+    let mut book = LinkBook::default();
+    let east = link("east");
+    book.remove(&east.cluster, Some(&east), now());
+    assert!(!book.sweep(&BTreeMap::new(), now()));
+    assert!(book.sweep(&[(east.cluster.clone(), east)].into(), now()));
+    assert_eq!(book.tombstones().count(), 0);
 }
 
 #[test]
@@ -170,7 +205,7 @@ fn offers_are_bounded_and_swept() {
     }
     let full = offer(&mut book, 1_000, now() + MINUTE);
     assert_eq!(problem(full), Problem::Unavailable);
-    assert!(book.sweep(|_| true, now() + MINUTE));
+    assert!(book.sweep(&BTreeMap::new(), now() + MINUTE));
     offer(&mut book, 1_000, now() + 2 * MINUTE).unwrap();
 }
 
