@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::model::{Locality, ServiceKey};
+use crate::model::{ClusterId, Locality, ServiceKey};
 
 #[cfg(test)]
 mod tests;
@@ -19,11 +19,9 @@ pub const DECAY: Duration = Duration::from_secs(600);
 /// Most localities of one service: a workload names its own, and peers refuse more.
 pub(crate) const MAX_LOCALITIES: usize = 100;
 
-/// How often a peer may claim to have had what it lists now: one that lost three quarters of its
-/// endpoints still looks as ill as it is.
-const BELIEVED_FACTOR: u64 = 4;
-/// What a peer may claim of a service of which it lists few endpoints or none.
-const BELIEVED_LEAST: u64 = 64;
+/// How often a peer may claim to have had the most that it was seen to list: one that lost three
+/// quarters of its endpoints before we knew it still looks as ill as it is.
+const BELIEVED_FACTOR: u32 = 4;
 
 /// Endpoints listed now, by service and locality.
 pub type Listed = BTreeMap<ServiceKey, BTreeMap<Locality, u32>>;
@@ -41,29 +39,39 @@ pub(crate) fn at_least(
     counts.into_iter().collect()
 }
 
-/// As [`at_least`], of a peer: with one number it could make a whole priority look ill. So of all
-/// its localities together no more is believed than the greater of four times what it lists and
-/// 64; claims beyond that shrink in proportion.
+/// As [`at_least`], of a peer: with one number it could make a whole priority look ill, and so draw
+/// traffic to another one. So it is believed up to four times what it was `seen` to list, in each
+/// locality and in all; a locality where it never listed anything counts nothing. What goes beyond
+/// that in all shrinks in proportion.
 pub(crate) fn believed(
     listed: &BTreeMap<Locality, u32>,
     claimed: &[(Locality, u32)],
+    seen: &SeenOf,
 ) -> Vec<(Locality, u32)> {
-    let mut counts = at_least(listed, claimed);
     let has = |locality: &Locality| listed.get(locality).copied().unwrap_or(0);
+    let bounded: Vec<_> = claimed
+        .iter()
+        .map(|(locality, claim)| {
+            let had = seen.by_locality.get(locality).copied().unwrap_or(0);
+            let most = had.max(has(locality)).saturating_mul(BELIEVED_FACTOR);
+            (locality.clone(), (*claim).min(most))
+        })
+        .collect();
+    let mut counts = at_least(listed, &bounded);
     let total: u64 = listed.values().map(|count| u64::from(*count)).sum();
     let excess: u64 = counts
         .iter()
         .map(|(locality, count)| u64::from(count - has(locality)))
         .sum();
-    let room = (total * BELIEVED_FACTOR).max(BELIEVED_LEAST) - total;
+    let room = u64::from(seen.in_all).max(total) * u64::from(BELIEVED_FACTOR) - total;
     if excess > room {
         for (locality, count) in &mut counts {
             let share = u128::from(*count - has(locality)) * u128::from(room) / u128::from(excess);
             // No greater than the claim that it is a part of.
             *count = has(locality) + u32::try_from(share).unwrap_or(u32::MAX - has(locality));
         }
-        counts.retain(|(_, count)| *count > 0);
     }
+    counts.retain(|(_, count)| *count > 0);
     counts
 }
 
@@ -83,9 +91,19 @@ impl Mark {
         let worth = (u128::from(self.peak) * left.as_millis()).div_ceil(DECAY.as_millis());
         u32::try_from(worth).unwrap_or(self.peak)
     }
+
+    /// Rises to `count` where the mark is worth no more.
+    fn raise(&mut self, count: u32, now: Instant) {
+        if count >= self.worth(now) {
+            *self = Self {
+                peak: count,
+                at: now,
+            };
+        }
+    }
 }
 
-/// The marks of this cluster's services.
+/// The marks of one cluster's services.
 #[derive(Clone, Debug, Default)]
 pub struct HighWater {
     marks: BTreeMap<ServiceKey, BTreeMap<Locality, Mark>>,
@@ -110,15 +128,10 @@ impl HighWater {
                 if marks.len() >= MAX_LOCALITIES && !marks.contains_key(locality) {
                     continue;
                 }
-                let mark = marks
+                marks
                     .entry(locality.clone())
-                    .or_insert(Mark { peak: 0, at: now });
-                if *count >= mark.worth(now) {
-                    *mark = Mark {
-                        peak: *count,
-                        at: now,
-                    };
-                }
+                    .or_insert(Mark { peak: 0, at: now })
+                    .raise(*count, now);
             }
         }
     }
@@ -144,5 +157,65 @@ impl HighWater {
             expected.sort();
         }
         expected
+    }
+}
+
+/// The marks of peers, by what was seen of them: the measure of what they claim.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    peers: BTreeMap<ClusterId, Witnessed>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Witnessed {
+    by_locality: HighWater,
+    /// Marks of their own: endpoints that wander through localities must not add up.
+    in_all: BTreeMap<ServiceKey, Mark>,
+}
+
+/// The most endpoints of one service that a peer was seen to list lately.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SeenOf {
+    by_locality: BTreeMap<Locality, u32>,
+    in_all: u32,
+}
+
+impl Seen {
+    /// Nothing seen.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in what each peer lists now; who is no longer named is forgotten, and so is a service
+    /// that a peer no longer exports. Call it before each plan.
+    pub fn observe(&mut self, listed: &BTreeMap<ClusterId, Listed>, now: Instant) {
+        self.peers.retain(|cluster, _| listed.contains_key(cluster));
+        for (cluster, listed) in listed {
+            let peer = self.peers.entry(cluster.clone()).or_default();
+            peer.by_locality.observe(listed, now);
+            peer.in_all
+                .retain(|service, _| listed.contains_key(service));
+            for (service, localities) in listed {
+                let count = localities
+                    .values()
+                    .fold(0, |sum: u32, count| sum.saturating_add(*count));
+                peer.in_all
+                    .entry(service.clone())
+                    .or_insert(Mark { peak: 0, at: now })
+                    .raise(count, now);
+            }
+        }
+    }
+
+    /// What was seen of `service` at `cluster`.
+    pub(crate) fn of(&self, cluster: &ClusterId, service: &ServiceKey, now: Instant) -> SeenOf {
+        let Some(peer) = self.peers.get(cluster) else {
+            return SeenOf::default();
+        };
+        let expected = peer.by_locality.expected(service, &BTreeMap::new(), now);
+        SeenOf {
+            by_locality: expected.into_iter().collect(),
+            in_all: peer.in_all.get(service).map_or(0, |mark| mark.worth(now)),
+        }
     }
 }

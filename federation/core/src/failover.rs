@@ -17,7 +17,12 @@ use crate::model::{
 };
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+
+/// How long a peer's records must not have been kept up to date before `stalePeers` applies: its
+/// federation restarts, or the gateway that carried the sync drains, in less, and that alone must
+/// not move anybody's traffic.
+pub const STALE_AFTER: Duration = Duration::from_secs(30);
 
 /// Services named in one message; the rest is counted.
 const NAMED: usize = 5;

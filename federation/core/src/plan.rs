@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use self::local::{Local, Selection};
-use crate::capacity::{self, HighWater, Listed};
+use crate::capacity::{self, HighWater, Listed, Seen};
 use crate::declared::{Declared, DeclaredService};
-use crate::failover::in_force;
+use crate::failover::{STALE_AFTER, in_force};
 use crate::gateways::Gateways;
 use crate::merge::{Contribution, Merged, merge};
 use crate::model::{
@@ -46,6 +46,8 @@ pub struct Known<'a> {
     pub peers: &'a PeersView,
     /// What each locality has had; see [`listed`].
     pub high_water: &'a HighWater,
+    /// What was seen of each peer; see [`listed_by_peers`].
+    pub seen: &'a Seen,
 }
 
 /// Most addresses of a peer that are dialled.
@@ -54,6 +56,31 @@ const MAX_ADDRESSES: usize = 8;
 /// What each locality lists now, for [`HighWater::observe`].
 pub fn listed(declared: &Declared, workloads: &Workloads) -> Listed {
     Selection::new(declared, workloads).listed()
+}
+
+/// What each peer lists now, for [`Seen::observe`].
+pub fn listed_by_peers(peers: &PeersView) -> BTreeMap<ClusterId, Listed> {
+    let of = |peer: &PeerView| -> Listed {
+        let services = peer.records.exports().map(|export| {
+            let endpoints = peer.records.endpoints(&export.service);
+            let localities = endpoints.map(|of| &of.endpoint.locality);
+            (export.service.clone(), by_locality(localities))
+        });
+        services.collect()
+    };
+    peers
+        .iter()
+        .map(|(cluster, peer)| (cluster.clone(), of(peer)))
+        .collect()
+}
+
+/// How many are in each locality.
+fn by_locality<'a>(localities: impl Iterator<Item = &'a Locality>) -> BTreeMap<Locality, u32> {
+    let mut counts = BTreeMap::new();
+    for locality in localities {
+        *counts.entry(locality.clone()).or_default() += 1;
+    }
+    counts
 }
 
 /// Makes the plan.
@@ -71,7 +98,7 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
         })
         .collect();
     let merged = merge_all(known, &local);
-    let services = plan_services(known, &local, &merged);
+    let services = plan_services(known, &local, &merged, now);
     Desired {
         inbound: plan_inbound(known, &selection),
         exported: plan_exported(known, &local),
@@ -123,19 +150,20 @@ fn plan_services(
     known: &Known<'_>,
     local: &BTreeMap<ServiceKey, Local<'_>>,
     merged: &BTreeMap<ServiceKey, Merged>,
+    now: Now,
 ) -> BTreeMap<ServiceKey, Arc<Service>> {
     let keys: BTreeSet<_> = local.keys().chain(merged.keys()).collect();
     let plan = |key: &ServiceKey| match (local.get(key), merged.get(key)) {
         // Not exported by us: ours alone, whatever peers export under its name.
         (Some(local), _) if local.export.is_none() => Some(own_service(known, local)),
-        (local, Some(merged)) => Some(shared_service(known, local, &merged.seen)),
+        (local, Some(merged)) => Some(shared_service(known, local, &merged.seen, now)),
         (Some(local), None) => Some(own_service(known, local)),
         (None, None) => None,
     };
     let stale = known
         .peers
         .iter()
-        .filter(|(_, peer)| peer.stale)
+        .filter(|(_, peer)| peer.stale_for(STALE_AFTER))
         .map(|(cluster, _)| cluster.clone())
         .collect();
     keys.into_iter()
@@ -171,7 +199,12 @@ fn own_service(known: &Known<'_>, local: &Local<'_>) -> Service {
     }
 }
 
-fn shared_service(known: &Known<'_>, local: Option<&Local<'_>>, import: &Import) -> Service {
+fn shared_service(
+    known: &Known<'_>,
+    local: Option<&Local<'_>>,
+    import: &Import,
+    now: Now,
+) -> Service {
     let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
     let own = local.into_iter().flat_map(|local| &local.endpoints);
     endpoints.extend(own.map(|(endpoint, _)| Arc::clone(endpoint)));
@@ -188,7 +221,7 @@ fn shared_service(known: &Known<'_>, local: Option<&Local<'_>>, import: &Import)
         .map(|(cluster, capacity)| {
             (
                 cluster.clone(),
-                expected(known.own, cluster, capacity, &endpoints),
+                expected(known, (cluster, capacity), &import.service, &endpoints, now),
             )
         })
         .collect();
@@ -205,21 +238,21 @@ fn shared_service(known: &Known<'_>, local: Option<&Local<'_>>, import: &Import)
 
 /// What a cluster is expected to have: what it lists, or more where it says so.
 fn expected(
-    own: &OwnCluster,
-    cluster: &ClusterId,
-    capacity: &ClusterCapacity,
+    known: &Known<'_>,
+    (cluster, capacity): (&ClusterId, &ClusterCapacity),
+    service: &ServiceKey,
     endpoints: &[Arc<Endpoint>],
+    now: Now,
 ) -> ClusterCapacity {
-    let mut listed: BTreeMap<Locality, u32> = BTreeMap::new();
-    for endpoint in endpoints
+    let of_cluster = endpoints
         .iter()
-        .filter(|endpoint| endpoint.cluster == *cluster)
-    {
-        *listed.entry(endpoint.locality.clone()).or_default() += 1;
-    }
-    let localities = match *cluster == own.cluster {
-        true => capacity::at_least(&listed, &capacity.localities),
-        false => capacity::believed(&listed, &capacity.localities),
+        .filter(|endpoint| endpoint.cluster == *cluster);
+    let listed = by_locality(of_cluster.map(|endpoint| &endpoint.locality));
+    let localities = if *cluster == known.own.cluster {
+        capacity::at_least(&listed, &capacity.localities)
+    } else {
+        let seen = known.seen.of(cluster, service, now.instant);
+        capacity::believed(&listed, &capacity.localities, &seen)
     };
     ClusterCapacity {
         localities,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use linkspan_core::{
     ClusterId, FailbackConfig, OwnCluster,
     announced::Announced,
-    capacity::HighWater,
+    capacity::{HighWater, Seen},
     declared::Declared,
     gateways::Gateways,
     history::History,
@@ -13,7 +13,7 @@ use linkspan_core::{
     join::LinkBook,
     peer::{Decision, Event, Hangup, Now, PeerSettings, PeerState},
     peers::{Decisions, Peers, PeersView},
-    plan::{Known, listed, plan},
+    plan::{Known, listed, listed_by_peers, plan},
     workloads::{Owned, Registration, Workloads},
 };
 use linkspan_runtime::telemetry::{FederationMetrics, LinkLabels};
@@ -78,6 +78,7 @@ pub(crate) struct State {
     young: Young,
     pub(super) peers: Peers,
     high_water: HighWater,
+    seen: Seen,
     history: History,
     /// Made with the first declared links.
     hold: Option<RemovalHold>,
@@ -115,6 +116,7 @@ impl State {
             young: Young::default(),
             peers,
             high_water: HighWater::new(),
+            seen: Seen::new(),
             history: History::new(),
             hold: None,
             links: Links::new(f.context, f.tasks),
@@ -340,6 +342,7 @@ impl State {
         let peers = self.peers.view(now);
         self.high_water
             .observe(&listed(&declared, &self.workloads), now.instant);
+        self.seen.observe(&listed_by_peers(&peers), now.instant);
         let desired = plan(
             &Known {
                 own: &self.own,
@@ -349,6 +352,7 @@ impl State {
                 gateways: &self.gateways,
                 peers: &peers,
                 high_water: &self.high_water,
+                seen: &self.seen,
             },
             now,
         );

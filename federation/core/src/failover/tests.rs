@@ -1,7 +1,7 @@
 use super::*;
 use crate::testing::service;
 
-fn policy(key: &str, age: u64, spec: serde_json::Value) -> (ServiceKey, DeclaredPolicy) {
+pub(crate) fn policy(key: &str, age: u64, spec: serde_json::Value) -> (ServiceKey, DeclaredPolicy) {
     let key = service(key);
     let resource = resources::FailoverPolicy {
         metadata: resources::Metadata::named(key.namespace.as_str(), key.name.as_str()),

@@ -108,3 +108,10 @@ impl Refusals {
 pub(super) fn shown(text: &str) -> String {
     text.escape_debug().take(SHOWN_TEXT).collect()
 }
+
+impl PeerView {
+    /// Whether it holds records that nobody has kept up to date for `age` or longer.
+    pub fn stale_for(&self, age: Duration) -> bool {
+        self.stale && self.record_age.is_some_and(|since| since >= age)
+    }
+}

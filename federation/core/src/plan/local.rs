@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Known;
+use super::{Known, by_locality};
 use crate::capacity::Listed;
 use crate::declared::{Declared, DeclaredService};
 use crate::model::{Endpoint, Export, Locality, ServiceKey};
@@ -64,11 +64,7 @@ impl<'a> Selection<'a> {
 }
 
 fn count_localities(workloads: &[&Registration]) -> BTreeMap<Locality, u32> {
-    let mut counts = BTreeMap::new();
-    for workload in workloads {
-        *counts.entry(workload.locality.clone()).or_default() += 1;
-    }
-    counts
+    by_locality(workloads.iter().map(|workload| &workload.locality))
 }
 
 /// What this cluster itself has of a declared service.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::declared::{DeclaredExport, DeclaredPort};
+use crate::failover::tests::policy;
 use crate::gateways::GatewayRegistration;
 use crate::model::{Address, Condition, ImportType, Locality, ServicePort, SessionAffinity};
 use crate::peer::{Begin, Event, PeerSettings};
@@ -23,6 +24,7 @@ struct World {
     gateways: Gateways,
     peers: Peers,
     high_water: HighWater,
+    seen: Seen,
 }
 
 impl World {
@@ -35,6 +37,7 @@ impl World {
             gateways: Gateways::default(),
             peers: Peers::new(PeerSettings::new("demo")),
             high_water: HighWater::new(),
+            seen: Seen::new(),
         }
     }
 
@@ -94,14 +97,17 @@ impl World {
         let now = self.clock.now();
         self.high_water
             .observe(&listed(&self.declared, &self.workloads), now.instant);
+        let peers = self.peers.view(now);
+        self.seen.observe(&listed_by_peers(&peers), now.instant);
         let known = Known {
             own: &self.own,
             failback: FailbackConfig::default(),
             declared: &self.declared,
             workloads: &self.workloads,
             gateways: &self.gateways,
-            peers: &self.peers.view(now),
+            peers: &peers,
             high_water: &self.high_water,
+            seen: &self.seen,
         };
         plan(&known, now)
     }
@@ -311,7 +317,11 @@ fn a_peer_cannot_claim_a_capacity_out_of_proportion() {
     world.export("shop/checkout");
     let mut claims = export("shop/checkout", vec![port(80)], 60);
     claims.capacity = vec![(Locality::default(), u32::MAX)];
-    world.link("west", vec![RecordBody::Export(claims)]);
+    let records = vec![
+        RecordBody::Export(claims),
+        remote_endpoint("west", "shop/checkout", "w1"),
+    ];
+    world.link("west", records);
     for uid in 0..100 {
         world.register(&format!("e{uid}"), "checkout");
     }
@@ -321,7 +331,7 @@ fn a_peer_cannot_claim_a_capacity_out_of_proportion() {
     let desired = world.plan();
     assert_eq!(
         clusters(&desired.services[&service("shop/checkout")]),
-        [("east".into(), 100), ("west".into(), 64)],
+        [("east".into(), 100), ("west".into(), 4)],
         "what this cluster itself remembers is not cut"
     );
 }
@@ -433,6 +443,28 @@ fn links_have_declared_addresses_before_announced_ones() {
     let link = links.values().next().expect("one link");
     assert_eq!(link.addresses, [address("a"), address("b")]);
     assert!(link.usable && !link.stale);
+}
+
+#[test]
+fn a_peer_whose_sync_merely_restarts_is_not_stale_for_policies() {
+    let mut world = World::new();
+    let records = vec![
+        remote_export("shop/checkout", vec![port(80)], 60),
+        remote_endpoint("west", "shop/checkout", "w1"),
+    ];
+    world.link("west", records);
+    let (key, policy) = policy("shop/p", 1, serde_json::json!({"stalePeers": "exclude"}));
+    world.declared.policies.insert(key, policy);
+    let west: ClusterId = "west".parse().unwrap();
+    let _ = world.peers.handle(&west, Event::Lost, world.clock.now());
+    let excluded = |world: &mut World| {
+        let service = Arc::clone(&world.plan().services[&service("shop/checkout")]);
+        service.policy.as_ref().unwrap().excluded.contains(&west)
+    };
+    world.clock.pass(STALE_AFTER - Duration::from_secs(1));
+    assert!(!excluded(&mut world));
+    world.clock.pass(Duration::from_secs(1));
+    assert!(excluded(&mut world));
 }
 
 #[test]
