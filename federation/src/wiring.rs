@@ -37,7 +37,7 @@ use linkspan_trust::{BundleSet, MaterialReader, SpiffeId};
 use prometheus::Registry;
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::{Notify, mpsc, watch},
+    sync::{Mutex, Notify, mpsc, watch},
 };
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::task::TaskTracker;
@@ -368,6 +368,7 @@ impl Site {
             declarations: DirectoryDeclarations::new(self.config.resources_dir.clone()),
             place: self.config.resources_dir.display().to_string(),
             nudge,
+            changing: Mutex::default(),
         };
         let stop = self.stop.clone();
         let server = Server::builder()

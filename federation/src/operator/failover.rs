@@ -125,11 +125,11 @@ pub(super) fn set(
             Status::invalid_argument(format!("the spec is not a JSON object: {error}"))
         })?,
     };
+    let before = world.declared.policies.get(key);
+    only_of(before, key, false)?;
     if asked.reset && changes.is_empty() {
         return Ok(Change::Withdraw(key.clone()));
     }
-    let before = world.declared.policies.get(key);
-    only_of(before, key, false)?;
     let mut spec = match before.filter(|_| !asked.reset) {
         Some(before) => object(&before.spec)?,
         None => Map::new(),

@@ -20,7 +20,7 @@ use linkspan_resources::{Object, ServiceExport, Timestamp};
 use linkspan_runtime::process::chain;
 use linkspan_trust::{SpiffeId, WorkloadId};
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Mutex, Notify, mpsc, oneshot, watch},
     time::timeout,
 };
 use tonic::{Request, Response, Status};
@@ -48,6 +48,8 @@ pub(crate) struct OperatorService<D> {
     pub(crate) place: String,
     /// Makes the resources be read at once.
     pub(crate) nudge: Arc<Notify>,
+    /// One change of a policy after the other: each is made from what is in force before it.
+    pub(crate) changing: Mutex<()>,
 }
 
 #[tonic::async_trait]
@@ -137,6 +139,7 @@ impl<D: Declarations> v1::operator_server::Operator for OperatorService<D> {
     ) -> Result<Response<v1::DeclareResponse>, Status> {
         let asked = request.into_inner();
         let key = service_key(asked.key.clone())?;
+        let _turn = self.changing.lock().await;
         let world = Arc::clone(&self.worlds.borrow());
         let change = failover::set(&world, &self.own, &key, &asked)?;
         self.change(change).await.map(Response::new)
@@ -146,6 +149,7 @@ impl<D: Declarations> v1::operator_server::Operator for OperatorService<D> {
         &self,
         request: Request<v1::DrainRequest>,
     ) -> Result<Response<v1::DeclareResponse>, Status> {
+        let _turn = self.changing.lock().await;
         let world = Arc::clone(&self.worlds.borrow());
         let change = failover::drain(&world, &self.own, &request.into_inner())?;
         self.change(change).await.map(Response::new)

@@ -178,6 +178,30 @@ async fn a_policy_is_set_field_by_field_and_what_is_wrong_is_refused() {
 }
 
 #[tokio::test]
+async fn a_policy_of_that_name_for_something_else_is_left_alone() {
+    let home = Home::new("east");
+    let (federation, _proxy) = with_checkout(&home).await;
+    let mut operator = federation.operator().await;
+    home.declare(
+        "namespace-default.yaml",
+        &format!(
+            "apiVersion: {API_VERSION}\nkind: FailoverPolicy\nmetadata: {{namespace: shop, name: checkout}}\nspec: {{maxRemoteShare: 5}}\n"
+        ),
+    );
+    federation
+        .until("the policy", |world| !world.declared.policies.is_empty())
+        .await;
+    for asked in [set("", true), set(r#"{"maxRemoteShare": 20}"#, false)] {
+        let status = operator.set_failover(asked).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+        assert!(status.message().contains("something else"), "{status}");
+    }
+    let shown = operator.failover(v1::FailoverRequest { key: None }).await;
+    assert_eq!(shown.unwrap().into_inner().policies.len(), 1);
+    federation.stop().await;
+}
+
+#[tokio::test]
 async fn drains_add_up_and_end() {
     let home = Home::new("east");
     let (federation, _proxy) = with_checkout(&home).await;
