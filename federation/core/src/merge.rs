@@ -9,7 +9,7 @@
 //! older. Callers of an exporting cluster therefore see that cluster's own ports first,
 //! whatever stands in the import, and then those of the others that do not clash with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -174,7 +174,7 @@ fn merge_ports(ranked: &[Contribution]) -> (Vec<ServicePort>, Vec<Conflict>) {
                 None => taken.push(Taken {
                     port: port.clone(),
                     winner: cluster,
-                    having: 1,
+                    having: BTreeSet::from([cluster]),
                     differing: Vec::new(),
                 }),
                 Some(at) => taken[at].meet(port, cluster),
@@ -192,16 +192,15 @@ struct Taken<'a> {
     port: ServicePort,
     winner: &'a ClusterId,
     /// How many clusters have it, one way or the other.
-    having: usize,
-    differing: Vec<String>,
+    having: BTreeSet<&'a ClusterId>,
+    differing: Vec<(&'a ClusterId, String)>,
 }
 
-impl Taken<'_> {
-    fn meet(&mut self, port: &ServicePort, cluster: &ClusterId) {
-        self.having += 1;
+impl<'a> Taken<'a> {
+    fn meet(&mut self, port: &ServicePort, cluster: &'a ClusterId) {
+        self.having.insert(cluster);
         if self.port != *port {
-            self.differing
-                .push(format!("`{cluster}` has {}", port_text(port)));
+            self.differing.push((cluster, port_text(port)));
         }
     }
 
@@ -212,7 +211,7 @@ impl Taken<'_> {
             &stands,
             self.winner,
             &self.differing,
-            self.having,
+            self.having.len(),
         )
     }
 }
@@ -256,7 +255,7 @@ fn disagreement(
     let differing: Vec<_> = younger
         .iter()
         .filter(|c| property(&c.export) != stands)
-        .map(|c| format!("`{}` has {}", c.cluster, property(&c.export)))
+        .map(|c| (&c.cluster, property(&c.export)))
         .collect();
     let stands = format!("{what} {stands}");
     conflict(
@@ -268,21 +267,26 @@ fn disagreement(
     )
 }
 
-/// Who won, and how many of how many disagree.
+/// Who won, and how many of how many disagree: a cluster may do so with several ports.
 fn conflict(
     reason: ConflictReason,
     stands: &str,
     winner: &ClusterId,
-    differing: &[String],
+    differing: &[(&ClusterId, String)],
     of: usize,
 ) -> Option<Conflict> {
     if differing.is_empty() {
         return None;
     }
+    let clusters: BTreeSet<_> = differing.iter().map(|(cluster, _)| cluster).collect();
+    let each: Vec<_> = differing
+        .iter()
+        .map(|(cluster, has)| format!("`{cluster}` has {has}"))
+        .collect();
     let message = format!(
         "{stands} of cluster `{winner}` (oldest) stands; {} of {of} clusters differ: {}",
-        differing.len(),
-        differing.join(", ")
+        clusters.len(),
+        each.join(", ")
     );
     Some(Conflict { reason, message })
 }

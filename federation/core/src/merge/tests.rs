@@ -94,6 +94,22 @@ fn of_one_name_with_two_numbers_the_oldest_stands() {
 }
 
 #[test]
+fn a_cluster_that_disagrees_twice_is_one_cluster() {
+    let merged = merged(&[
+        from("west", checkout(vec![named_port("http", 8080)], 2)),
+        from(
+            "east",
+            checkout(vec![named_port("http", 80), named_port("web", 8080)], 1),
+        ),
+    ]);
+    assert_eq!(
+        merged.condition().to_string(),
+        "Conflict=True: PortConflict (port http 8080 Detect of cluster `west` (oldest) stands; \
+         1 of 2 clusters differ: `east` has http 80 Detect, `east` has web 8080 Detect)"
+    );
+}
+
+#[test]
 fn of_many_the_message_says_who_won_and_how_many_of_those_that_have_the_port_disagree() {
     let merged = merged(&[
         from("west", checkout(vec![named_port("http", 8080)], 1)),
