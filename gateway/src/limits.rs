@@ -76,10 +76,11 @@ pub struct Limits {
     pub egress: usize,
     /// Streams from peers that are relayed at a time, 16384; one peer may have half of them.
     pub ingress: usize,
-    /// Handshakes in progress above which callers must prove their address by a Retry token, 100.
-    pub retry_above: usize,
-    /// Handshakes in progress above which callers are refused, 1000.
+    /// Tunnel handshakes in progress above which callers are refused, 1000.
     pub handshakes: usize,
+    /// How many of these one source may have, 100; and all together who have not proved that their
+    /// address is theirs: above that, callers must, by a Retry token (RFC 9000 §8.1.2).
+    pub handshakes_each: usize,
     /// Flow-control windows of what we receive: 2 MiB per stream carry 160 Mbit/s over 100 ms;
     /// 64 MiB per connection bound what one can make us hold.
     pub windows: Windows,
@@ -94,8 +95,8 @@ impl Default for Limits {
             connections: 32,
             egress: 16_384,
             ingress: 16_384,
-            retry_above: 100,
             handshakes: 1_000,
+            handshakes_each: 100,
             windows: Windows {
                 stream: 2 << 20,
                 connection: 64 << 20,

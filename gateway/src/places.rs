@@ -1,13 +1,16 @@
-//! Places for what others want of us: so many in all, and half of them for one holder at most, so
-//! that none of them shuts out the others.
+//! Places for what others want of us: so many in all, and a share of them for one holder at most,
+//! so that none of them shuts out the others.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The places, shared by all who hand them out to holders that `K` tells apart.
 #[derive(Clone, Debug)]
 pub(crate) struct Places<K> {
     most: usize,
+    /// Of one holder.
+    share: usize,
     taken: Arc<Mutex<Taken<K>>>,
 }
 
@@ -30,18 +33,25 @@ pub(crate) struct Place<K: Ord> {
 pub(crate) enum Full {
     #[error("there is no room for more of anybody")]
     All,
-    #[error("this one has its half of all that there is room for")]
+    #[error("this one has its share of all that there is room for")]
     Share,
 }
 
 impl<K: Ord + Clone> Places<K> {
-    pub(crate) fn new(most: usize) -> Self {
+    /// So many in all, and half of them for one holder.
+    pub(crate) fn halves(most: usize) -> Self {
+        Self::new(most, (most / 2).max(1))
+    }
+
+    /// So many in all, and `share` of them for one holder.
+    pub(crate) fn new(most: usize, share: usize) -> Self {
         let taken = Taken {
             total: 0,
             by_holder: BTreeMap::new(),
         };
         Self {
             most,
+            share,
             taken: Arc::new(Mutex::new(taken)),
         }
     }
@@ -53,7 +63,7 @@ impl<K: Ord + Clone> Places<K> {
             return Err(Full::All);
         }
         let held = taken.by_holder.get(holder).copied().unwrap_or(0);
-        if held >= (self.most / 2).max(1) {
+        if held >= self.share {
             return Err(Full::Share);
         }
         taken.total += 1;
@@ -78,6 +88,18 @@ impl<K: Ord> Drop for Place<K> {
     }
 }
 
+/// Whose address this is, as far as one can tell: of IPv6 the network of 64 bits, all of which one
+/// machine commonly has (RFC 4291 §2.5.4).
+pub(crate) fn source(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
+    }
+}
+
 fn lock<K>(taken: &Mutex<Taken<K>>) -> MutexGuard<'_, Taken<K>> {
     taken.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -88,7 +110,7 @@ mod tests {
 
     #[test]
     fn one_peer_has_half_and_gets_back_what_it_gave_back() {
-        let places = Places::new(4);
+        let places = Places::halves(4);
         let [east, north, south] = ["east", "north", "south"];
         let mut of_east = vec![places.take(&east).unwrap(), places.take(&east).unwrap()];
         assert_eq!(places.take(&east).unwrap_err(), Full::Share);
@@ -100,5 +122,14 @@ mod tests {
         drop((of_east, of_north));
         let left = lock(&places.taken);
         assert_eq!((left.total, left.by_holder.len()), (1, 1));
+    }
+
+    #[test]
+    fn one_machine_is_one_source_however_many_addresses_it_has() {
+        let of = |address: &str| source(address.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::3"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::3"), of("2001:db8:1:3::3"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
     }
 }

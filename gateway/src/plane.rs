@@ -90,7 +90,7 @@ impl Plane {
             reach: reaching.subscribe(),
             snapshot: snapshot.clone(),
             timers,
-            places: Places::new(limits.ingress),
+            places: Places::halves(limits.ingress),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });

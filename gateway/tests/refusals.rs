@@ -9,7 +9,8 @@ use linkspan_dataplane::frame;
 use linkspan_gateway::tunnel::close::{CloseCode, ResetCode};
 use linkspan_trust::testing::Pki;
 use linkspan_trust::{MaterialReader, MaterialWriter, first_contact_config};
-use quinn::{ReadError, RecvStream};
+use quinn::{ConnectionError, ReadError, RecvStream, TransportErrorCode};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -372,4 +373,35 @@ async fn a_dialled_gateway_must_be_exactly_that_of_the_peer() {
             .iter()
             .all(|peer| peer.connections.is_empty())
     );
+}
+
+#[tokio::test]
+async fn one_source_cannot_take_the_handshakes_of_all() {
+    let pki = pki();
+    let (_writer, material) = pki.material(&gateway_id("east"));
+    let mut config = common::config("west", "west-1", &pki);
+    config.timers.hello = common::PATIENCE;
+    config.limits.handshakes_each = 2;
+    config.limits.handshakes = 8;
+    let mut gateway = Gateway::with(&pki, config, &gateway_id("west")).await;
+    gateway.tell(vec![link("east", &[])], Vec::new());
+    gateway.until("the link is known", "east", |_| true).await;
+    let to = gateway.addresses.tunnel;
+    // Each is owed a hello, and so keeps its place: two that need not prove their address, then
+    // two that did.
+    let greedy = Ipv4Addr::new(127, 0, 0, 2);
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let (quic, endpoint) = raw::connect_from(greedy, raw::tls(&material, "west"), to).await;
+        held.push((quic.unwrap(), endpoint));
+    }
+    let (fifth, _endpoint) = raw::connect_from(greedy, raw::tls(&material, "west"), to).await;
+    let refused = fifth.unwrap_err();
+    assert!(
+        matches!(&refused, ConnectionError::ConnectionClosed(close)
+            if close.error_code == TransportErrorCode::CONNECTION_REFUSED),
+        "{refused}"
+    );
+    // Another source still has its share.
+    RawPeer::greet(&material, ("east", "west"), to, TunnelPurpose::Data).await;
 }

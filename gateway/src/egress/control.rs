@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::places::{Full, Places};
+use crate::places::{self, Full, Places};
 
 /// The application protocol of the outer TLS.
 pub(super) const ALPN: &[u8] = b"linkspan-control/1";
@@ -52,7 +52,7 @@ impl Control {
             federation,
             material,
             config: Mutex::new(None),
-            handshakes: Places::new(MAX_HANDSHAKES),
+            handshakes: Places::halves(MAX_HANDSHAKES),
         }
     }
 
@@ -64,7 +64,7 @@ impl Control {
         tcp: TcpStream,
         limit: Duration,
     ) -> Result<TlsStream<TcpStream>, ControlError> {
-        let source = tcp.peer_addr()?.ip();
+        let source = places::source(tcp.peer_addr()?.ip());
         let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
         let start = timeout(limit, hello).await;
         let start = start.map_err(|_| ControlError::Late(limit))??;
@@ -138,7 +138,7 @@ mod tests {
         let own = SpiffeId::federation(&trust_domain("east.test"));
         let (_writer, material) = pki.material(&own);
         let control = Control {
-            handshakes: Places::new(2),
+            handshakes: Places::halves(2),
             ..Control::new(own.clone(), material.clone())
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,7 +1,7 @@
 //! Those who dial us: bounded handshakes, then hello, then a session.
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use linkspan_runtime::logging::Sparing;
@@ -16,6 +16,7 @@ use super::close::{self, CloseCode};
 use super::endpoint;
 use super::handshake::{self, Refused};
 use crate::join::{self, accept::Accept};
+use crate::places::{self, Full, Place, Places};
 
 /// Warnings of refused peers.
 static REFUSALS: Sparing = Sparing::new(Duration::from_secs(10));
@@ -28,7 +29,8 @@ pub(crate) async fn run(
     stop: Stop,
 ) {
     let handshakes = TaskTracker::new();
-    let in_progress = Arc::new(AtomicUsize::new(0));
+    let limits = tunnel.limits();
+    let places = Places::new(limits.handshakes, limits.handshakes_each);
     loop {
         let incoming = tokio::select! {
             () = stop.draining() => break,
@@ -37,15 +39,14 @@ pub(crate) async fn run(
                 None => break,
             },
         };
-        let Some(incoming) = admit(&tunnel, incoming, &in_progress) else {
+        let Some((incoming, place)) = admit(&places, incoming) else {
             continue;
         };
-        let counted = Counted::new(&in_progress);
         let (tunnel, joins, stop) = (tunnel.clone(), joins.clone(), stop.clone());
         handshakes.spawn(async move {
             tokio::select! {
                 () = stop.draining() => {}
-                () = accept(&tunnel, &joins, incoming, counted) => {}
+                () = accept(&tunnel, &joins, incoming, place) => {}
             }
         });
     }
@@ -55,42 +56,33 @@ pub(crate) async fn run(
     handshakes.wait().await;
 }
 
-/// Above the first bound callers must prove their address; above the second they are refused.
+/// Who has a handshake in progress. An address that is not proved may be anybody's: it must not
+/// take the places of whom it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Caller {
+    Unproved,
+    At(IpAddr),
+}
+
+/// A place for this caller, or it must prove its address first, or is refused.
 fn admit(
-    tunnel: &Tunnel,
+    handshakes: &Places<Caller>,
     incoming: quinn::Incoming,
-    in_progress: &AtomicUsize,
-) -> Option<quinn::Incoming> {
-    let busy = in_progress.load(Ordering::Relaxed);
-    if busy >= tunnel.limits().handshakes {
-        incoming.refuse();
-        return None;
-    }
-    if busy >= tunnel.limits().retry_above && !incoming.remote_address_validated() {
+) -> Option<(quinn::Incoming, Place<Caller>)> {
+    let caller = match incoming.remote_address_validated() {
+        true => Caller::At(places::source(incoming.remote_address().ip())),
+        false => Caller::Unproved,
+    };
+    match handshakes.take(&caller) {
+        Ok(place) => return Some((incoming, place)),
         // Fails only where the address is validated already.
-        let _ = incoming.retry();
-        return None;
+        Err(Full::Share) if caller == Caller::Unproved => drop(incoming.retry()),
+        Err(Full::Share | Full::All) => incoming.refuse(),
     }
-    Some(incoming)
+    None
 }
 
-/// Counts a handshake while it lives.
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-async fn accept(tunnel: &Tunnel, joins: &Accept, incoming: quinn::Incoming, counted: Counted) {
+async fn accept(tunnel: &Tunnel, joins: &Accept, incoming: quinn::Incoming, place: Place<Caller>) {
     let remote = incoming.remote_address();
     let connecting = match incoming.accept() {
         Ok(connecting) => connecting,
@@ -106,11 +98,11 @@ async fn accept(tunnel: &Tunnel, joins: &Accept, incoming: quinn::Incoming, coun
     };
     if handshake::protocol(&quic).as_deref() == Some(join::ALPN) {
         // The handshake is done; joins have limits of their own.
-        drop(counted);
+        drop(place);
         return Box::pin(joins.serve(quic)).await;
     }
     let greeted = greet(tunnel, &quic).await;
-    drop(counted);
+    drop(place);
     if let Err(refused) = greeted {
         let code = refused.code();
         let reason = chain(&refused);

@@ -1,6 +1,6 @@
 //! A peer that speaks the tunnel by hand, so that it can break its rules.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use linkspan_api::v1;
@@ -10,6 +10,8 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, TransportConfig};
 
 use super::{answer, client_hello, gateway_id, patiently};
+
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 pub(crate) struct RawPeer {
     pub(crate) quic: Connection,
@@ -24,10 +26,20 @@ pub(crate) async fn connect(
     tls: rustls::ClientConfig,
     to: SocketAddr,
 ) -> (Result<Connection, ConnectionError>, quinn::Endpoint) {
-    connect_with(tls, to, TransportConfig::default()).await
+    connect_from(LOOPBACK, tls, to).await
+}
+
+/// As [`connect`], from another address of this machine.
+pub(crate) async fn connect_from(
+    from: Ipv4Addr,
+    tls: rustls::ClientConfig,
+    to: SocketAddr,
+) -> (Result<Connection, ConnectionError>, quinn::Endpoint) {
+    connect_with(from, tls, to, TransportConfig::default()).await
 }
 
 async fn connect_with(
+    from: Ipv4Addr,
     mut tls: rustls::ClientConfig,
     to: SocketAddr,
     transport: TransportConfig,
@@ -36,7 +48,7 @@ async fn connect_with(
     let crypto = QuicClientConfig::try_from(tls).unwrap();
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport));
-    let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+    let endpoint = quinn::Endpoint::client((from, 0).into()).unwrap();
     let connecting = endpoint
         .connect_with(config, to, "gateway.linkspan.internal")
         .unwrap();
@@ -80,7 +92,7 @@ impl RawPeer {
         to: SocketAddr,
         transport: TransportConfig,
     ) -> Self {
-        let connected = connect_with(tls(material, cluster), to, transport).await;
+        let connected = connect_with(LOOPBACK, tls(material, cluster), to, transport).await;
         Self::greet_over(material, own, connected, v1::TunnelPurpose::Data).await
     }
 
