@@ -462,5 +462,4 @@ impl Duplex for Connected {
 }
 
 #[cfg(test)]
-#[path = "mtls_tests.rs"]
 mod tests;
