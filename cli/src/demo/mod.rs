@@ -35,7 +35,7 @@ use self::{
     report::Report,
     samples::{Side, millis},
     supervisor::Ended,
-    topology::Cluster,
+    topology::{Cluster, NAMESPACE},
     tour::{Step, Tour},
     world::{View, World},
 };
@@ -43,6 +43,8 @@ use crate::{apps::report::Moment, exit::Failure, output::Format};
 
 /// How long the load may take to settle when it is told to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(15);
+/// Between the end of a process that somebody killed and its next start.
+const REVIVAL: Duration = Duration::from_secs(3);
 /// Log lines shown of each process when a step did not hold.
 const LOG_TAIL: usize = 12;
 
@@ -103,7 +105,7 @@ async fn supervise(options: &Options) -> Result<(), Failure> {
             }
             // Who asked to keep it running wants to look at what did not hold, too.
             let stayed = if options.keep && !steps.borrow().is_empty() {
-                stay(&world, &board, &view, &mut ends, &mut interrupt).await
+                stay(&mut world, &board, &view, &mut ends, &mut interrupt).await
             } else {
                 Ok(())
             };
@@ -181,34 +183,80 @@ fn publish(options: &Options, board: &Board, report: &Report) -> Result<(), Fail
     }
 }
 
-/// Leaves everything running until somebody wants an end.
+/// Leaves everything running until somebody wants an end. Who looks around will kill something to
+/// see what happens: that is reported, and it is started again.
 async fn stay(
-    world: &World,
+    world: &mut World,
     board: &Board,
     view: &View,
     ends: &mut mpsc::Receiver<Ended>,
     interrupt: &mut Interrupt,
 ) -> Result<(), Failure> {
     board.lasting(&try_these(world));
-    board.doing("everything runs until Ctrl-C");
-    tokio::select! {
-        ended = ends.recv() => Err(died(ended)),
-        () = interrupt.next() => Ok(()),
-        () = board.draw(view) => pending().await,
+    loop {
+        board.doing("everything runs until Ctrl-C");
+        let ended = tokio::select! {
+            ended = ends.recv() => ended,
+            () = interrupt.next() => return Ok(()),
+            () = board.draw(view) => pending().await,
+        };
+        let Some(Ended { name, status }) = ended else {
+            return Err(died(None));
+        };
+        let then = match revive(world, &name, interrupt).await? {
+            Revived::Runs => "it runs again",
+            Revived::Not => "its load ends with it",
+            Revived::Unwanted => return Ok(()),
+        };
+        board.lasting(&format!("{name} ended ({status}); {then}\n"));
     }
 }
 
-/// Commands that work as printed.
+/// What became of a process that ended.
+enum Revived {
+    Runs,
+    Not,
+    /// Somebody wants an end.
+    Unwanted,
+}
+
+async fn revive(
+    world: &mut World,
+    name: &str,
+    interrupt: &mut Interrupt,
+) -> Result<Revived, Failure> {
+    // Long enough to see it gone; and what ends at once does not keep the machine busy.
+    tokio::select! {
+        () = tokio::time::sleep(REVIVAL) => {}
+        () = interrupt.next() => return Ok(Revived::Unwanted),
+    }
+    Ok(match world.supervisor.revive(name)? {
+        true => Revived::Runs,
+        false => Revived::Not,
+    })
+}
+
+/// Commands that work as printed, in a terminal that need not be wide.
 fn try_these(world: &World) -> String {
     let program = std::env::current_exe().unwrap_or_else(|_| "linkspan".into());
-    let program = program.display();
-    let mut text = String::from("\nEverything keeps running. Try, in another terminal:\n\n");
-    for side in Side::BOTH {
-        let socket = world.cluster(side).socket();
-        text.push_str(&format!(
-            "  {program} status --socket {}\n",
-            socket.display()
-        ));
+    let program = shell(&program.to_string_lossy());
+    let socket = |side| shell(&world.cluster(side).socket().to_string_lossy());
+    let mut text = format!(
+        "\nEverything keeps running. Try, in another terminal:\n\n  \
+         export LINKSPAN_SOCKET={}\n",
+        socket(Side::East),
+    );
+    let checkout = format!("{NAMESPACE}/checkout");
+    for verb in [
+        "status".to_owned(),
+        format!("status --socket {}", socket(Side::West)),
+        "services".to_owned(),
+        format!("explain {checkout}"),
+        format!("explain {checkout} --without-cluster east"),
+        "failover drain east".to_owned(),
+        "failover drain east --undo".to_owned(),
+    ] {
+        text.push_str(&format!("  {program} {verb}\n"));
     }
     let mut frontends = world.cluster(Side::East).running("frontend");
     if let Some(address) = frontends.next().and_then(|f| f.outbound("checkout")) {
@@ -217,8 +265,17 @@ fn try_these(world: &World) -> String {
             "  curl -s --http2-prior-knowledge -X PUT -d hello http://{address}/order\n"
         ));
     }
-    text.push_str("\nCtrl-C ends it and leaves nothing behind.\n");
+    text.push_str("\nKill what you like: it is started again. Ctrl-C ends it all and leaves nothing behind.\n");
     text
+}
+
+/// A word as a shell takes it for one.
+fn shell(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 fn died(ended: Option<Ended>) -> Failure {
@@ -266,5 +323,20 @@ impl Interrupt {
             _ = terminate.recv() => {}
             _ = hangup.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_work_as_printed_wherever_things_lie() {
+        assert_eq!(
+            shell("/tmp/linkspan-demo-1/east"),
+            "/tmp/linkspan-demo-1/east"
+        );
+        assert_eq!(shell("/my files/it's"), r"'/my files/it'\''s'");
+        assert_eq!(shell(""), "''");
     }
 }

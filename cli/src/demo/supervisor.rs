@@ -85,6 +85,8 @@ fn lines_of(log: &Log) -> MutexGuard<'_, VecDeque<String>> {
 
 #[derive(Debug)]
 struct Running {
+    /// With what it can be started again; of one whose output somebody follows, nothing.
+    arguments: Option<Vec<OsString>>,
     pid: Pid,
     /// Set before we end it ourselves.
     expected: Arc<Mutex<bool>>,
@@ -206,6 +208,7 @@ impl Supervisor {
             self.ended.clone(),
         ));
         let running = Running {
+            arguments: spec.lines.is_none().then(|| spec.arguments.clone()),
             pid,
             expected,
             ended,
@@ -213,6 +216,21 @@ impl Supervisor {
         };
         self.running.insert(spec.name.clone(), running);
         Ok(())
+    }
+
+    /// Starts a process again that has ended, as it was started before. False where that is not
+    /// possible because somebody follows its output.
+    ///
+    /// # Errors
+    /// If it was never started, runs, or cannot be started.
+    pub fn revive(&mut self, name: &str) -> anyhow::Result<bool> {
+        let running = self.running.get(name);
+        let running = running.with_context(|| format!("{name} was never started"))?;
+        let Some(arguments) = running.arguments.clone() else {
+            return Ok(false);
+        };
+        self.spawn(&Spec::new(name, arguments))?;
+        Ok(true)
     }
 
     /// Kills a process with SIGKILL and waits until it is gone: then the fault is observed.
