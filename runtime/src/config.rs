@@ -188,14 +188,54 @@ pub fn parse_yaml<Raw: DeserializeOwned>(file: &Path, text: &str) -> Result<Raw,
         let (line, column) = error
             .location()
             .map_or((0, 0), |at| (at.line(), at.column()));
+        let said = one_line(&error.to_string(), line, column);
+        // What is missing is on no line: the parser is where it looked last.
+        let (field, message) = match said.strip_prefix("missing field ") {
+            Some(missing) => (String::new(), format!("{missing} is missing; add it")),
+            None => (key_of_line(text, line), in_words(&said)),
+        };
         ConfigError::Parse {
             file: file.to_owned(),
             line,
             column,
-            field: key_of_line(text, line),
-            message: one_line(&error.to_string(), line, column),
+            field,
+            message,
         }
     })
+}
+
+/// What the parser says, for people who do not know the parser.
+fn in_words(message: &str) -> String {
+    if message == "unexpected end of input" {
+        return "it is empty".to_owned();
+    }
+    if message == "expected mapping start" {
+        return "`key: value` lines are expected here".to_owned();
+    }
+    if message.contains("found a tab") {
+        return format!("{message}; use spaces");
+    }
+    // The rest is advice to who calls the parser.
+    let (message, _) = message
+        .split_once(", set DuplicateKeyPolicy")
+        .unwrap_or((message, ""));
+    match meant(message) {
+        Some(known) => format!("{message}; did you mean `{known}`?"),
+        None => message.to_owned(),
+    }
+}
+
+/// Of "unknown field `x`, expected one of a, b", the one that `x` differs from by two slips at most.
+fn meant(message: &str) -> Option<&str> {
+    let (unknown, known) = message
+        .strip_prefix("unknown field `")?
+        .split_once("`, expected ")?;
+    let known = known.strip_prefix("one of ").unwrap_or(known);
+    let slips = |known: &str| strsim::osa_distance(&known.to_lowercase(), &unknown.to_lowercase());
+    known
+        .split([',', ' ', '`'])
+        .filter(|known| !known.is_empty() && slips(known) <= 2)
+        .min_by_key(|known| slips(known))
 }
 
 /// The key on that line of a YAML document, if there is one.
@@ -290,6 +330,31 @@ mod tests {
             "{error}"
         );
         assert!(!error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn what_the_parser_says_is_in_words() {
+        for (text, said) in [
+            ("", "sidecar.yaml:1:1: it is empty"),
+            (
+                "cluster: east\ncluster: west\n",
+                "sidecar.yaml:2:1: `cluster`: duplicate mapping key: cluster",
+            ),
+            (
+                "outbound: []\n",
+                "sidecar.yaml:1:1: `cluster` is missing; add it",
+            ),
+            (
+                "cluster: east\ndrainGarce: 1s\n",
+                "did you mean `drainGrace`?",
+            ),
+            ("cluster:\teast\n\tx: 1\n", "use spaces"),
+            ("some words\n", "`key: value` lines are expected here"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(said), "{text:?}: {error}");
+            assert!(!error.contains("Options"), "{error}");
+        }
     }
 
     #[test]

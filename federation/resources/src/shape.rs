@@ -228,10 +228,8 @@ fn names(object: &ObjectShape) -> String {
 /// known one, but for case and separators; `None` where it is too many to be meant.
 fn distance(known: &str, name: &str) -> Option<usize> {
     let plain = |text: &str| {
-        let plain = text.bytes().filter(u8::is_ascii_alphanumeric);
-        plain
-            .map(|byte| byte.to_ascii_lowercase())
-            .collect::<Vec<_>>()
+        let plain = text.chars().filter(char::is_ascii_alphanumeric);
+        plain.map(|c| c.to_ascii_lowercase()).collect::<String>()
     };
     let (known, name) = (plain(known), plain(name));
     // Two slips make another word of a short one.
@@ -239,25 +237,7 @@ fn distance(known: &str, name: &str) -> Option<usize> {
     if known.len().abs_diff(name.len()) > most {
         return None;
     }
-    Some(slips(&known, &name)).filter(|slips| *slips <= most)
-}
-
-/// The distance of Damerau and Levenshtein, without overlapping swaps.
-fn slips(left: &[u8], right: &[u8]) -> usize {
-    let mut rows = vec![(0..=right.len()).collect::<Vec<_>>()];
-    for (i, a) in left.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, b) in right.iter().enumerate() {
-            let another = rows[i][j] + usize::from(a != b);
-            let mut least = another.min(rows[i][j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && *a == right[j - 1] && left[i - 1] == *b {
-                least = least.min(rows[i - 1][j - 1] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[left.len()][right.len()]
+    Some(strsim::osa_distance(&known, &name)).filter(|slips| *slips <= most)
 }
 
 fn expected(shape: &Shape) -> String {
