@@ -14,6 +14,7 @@ pub mod exit;
 pub mod lifeline;
 pub mod operator;
 pub mod output;
+mod secret_file;
 pub mod verbs;
 
 use std::process::ExitCode;

@@ -28,7 +28,7 @@ use crate::{
         report::{Batch, Moment},
     },
     operator::Operator,
-    verbs::token::write_secret,
+    secret_file::SecretFile,
 };
 
 /// How often federations are asked for their status.
@@ -292,7 +292,8 @@ impl World {
         for (namespace, account) in cluster.accounts() {
             let ttl = Duration::from_secs(24 * 3600);
             let reply = operator.create_token(namespace, account, ttl).await;
-            write_secret(&cluster.token(account), &reply.map_err(in_words)?.token)?;
+            let file = SecretFile::new(&cluster.token(account))?;
+            file.write(&reply.map_err(in_words)?.token)?;
         }
         Ok(())
     }

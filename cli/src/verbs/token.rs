@@ -2,14 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs::OpenOptions,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, UNIX_EPOCH},
 };
 
-use anyhow::Context as _;
 use linkspan_api::v1;
 use serde::Serialize;
 
@@ -17,6 +13,7 @@ use crate::{
     exit::{Failure, help},
     operator::{self, Operator, OperatorArgs},
     output::{self, Format},
+    secret_file::SecretFile,
 };
 
 /// Makes, lists and revokes join tokens.
@@ -86,7 +83,7 @@ struct CreateArgs {
     /// How long certificates may be renewed without the token, 1s to 366d
     #[arg(long, default_value = "90d", value_parser = renew_for)]
     renew_for: Duration,
-    /// Write it to this file (mode 0600) instead of standard output
+    /// Write it to this new file (mode 0600) instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -237,14 +234,16 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
         any_address: args.any_address,
         renew_for_seconds: args.renew_for.as_secs(),
     };
+    let file = args.out.as_deref().map(SecretFile::new).transpose()?;
     let reply = operator::block_on(async {
         let mut operator = Operator::connect(args.operator.path()).await?;
         operator.create_token_with(request).await
     })?;
-    match &args.out {
+    match file {
         None => output::write_out(format!("{}\n", reply.token).as_bytes()),
-        Some(path) => {
-            write_secret(path, &reply.token)?;
+        Some(file) => {
+            let path = file.path().to_owned();
+            file.write(&reply.token)?;
             eprintln!(
                 "token {} for {} written to {}",
                 reply.id,
@@ -256,28 +255,8 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
     }
 }
 
-/// Writes a new file that only its owner can read; one that exists is replaced, never reused,
-/// because its mode may be a looser one.
-pub(crate) fn write_secret(path: &Path, secret: &str) -> anyhow::Result<()> {
-    let write = || {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        file.write_all(secret.as_bytes())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -317,20 +296,5 @@ mod tests {
         for wrong in ["app", "=a", ""] {
             assert!(label(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_secret_replaces_a_readable_file() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("token");
-        std::fs::write(&path, "old").expect("written");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("set");
-        write_secret(&path, "new").expect("written");
-        let mode = std::fs::metadata(&path)
-            .expect("there")
-            .permissions()
-            .mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(std::fs::read_to_string(&path).expect("read"), "new");
     }
 }

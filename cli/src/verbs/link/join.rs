@@ -15,7 +15,7 @@ use crate::{
     exit::{Failure, help},
     operator::{self, Operator, OperatorArgs},
     output::{Format, write_out},
-    verbs::token::write_secret,
+    secret_file::SecretFile,
 };
 
 /// An invitation has some hundred characters; more is not read.
@@ -109,12 +109,13 @@ pub(super) fn invite(args: &InviteArgs) -> Result<(), Failure> {
         allow_loopback: args.allow_loopback,
         imports: args.imports.wire(),
     };
+    let file = args.out.as_deref().map(SecretFile::new).transpose()?;
     let reply = operator::block_on(async {
         let mut operator = Operator::connect(args.operator.path()).await?;
         operator.invite(request).await
     })?;
-    if let Some(path) = &args.out {
-        write_secret(path, &format!("{}\n", reply.invitation))?;
+    if let Some(file) = file {
+        file.write(&format!("{}\n", reply.invitation))?;
     }
     let view = Invited {
         invitation: args.out.is_none().then(|| reply.invitation.clone()),
@@ -130,6 +131,10 @@ pub(super) fn invite(args: &InviteArgs) -> Result<(), Failure> {
             let how = match &args.out {
                 Some(path) => format!("--file {}", path.display()),
                 None => "-".to_owned(),
+            };
+            let how = match args.allow_loopback {
+                true => format!("--allow-loopback {how}"),
+                false => how,
             };
             eprintln!(
                 "good for one use until {}; in {whose}: linkspan link accept {how}",
