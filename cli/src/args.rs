@@ -55,7 +55,7 @@ pub enum Verb {
     Link(verbs::link::Args),
     /// Removes a link on both sides (the same as `link remove`)
     Unlink(verbs::link::UnlinkArgs),
-    /// Makes join tokens
+    /// Makes, lists and revokes join tokens
     Token(verbs::token::Args),
     /// Prints this cluster's trust bundle and the identities of its parts
     Bundle(verbs::bundle::Args),

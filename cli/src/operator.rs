@@ -1,6 +1,11 @@
 //! The client of a federation's operator socket.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow};
 use clap::{
@@ -31,7 +36,7 @@ const MAX_ANSWER: usize = 128 << 20;
 /// Which federation to ask.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct OperatorArgs {
-    /// Operator socket of the federation to ask
+    /// Operator socket of the federation to ask; else /var/lib/linkspan/operator.sock
     #[arg(long, value_name = "PATH", env = SOCKET_VARIABLE, value_parser = OsStringValueParser::new().try_map(socket), value_hint = ValueHint::FilePath)]
     pub socket: Option<OsString>,
     /// State directory of the federation to ask; goes before --socket
@@ -74,11 +79,7 @@ impl Operator {
     /// # Errors
     /// [`Failure::Unreachable`] if nothing accepts there.
     pub async fn connect(path: PathBuf) -> Result<Self, Failure> {
-        let hint = format!(
-            "no federation answers at {}; is it running, and is this its socket \
-             (--socket, --state-dir or LINKSPAN_SOCKET)?",
-            path.display()
-        );
+        let asked = path.clone();
         let dial = tower::service_fn(move |_| {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
@@ -88,7 +89,7 @@ impl Operator {
             .timeout(PATIENCE)
             .connect_with_connector(dial)
             .await
-            .map_err(|error| Failure::Unreachable(innermost(error).context(hint)))?;
+            .map_err(|error| unreachable(&asked, &error))?;
         let client = OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         Ok(Self { client })
     }
@@ -257,12 +258,25 @@ fn not_linked(status: &tonic::Status) -> Option<u8> {
 }
 
 /// What really happened, below the layers of a transport error.
-fn innermost(error: tonic::transport::Error) -> anyhow::Error {
-    let mut cause: &dyn std::error::Error = &error;
+fn unreachable(path: &Path, error: &tonic::transport::Error) -> Failure {
+    let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    anyhow!(cause.to_string())
+    let path = path.display();
+    let denied = cause
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+    let hint = match denied {
+        true => format!(
+            "{path} may be opened only by the user that federation runs as; ask as that user, or as root"
+        ),
+        false => format!(
+            "no federation answers at {path}; is it running, and is this its socket \
+             (--socket, --state-dir or LINKSPAN_SOCKET)?"
+        ),
+    };
+    Failure::Unreachable(anyhow!(cause.to_string()).context(hint))
 }
 
 /// Asks the one question of a verb on a small runtime of its own.
