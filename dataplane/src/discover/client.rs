@@ -106,8 +106,9 @@ struct Told {
 enum StreamError {
     #[error("discovery is not reachable")]
     Connect(#[from] IdentityError),
-    #[error("discovery failed ({}): {}", .0.code(), .0.message())]
-    Status(#[from] tonic::Status),
+    // Not a source: all that it says is said here.
+    #[error("discovery failed: {} ({:?})", .0.message(), .0.code())]
+    Status(Box<tonic::Status>),
     #[error("federation ended the stream")]
     Ended,
     #[error("federation does not take requests")]
@@ -116,6 +117,12 @@ enum StreamError {
     Incomplete,
     #[error("response {found} came where {expected} was due")]
     Gap { expected: u64, found: u64 },
+}
+
+impl From<tonic::Status> for StreamError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Status(Box::new(status))
+    }
 }
 
 impl DiscoveryTask {

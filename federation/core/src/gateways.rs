@@ -59,7 +59,10 @@ pub enum GatewayError {
         found: String,
     },
     /// It has a newer stream.
-    #[error("gateway replica {replica:?} has connected again; this stream is superseded")]
+    #[error(
+        "gateway replica {replica:?} has connected again; where that was another process, \
+         give each a `replica` of its own"
+    )]
     Superseded {
         /// Its name.
         replica: String,

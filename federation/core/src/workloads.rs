@@ -84,7 +84,10 @@ pub enum RegistrationError {
         holder: SpiffeId,
     },
     /// The workload has a newer stream.
-    #[error("workload uid {uid:?} has connected again; this stream is superseded")]
+    #[error(
+        "workload uid {uid:?} has connected again; where that was another process, \
+         give each a `uid` of its own"
+    )]
     Superseded {
         /// The UID.
         uid: String,
