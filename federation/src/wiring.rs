@@ -324,6 +324,7 @@ impl Site {
 
     fn discovery(&self, applied: AppliedWriter, dials: Arc<Dials>) -> discovery::Shared {
         discovery::Shared {
+            cluster: self.own.cluster.clone(),
             domain: self.own.trust_domain.clone(),
             issuer: Arc::clone(&self.issuer),
             inputs: self.inputs.clone(),

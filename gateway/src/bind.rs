@@ -281,7 +281,10 @@ impl Running {
         let mut tasks = Tasks::new(inner.clone());
         let control = self.metrics.control.clone();
         let (asked, joins) = mpsc::channel(JOINS);
-        let discovery = discovery.with_metrics(control.clone()).with_joins(asked);
+        let discovery = discovery
+            .of_cluster(&self.config.cluster)
+            .with_metrics(control.clone())
+            .with_joins(asked);
         tasks.background("discovery", discovery.run(inner.clone()));
         let fresh = (writer, material.clone(), client, snapshot.clone());
         let keep = identity::keep_fresh_counted(

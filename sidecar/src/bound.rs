@@ -288,6 +288,7 @@ impl Control {
         let driver = Driver::new(services, snapshots.clone(), config.cluster.clone());
         tokio::join!(
             discovery
+                .of_cluster(&config.cluster)
                 .with_metrics(metrics.control.clone())
                 .run(stop.clone()),
             keep_fresh_counted(

@@ -13,7 +13,7 @@ use linkspan_api::v1::{
     discover_request::Message as Request, discover_response::Message as Response,
     discovery_client::DiscoveryClient,
 };
-use linkspan_routing::ServiceKey;
+use linkspan_routing::{ClusterId, ServiceKey};
 use linkspan_runtime::{backoff::Backoff, process::chain, stop::Stop, telemetry::ControlMetrics};
 use linkspan_trust::MaterialReader;
 use tokio::{
@@ -65,6 +65,7 @@ pub fn client(
     let hello = DiscoverHello {
         instance: format!("{:032x}", rand::random::<u128>()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster: String::new(),
     };
     let metrics = ControlMetrics::detached();
     (
@@ -126,6 +127,13 @@ impl From<tonic::Status> for StreamError {
 }
 
 impl DiscoveryTask {
+    /// Tells federation which cluster our configuration names, so that a mistake is found at once.
+    #[must_use]
+    pub fn of_cluster(mut self, cluster: &ClusterId) -> Self {
+        self.hello.cluster = cluster.to_string();
+        self
+    }
+
     /// Counts into `metrics`.
     #[must_use]
     pub fn with_metrics(mut self, metrics: ControlMetrics) -> Self {

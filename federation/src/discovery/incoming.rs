@@ -141,6 +141,6 @@ pub(crate) fn subscription(said: v1::Subscription) -> Result<BTreeSet<ServiceKey
 }
 
 /// Enough of somebody's text to recognize it.
-fn clip(text: &str) -> String {
+pub(super) fn clip(text: &str) -> String {
     text.chars().take(80).collect()
 }

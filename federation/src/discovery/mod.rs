@@ -21,6 +21,7 @@ use std::{
 };
 
 use linkspan_api::v1;
+use linkspan_core::ClusterId;
 use linkspan_runtime::{stop::Stop, telemetry::FederationMetrics};
 use linkspan_trust::TrustDomain;
 use tokio::sync::{mpsc, watch};
@@ -46,6 +47,7 @@ const RESPONSES: usize = 16;
 /// What every session needs.
 #[derive(Clone)]
 pub(crate) struct Shared {
+    pub(crate) cluster: ClusterId,
     pub(crate) domain: TrustDomain,
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) inputs: mpsc::Sender<Input>,

@@ -76,7 +76,7 @@ impl Session {
     async fn serve(&self, requests: &mut Requests) -> Result<(), Status> {
         let silence = self.shared.silence;
         match next(requests, silence).await? {
-            Some(Message::Hello(_)) => {}
+            Some(Message::Hello(hello)) => self.is_ours(&hello)?,
             Some(_) => return Err(Status::failed_precondition("the hello comes first")),
             None => return Ok(()),
         }
@@ -104,6 +104,19 @@ impl Session {
             .send(Input::Disconnected(member, self.number))
             .await;
         served
+    }
+
+    /// A proxy that means another cluster would misjudge what is near and whom to trust.
+    fn is_ours(&self, hello: &v1::DiscoverHello) -> Result<(), Status> {
+        let own = &self.shared.cluster;
+        if hello.cluster.is_empty() || hello.cluster == own.as_str() {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "this is the federation of cluster `{own}`, but your configuration says `cluster: {}`; \
+             correct that, or `federation.address`",
+            incoming::clip(&hello.cluster)
+        )))
     }
 
     async fn workload(&self, said: v1::WorkloadRegistration) -> Result<Role, Status> {

@@ -140,6 +140,29 @@ async fn the_certificate_decides_what_a_proxy_may_be() {
 }
 
 #[tokio::test]
+async fn a_proxy_whose_configuration_names_another_cluster_is_told() {
+    let (_home, federation) = shop().await;
+    let material = federation.gateway().await;
+    let opened = Proxy::of_cluster("west", &federation, &material).await;
+    let status = match opened {
+        Ok(mut proxy) => proxy.refusal().await,
+        Err(status) => status,
+    };
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    let said = status.message();
+    assert!(
+        said.contains("cluster `east`") && said.contains("`cluster: west`"),
+        "{said}"
+    );
+    let mut proxy = Proxy::of_cluster("east", &federation, &material)
+        .await
+        .unwrap();
+    proxy.say(Said::Gateway(gateway("g"))).await;
+    proxy.until(|proxy| proxy.complete).await;
+    federation.stop().await;
+}
+
+#[tokio::test]
 async fn a_workload_cannot_take_anothers_uid() {
     let (_home, federation) = shop().await;
     let server = federation.member("shop", "checkout").await;

@@ -25,6 +25,15 @@ pub(super) struct Proxy {
 
 impl Proxy {
     pub(super) async fn open(federation: &Federation, material: &Material) -> Result<Self, Status> {
+        Self::of_cluster("", federation, material).await
+    }
+
+    /// As [`Proxy::open`], of a proxy whose configuration names that cluster.
+    pub(super) async fn of_cluster(
+        cluster: &str,
+        federation: &Federation,
+        material: &Material,
+    ) -> Result<Self, Status> {
         let channel = federation
             .channel(&material.1)
             .await
@@ -36,6 +45,7 @@ impl Proxy {
         let hello = v1::DiscoverHello {
             instance: "one".into(),
             version: "0".into(),
+            cluster: cluster.into(),
         };
         requests.send(request(Said::Hello(hello))).await.unwrap();
         let opened = DiscoveryClient::new(channel)

@@ -681,6 +681,9 @@ pub struct DiscoverHello {
     /// Semantic version of the proxy.
     #[prost(string, tag = "2")]
     pub version: ::prost::alloc::string::String,
+    /// The cluster that the proxy's configuration names; empty if it names none.
+    #[prost(string, tag = "3")]
+    pub cluster: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkloadRegistration {
