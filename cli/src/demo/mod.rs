@@ -160,6 +160,7 @@ fn report(
         p99_ms: millis(total.p99),
         steps,
         ports: world.clusters.iter().flat_map(Cluster::ports).collect(),
+        load_per_core: report::load_per_core(),
         error: early_end.map(|failure| failure.to_string()),
     }
 }

@@ -7,6 +7,10 @@ use serde::Serialize;
 /// The head of the table of steps.
 pub const HEADER: &str = "step                                east   west failed     slowest";
 
+/// Threads for each core above which a step may fail for want of time alone; a tour by itself
+/// comes to about one.
+const OVERLOADED: f64 = 3.0;
+
 /// The whole tour.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -28,6 +32,8 @@ pub struct Report {
     pub steps: Vec<StepReport>,
     /// All ports, by process and purpose.
     pub ports: BTreeMap<String, u16>,
+    /// How many threads wanted each core in the last minute, ours among them.
+    pub load_per_core: f64,
     /// Why the tour ended early, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -100,7 +106,7 @@ impl Report {
     /// The last lines of a tour.
     #[must_use]
     pub fn summary(&self) -> String {
-        format!(
+        let mut text = format!(
             "{}: {} requests, {} failed, p50 {:.1} ms, p99 {:.1} ms, in {:.0} s (seed {})",
             if self.ok {
                 "every step held"
@@ -113,8 +119,31 @@ impl Report {
             self.p99_ms,
             self.seconds,
             self.seed
-        )
+        );
+        if !self.ok && self.load_per_core > OVERLOADED {
+            text.push_str(&format!(
+                "\nthis machine has other work to do ({:.0} threads for each core): what did not \
+                 come in time may come when it has less; try again then",
+                self.load_per_core
+            ));
+        }
+        text
     }
+}
+
+/// The load of the last minute by core; 0 where the kernel does not tell.
+#[must_use]
+pub fn load_per_core() -> f64 {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load
+        .split_whitespace()
+        .next()
+        .and_then(|load| load.parse().ok())
+        .unwrap_or(0.0);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    #[expect(clippy::cast_precision_loss, reason = "no machine has so many cores")]
+    let per_core = load / cores as f64;
+    (per_core * 10.0).round() / 10.0
 }
 
 #[cfg(test)]
@@ -138,6 +167,22 @@ mod tests {
         for name in super::super::tour::STEPS {
             assert!(name.len() <= 33, "{name}");
         }
+    }
+
+    #[test]
+    fn a_failure_on_an_overloaded_machine_says_so() {
+        let report = |ok, load_per_core| Report {
+            ok,
+            load_per_core,
+            ..Report::default()
+        };
+        assert!(
+            report(false, 12.0)
+                .summary()
+                .contains("12 threads for each core")
+        );
+        assert!(!report(false, 1.0).summary().contains("threads"));
+        assert!(!report(true, 12.0).summary().contains("threads"));
     }
 
     #[test]

@@ -40,10 +40,10 @@ const BLACK_HOLE: Duration = Duration::from_secs(6);
 const AWAY: Duration = Duration::from_millis(2500);
 /// Shares are judged over this.
 const STEADY: Duration = Duration::from_secs(2);
-/// Limit of a wait for the mesh to notice and adapt.
-const ADAPT: Duration = Duration::from_secs(10);
-/// Limit of a wait for something to come back, with back-off.
-const RETURN: Duration = Duration::from_secs(20);
+/// Limit of a wait for the mesh to notice and adapt, on a machine that has other work, too.
+const ADAPT: Duration = Duration::from_secs(30);
+/// Limit of a wait for something to come back, with back-off, likewise.
+const RETURN: Duration = Duration::from_secs(60);
 /// Limit for requests in flight at the end of a step.
 const SETTLE: Duration = Duration::from_secs(12);
 /// What a gateway must send per second to count as one that traffic flows through: several
