@@ -7,7 +7,11 @@ mod attempts;
 mod http;
 mod tcp;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use linkspan_dataplane::{
     accept::Accept,
@@ -33,7 +37,10 @@ use crate::{
 };
 
 /// How long a call is held for a service of which nothing is known yet.
-const HOLD: Duration = Duration::from_secs(5);
+pub(crate) const HOLD: Duration = Duration::from_secs(5);
+/// After a call was held in vain no other one is held for so long: a connection that has waited
+/// for its service does not wait once more for its first request.
+const IN_VAIN: Duration = Duration::from_secs(1);
 /// Calls held at a time; each may hold up to 64 KiB of its body. More are refused at once.
 const MAX_HELD: usize = 1024;
 
@@ -49,6 +56,8 @@ struct Inner {
     port: u16,
     mesh: MeshCell,
     held: Semaphore,
+    /// When a call was held in vain last.
+    in_vain: Mutex<Option<Instant>>,
     idle: Duration,
     access_log: bool,
     stop: Stop,
@@ -102,6 +111,7 @@ impl Outbound {
                 port,
                 mesh,
                 held,
+                in_vain: Mutex::default(),
                 idle,
                 access_log,
                 stop,
@@ -154,7 +164,11 @@ impl Outbound {
             .held
             .try_acquire()
             .map_err(|_| Unavailable::TooMany(inner.service.clone()))?;
-        inner.wait(Instant::now() + HOLD).await
+        let waited = inner.wait(inner.patience()).await;
+        if waited.is_err() {
+            *inner.last_in_vain() = Some(Instant::now());
+        }
+        waited
     }
 
     fn access(&self, caller: SocketAddr) -> Access {
@@ -180,6 +194,19 @@ impl Inner {
             .zip(known)
             .map(|(destination, known)| self.resolved(mesh.own(), destination, known))
             .transpose()
+    }
+
+    /// Until when a call that comes now is held.
+    fn patience(&self) -> Instant {
+        let now = Instant::now();
+        match *self.last_in_vain() {
+            Some(last) if now.saturating_duration_since(last) < IN_VAIN => now,
+            _ => now + HOLD,
+        }
+    }
+
+    fn last_in_vain(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.in_vain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn wait(&self, deadline: Instant) -> Result<Resolved, Unavailable> {
