@@ -28,13 +28,7 @@ pub fn up(home: &Home, programs: &Programs) -> Result<()> {
         home.path().display()
     );
     home.create()?;
-    let cluster = Cluster {
-        name: NAME.to_owned(),
-        region: NAME.to_owned(),
-        zone: NAME.to_owned(),
-        address: home.loopback(),
-        port: PORT,
-    };
+    let cluster = cluster(home);
     // What a killed one left behind is not this one's past.
     let folder = home.cluster(NAME);
     if folder.exists() {
@@ -43,4 +37,14 @@ pub fn up(home: &Home, programs: &Programs) -> Result<()> {
     control_plane::prepare(home, &cluster)?;
     control_plane::launch(home, &cluster, programs, Kind::Api, None)?;
     control_plane::wait_ready(home, &cluster, programs)
+}
+
+pub(crate) fn cluster(home: &Home) -> Cluster {
+    Cluster {
+        name: NAME.to_owned(),
+        region: NAME.to_owned(),
+        zone: NAME.to_owned(),
+        address: home.loopback(),
+        port: PORT,
+    }
 }

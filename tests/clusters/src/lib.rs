@@ -7,6 +7,7 @@
 //! other process, every pod, every mount and every interface of that node.
 
 mod bare;
+mod bare_server;
 mod cluster;
 mod control_plane;
 mod down;
@@ -25,6 +26,7 @@ pub mod command;
 
 pub use self::{
     bare::{NAME as BARE, up as bare_up},
+    bare_server::BareServer,
     cluster::{Cluster, DNS_SERVICE, POD_CIDR, Place, SERVICE_CIDR},
     down::down,
     fleet::{Fleet, up},
