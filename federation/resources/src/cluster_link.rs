@@ -1,11 +1,14 @@
 //! `linkspan.io/v1alpha1 ClusterLink`: the relation to one peer.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Metadata;
 use crate::metadata::{ANNOTATIONS, CREATED, LABELS, STANDARD};
 use crate::rules;
-use crate::shape::{Findings, ObjectShape, Shape, describe, none_across, optional, required};
+use crate::shape::{
+    Findings, ObjectShape, Shape, at_most, describe, none_across, optional, required,
+};
 use crate::yaml::Node;
 
 /// The namespace of Linkspan's own parts.
@@ -22,18 +25,22 @@ pub struct ClusterLink {
 }
 
 /// `spec` of a [`ClusterLink`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClusterLinkSpec {
     /// The peer's trust domain; a link owns exactly one.
+    #[schemars(length(min = 1, max = 255), regex(pattern = rules::TRUST_DOMAIN))]
     pub trust_domain: String,
     /// Where the peer's gateways can be dialled; empty where only the peer can dial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = rules::MAX_ADDRESSES))]
     pub addresses: Vec<Address>,
     /// The peer's root certificates, PEM.
+    #[schemars(length(max = rules::MAX_PEM))]
     pub bundle: String,
     /// SPIFFE ID of the peer's gateways; absent is `…/ns/linkspan-system/sa/linkspan-gateway`.
     #[serde(default, rename = "gatewayID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048), regex(pattern = rules::SPIFFE_ID))]
     pub gateway_id: Option<String>,
     /// SPIFFE ID of the peer's federation; absent is `…/ns/linkspan-system/sa/linkspan-federation`.
     #[serde(
@@ -41,12 +48,14 @@ pub struct ClusterLinkSpec {
         rename = "federationID",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(length(max = 2048), regex(pattern = rules::SPIFFE_ID))]
     pub federation_id: Option<String>,
     /// Whether the peer may be dialled on loopback and link-local addresses.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_loopback: bool,
     /// What the peer may contribute; absent is everything outside reserved namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = rules::MAX_IMPORTS))]
     pub imports: Option<Vec<ImportPattern>>,
 }
 
@@ -63,23 +72,29 @@ impl ClusterLinkSpec {
 }
 
 /// An address of a peer's gateways.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Address {
     /// IP address or DNS name.
+    #[schemars(length(max = 253))]
     pub host: String,
     /// UDP port of the tunnel.
+    #[schemars(range(min = 1, max = 65_535))]
     pub port: u16,
 }
 
 /// Services by glob (`*` stands for any characters).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ImportPattern {
     /// Glob for the namespace. One that begins with `*` never means a reserved
     /// namespace (`kube-*`, `linkspan-system`): those must be spelled out.
+    #[schemars(regex(pattern = rules::GLOB))]
     pub namespace: String,
     /// Glob for the name.
+    #[schemars(regex(pattern = rules::GLOB))]
     pub name: String,
 }
 
@@ -160,7 +175,7 @@ const SPEC: ObjectShape = ObjectShape {
         optional("imports", Shape::List(&Shape::Object(&IMPORT))),
     ],
     ignored: &[],
-    across: ids_in_trust_domain,
+    across: across_spec,
 };
 
 const ADDRESS: ObjectShape = ObjectShape {
@@ -191,6 +206,12 @@ fn has_no_namespace(metadata: &Node, path: &str, findings: &mut Findings) {
             fix,
         );
     }
+}
+
+fn across_spec(spec: &Node, path: &str, findings: &mut Findings) {
+    ids_in_trust_domain(spec, path, findings);
+    at_most(spec, path, "addresses", rules::MAX_ADDRESSES, findings);
+    at_most(spec, path, "imports", rules::MAX_IMPORTS, findings);
 }
 
 /// A link owns one trust domain, so the pinned IDs must be of it.

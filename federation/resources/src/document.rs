@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
-use crate::shape::{Findings, ObjectShape, Shape, check, describe, quote};
+use crate::shape::{Finding, Findings, ObjectShape, Shape, check, describe, quote};
 use crate::yaml::{self, Node, SyntaxError, Value};
 use crate::{ClusterLink, FailoverPolicy, Metadata, ResourceProblem, Service, ServiceExport};
 use crate::{cluster_link, failover_policy, service, service_export};
@@ -107,30 +107,53 @@ pub fn parse_documents(file_name: &str, text: &str) -> Result<Vec<Object>, Vec<R
     }
 }
 
+/// Reads one object as an API server keeps it; `origin` is only used in messages.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn read_object(origin: &str, object: &Json) -> Result<Object, Vec<ResourceProblem>> {
+    let findings = match read_node(&Node::from(object)) {
+        Ok(object) => return Ok(object),
+        Err(findings) => findings,
+    };
+    let problem = |finding: Finding| ResourceProblem {
+        file: origin.to_owned(),
+        line: 0,
+        column: None,
+        field: finding.field,
+        found: finding.found,
+        fix: finding.fix,
+    };
+    Err(findings.into_sorted().into_iter().map(problem).collect())
+}
+
 fn parse_document(text: &str) -> Result<Object, Findings> {
-    let mut findings = Findings::default();
     let node = match yaml::parse(text) {
         Ok(node) => node,
         Err(error) => {
+            let mut findings = Findings::default();
             let (found, fix) = not_yaml(text, &error);
             findings.add_at(error.line, error.column, found, fix);
             return Err(findings);
         }
     };
-    match kind_of(&node, &mut findings) {
-        Some(Kind::Service) => typed(&node, &service::SHAPE, Object::Service, findings),
+    read_node(&node)
+}
+
+fn read_node(node: &Node) -> Result<Object, Findings> {
+    let mut findings = Findings::default();
+    match kind_of(node, &mut findings) {
+        Some(Kind::Service) => typed(node, &service::SHAPE, Object::Service, findings),
         Some(Kind::ServiceExport) => typed(
-            &node,
+            node,
             &service_export::SHAPE,
             Object::ServiceExport,
             findings,
         ),
-        Some(Kind::ClusterLink) => {
-            typed(&node, &cluster_link::SHAPE, Object::ClusterLink, findings)
-        }
+        Some(Kind::ClusterLink) => typed(node, &cluster_link::SHAPE, Object::ClusterLink, findings),
         Some(Kind::FailoverPolicy) => {
             let shape = &failover_policy::SHAPE;
-            typed(&node, shape, Object::FailoverPolicy, findings)
+            typed(node, shape, Object::FailoverPolicy, findings)
         }
         None => Err(findings),
     }

@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::metadata::NAMESPACED;
 use crate::rules;
-use crate::shape::{Findings, ObjectShape, Shape, describe, none_across, optional, required};
+use crate::shape::{
+    Findings, ObjectShape, Shape, at_most, describe, none_across, optional, required,
+};
 use crate::yaml::{Node, Value};
 use crate::{Metadata, Span};
 
@@ -29,27 +32,32 @@ pub struct FailoverPolicy {
 }
 
 /// `spec` of a [`FailoverPolicy`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FailoverPolicySpec {
     /// Services of the namespace; empty is all of them (in `linkspan-system`: of the cluster).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ENTRIES))]
     pub target_refs: Vec<TargetRef>,
     /// Tiers, first one first; an endpoint belongs to the first that it fits. Absent or empty:
     /// by nearness.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_TIERS))]
     pub order: Vec<Tier>,
     /// What becomes of endpoints that fit no tier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unlisted: Option<Unlisted>,
     /// Parts of a priority by locality; absent or empty: in proportion to endpoints.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ENTRIES))]
     pub locality_weights: Vec<LocalityWeight>,
     /// In percent; a tier takes everything while at least 1/factor of it is available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 100, max = 1_000))]
     pub overprovisioning_factor: Option<u32>,
     /// The most that may leave the caller's cluster, in percent of requests, retries included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
     pub max_remote_share: Option<u32>,
     /// How traffic comes home.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,6 +67,7 @@ pub struct FailoverPolicySpec {
     pub stale_peers: Option<StalePeers>,
     /// Clusters that get no requests while anything else is healthy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ENTRIES))]
     pub drain: Vec<String>,
 }
 
@@ -76,20 +85,22 @@ impl FailoverPolicySpec {
 }
 
 /// A service that a policy is for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
     /// API group of the kind; empty for `Service`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(extend("enum" = ["", "multicluster.x-k8s.io"]))]
     pub group: String,
     /// `Service` or `ServiceImport`; either way all requests to that name are meant.
     pub kind: TargetKind,
     /// Its name.
+    #[schemars(length(max = rules::MAX_LABEL), regex(pattern = rules::DNS_LABEL))]
     pub name: String,
 }
 
 /// Kind of a [`TargetRef`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum TargetKind {
     /// `v1 Service`.
     Service,
@@ -98,42 +109,50 @@ pub enum TargetKind {
 }
 
 /// One tier: endpoints that fit everything that is said; what is left out fits all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Tier {
-    /// Cluster ids, or [`OWN`].
+    /// Cluster ids, or `Own`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ENTRIES))]
     pub clusters: Vec<String>,
-    /// Regions, or [`OWN`].
+    /// Regions, or `Own`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ENTRIES))]
     pub regions: Vec<String>,
-    /// Zones, or [`OWN`].
+    /// Zones, or `Own`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ENTRIES))]
     pub zones: Vec<String>,
     /// Labels of the workload.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = rules::MAX_TEXTS))]
     pub labels: BTreeMap<String, String>,
 }
 
 /// A locality's part of its priority.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LocalityWeight {
-    /// Cluster ids, or [`OWN`].
+    /// Cluster ids, or `Own`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ENTRIES))]
     pub clusters: Vec<String>,
-    /// Regions, or [`OWN`].
+    /// Regions, or `Own`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ENTRIES))]
     pub regions: Vec<String>,
-    /// Zones, or [`OWN`].
+    /// Zones, or `Own`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ENTRIES))]
     pub zones: Vec<String>,
     /// Relative weight of each locality that fits.
+    #[schemars(range(min = 1, max = 1_000))]
     pub weight: u32,
 }
 
 /// `spec.failback` of a [`FailoverPolicy`]; what is left out is federation's default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Failback {
     /// How long a priority must have been better before traffic returns.
@@ -145,7 +164,7 @@ pub struct Failback {
 }
 
 /// `spec.unlisted` of a [`FailoverPolicy`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Unlisted {
     /// They come after all tiers, by nearness among themselves.
@@ -156,7 +175,7 @@ pub enum Unlisted {
 }
 
 /// `spec.stalePeers` of a [`FailoverPolicy`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum StalePeers {
     /// They are used as before.
@@ -244,6 +263,7 @@ const FAILBACK: ObjectShape = ObjectShape {
 
 /// What every sidecar looks through for each plan must stay small.
 fn lists_are_short(of: &Node, path: &str, findings: &mut Findings) {
+    at_most(of, path, "labels", rules::MAX_TEXTS, findings);
     let Value::Map(entries) = &of.value else {
         return;
     };

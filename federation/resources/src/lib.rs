@@ -11,6 +11,9 @@
 //! YAML library is visible outside the module `yaml`.
 
 mod cluster_link;
+mod cluster_property;
+mod condition;
+pub mod crd;
 mod document;
 mod failover_policy;
 mod metadata;
@@ -20,13 +23,16 @@ mod reference;
 mod rules;
 mod service;
 mod service_export;
+mod service_import;
 mod shape;
 mod span;
 mod timestamp;
 mod yaml;
 
 pub use cluster_link::{Address, ClusterLink, ClusterLinkSpec, ImportPattern, SYSTEM_NAMESPACE};
-pub use document::{Object, parse_documents};
+pub use cluster_property::{CLUSTER_PROPERTY, CLUSTERSET_PROPERTY, ClusterPropertySpec};
+pub use condition::StatusCondition;
+pub use document::{Object, parse_documents, read_object};
 pub use failover_policy::{
     Failback, FailoverPolicy, FailoverPolicySpec, LocalityWeight, MAX_TIERS, OWN, StalePeers,
     TargetKind, TargetRef, Tier, Unlisted,
@@ -36,5 +42,9 @@ pub use problem::ResourceProblem;
 pub use service::SessionAffinity;
 pub use service::{AppProtocol, Protocol, Service, ServicePort, ServiceSpec, ServiceType};
 pub use service_export::{ServiceExport, ServiceExportSpec};
+pub use service_import::{
+    ClientIpConfig, ConditionsStatus, ImportedCluster, ImportedPort, ServiceImportSpec,
+    ServiceImportStatus, ServiceImportType, SessionAffinityConfig,
+};
 pub use span::Span;
 pub use timestamp::Timestamp;

@@ -7,7 +7,7 @@ use std::fmt;
 pub struct ResourceProblem {
     /// The file's name as the caller gave it.
     pub file: String,
-    /// Line in the file, counted from 1.
+    /// Line in the file, counted from 1; 0 where it is not of a file.
     pub line: u64,
     /// Column, counted from 1, where the text is not even YAML.
     pub column: Option<u64>,
@@ -21,7 +21,10 @@ pub struct ResourceProblem {
 
 impl fmt::Display for ResourceProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.file, self.line)?;
+        match self.line {
+            0 => write!(f, "{}: ", self.file)?,
+            line => write!(f, "{}:{line}: ", self.file)?,
+        }
         if let Some(column) = self.column {
             write!(f, "column {column}: ")?;
         }

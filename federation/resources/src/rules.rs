@@ -7,7 +7,37 @@
 pub(crate) type TextRule = fn(&str) -> Result<(), String>;
 
 /// Longest DNS label, in bytes (RFC 1035).
-const MAX_LABEL: usize = 63;
+pub(crate) const MAX_LABEL: usize = 63;
+/// Longest cluster id, in bytes (KEP-2149).
+pub(crate) const MAX_CLUSTER_ID: usize = 127;
+/// Longest bundle, in bytes: hundreds of roots, and an object that an API server keeps.
+pub(crate) const MAX_PEM: usize = 65_536;
+/// Most labels or annotations that are exported with a service.
+pub(crate) const MAX_TEXTS: usize = 64;
+/// Most addresses of a link: more than are ever used, and a bound for what is read.
+pub(crate) const MAX_ADDRESSES: usize = 64;
+/// Most patterns of what a peer may contribute.
+pub(crate) const MAX_IMPORTS: usize = 256;
+
+// The same rules as patterns, for API servers: each is beside its function's name below, and a
+// test asks both.
+/// [`dns_label`], but for its length.
+pub(crate) const DNS_LABEL: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+/// [`dns_name`], but for its length.
+pub(crate) const DNS_NAME: &str =
+    r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$";
+/// [`trust_domain`], but for its length.
+pub(crate) const TRUST_DOMAIN: &str = "^[a-z0-9._-]+$";
+/// [`spiffe_id`], but for its length: no segment is empty, `.` or `..`.
+pub(crate) const SPIFFE_ID: &str = "^spiffe://[a-z0-9._-]{1,255}(/([A-Za-z0-9_-][A-Za-z0-9._-]*|[.][A-Za-z0-9_-][A-Za-z0-9._-]*|[.][.][A-Za-z0-9._-]+))+$";
+/// [`own_or_place`], but for its length in bytes.
+pub(crate) const PLACE: &str = r"^[^/\p{Cc}]+$";
+/// [`glob`].
+pub(crate) const GLOB: &str = "^[a-z0-9*-]{1,63}$";
+/// [`label_key`], but for the length of its prefix.
+pub(crate) const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+/// [`label_value`], but for its length.
+pub(crate) const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
 /// Longest DNS name, in bytes.
 const MAX_NAME: usize = 253;
 
@@ -29,7 +59,7 @@ pub(crate) fn dns_name(text: &str) -> Result<(), String> {
 
 /// A cluster id: fewer than 128 characters (KEP-2149).
 pub(crate) fn cluster_id(text: &str) -> Result<(), String> {
-    if text.len() < 128 && text.split('.').all(is_dns_label) {
+    if text.len() <= MAX_CLUSTER_ID && text.split('.').all(is_dns_label) {
         return Ok(());
     }
     Err("write the peer's cluster id: labels of a-z, 0-9 and `-` with dots between them, fewer than 128 characters".into())
@@ -99,8 +129,13 @@ pub(crate) fn spiffe_id(text: &str) -> Result<(), String> {
 
 /// A host to dial: an IP address or a DNS name.
 pub(crate) fn host(text: &str) -> Result<(), String> {
-    if text.parse::<std::net::IpAddr>().is_ok() {
-        return Ok(());
+    match text.parse::<std::net::IpAddr>() {
+        // Two ways of writing one address are one too many.
+        Ok(std::net::IpAddr::V6(v6)) if v6.to_ipv4_mapped().is_some() => {
+            return Err("write the IPv4 address itself, without `::ffff:`".into());
+        }
+        Ok(_) => return Ok(()),
+        Err(_) => {}
     }
     // A name of digits and dots alone is a mistyped IPv4 address, not a host.
     let numeric = text.chars().all(|c| c.is_ascii_digit() || c == '.');
@@ -118,6 +153,11 @@ pub(crate) fn pem(text: &str) -> Result<(), String> {
         return Err(
             "remove the private key: a bundle holds the peer's root certificates only".into(),
         );
+    }
+    if text.len() > MAX_PEM {
+        return Err(format!(
+            "keep it within {MAX_PEM} bytes: a bundle holds the peer's root certificates only"
+        ));
     }
     if begins > 0 && begins == ends {
         return Ok(());

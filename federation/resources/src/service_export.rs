@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Metadata;
 use crate::metadata::NAMESPACED;
 use crate::rules;
-use crate::shape::{ObjectShape, Shape, none_across, optional, required};
+use crate::shape::{Findings, ObjectShape, Shape, at_most, none_across, optional, required};
+use crate::yaml::Node;
 
 /// Exports the Service of the same name and namespace to every linked cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,14 +33,16 @@ impl ServiceExport {
 }
 
 /// `spec` of a [`ServiceExport`]; optional features of the MCS API, read and kept, not carried to peers yet.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceExportSpec {
     /// Labels for the import.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = rules::MAX_TEXTS))]
     pub exported_labels: BTreeMap<String, String>,
     /// Annotations for the import.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = rules::MAX_TEXTS))]
     pub exported_annotations: BTreeMap<String, String>,
 }
 
@@ -70,5 +74,11 @@ const SPEC: ObjectShape = ObjectShape {
         ),
     ],
     ignored: &[],
-    across: none_across,
+    across: few_texts,
 };
+
+fn few_texts(spec: &Node, path: &str, findings: &mut Findings) {
+    for field in ["exportedLabels", "exportedAnnotations"] {
+        at_most(spec, path, field, rules::MAX_TEXTS, findings);
+    }
+}

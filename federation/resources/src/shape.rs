@@ -60,6 +60,29 @@ pub(crate) const fn required(name: &'static str, shape: Shape) -> Field {
 /// No rules across fields.
 pub(crate) fn none_across(_: &Node, _: &str, _: &mut Findings) {}
 
+/// Records a list or mapping under `field` that holds too much.
+pub(crate) fn at_most(
+    parent: &Node,
+    path: &str,
+    field: &str,
+    most: usize,
+    findings: &mut Findings,
+) {
+    let Some(node) = parent.get(field) else {
+        return;
+    };
+    let count = match &node.value {
+        Value::List(items) => items.len(),
+        Value::Map(entries) => entries.len(),
+        _ => 0,
+    };
+    if count > most {
+        let found = format!("found {count} entries");
+        let fix = format!("write at most {most}");
+        findings.add(node.line, &join(path, field), found, fix);
+    }
+}
+
 /// What a walk has found wrong so far.
 #[derive(Default)]
 pub(crate) struct Findings(Vec<Finding>);

@@ -1,8 +1,10 @@
 //! Lengths of time as Gateway API writes them (GEP-2257).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The longest that can be written.
@@ -61,6 +63,20 @@ impl fmt::Display for Span {
             .iter()
             .filter(|(number, _)| *number > 0)
             .try_for_each(|(number, unit)| write!(f, "{number}{unit}"))
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Span".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$",
+            "maxLength": 28,
+        })
     }
 }
 

@@ -80,6 +80,31 @@ impl Node {
     }
 }
 
+impl From<&serde_json::Value> for Node {
+    /// Without positions.
+    fn from(json: &serde_json::Value) -> Self {
+        use serde_json::Value as Json;
+        let value = match json {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(*value),
+            Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(number), _) => Value::Integer(number.into()),
+                (None, Some(number)) => Value::Integer(number.into()),
+                (None, None) => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Json::String(text) => Value::Text(text.clone()),
+            Json::Array(items) => Value::List(items.iter().map(Self::from).collect()),
+            Json::Object(entries) => Value::Map(
+                entries
+                    .iter()
+                    .map(|(name, value)| (name.clone(), Self::from(value)))
+                    .collect(),
+            ),
+        };
+        Self { line: 0, value }
+    }
+}
+
 /// Why a document could not be read at all.
 #[derive(Debug)]
 pub(crate) struct SyntaxError {
