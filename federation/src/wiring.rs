@@ -20,7 +20,7 @@ use linkspan_api::v1::{
 use linkspan_core::{
     OwnCluster,
     announced::Announced,
-    backend::Sink,
+    backend::{Removals, Sink},
     join::LinkBook,
     peer::{Now, PeerSettings},
     workloads::{Owned, Registration},
@@ -473,7 +473,11 @@ async fn write_status(mut sink: impl Sink, mut worlds: watch::Receiver<Arc<World
     let mut failing = false;
     while worlds.changed().await.is_ok() {
         let world = Arc::clone(&worlds.borrow_and_update());
-        match sink.apply(&world.desired).await {
+        let removals = match world.settled {
+            true => Removals::Made,
+            false => Removals::Held,
+        };
+        match sink.apply(&world.desired, removals).await {
             Ok(_) => failing = false,
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {

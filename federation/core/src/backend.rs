@@ -1,9 +1,7 @@
 //! The border to where resources live: a Kubernetes API, or a directory of files.
 //!
 //! Snapshots cross it, not events: each backend hides its own protocol of lists and
-//! watches, and what is above it is level-triggered by construction. A trait for keeping
-//! the peers' last records over a restart does not exist yet; until it does, a restart
-//! relies on [`crate::hold::RemovalHold`] and on proxies keeping their last snapshot.
+//! watches, and what is above it is level-triggered by construction.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -61,11 +59,28 @@ pub trait Source: Send + 'static {
 
 /// Where imports and statuses are written.
 pub trait Sink: Send + 'static {
-    /// Makes the world match; applying the same again writes nothing.
+    /// Makes the world match; applying the same again writes nothing. With removals held,
+    /// imports that are not desired stay as they are.
     fn apply(
         &mut self,
         desired: &Desired,
+        removals: Removals,
     ) -> impl Future<Output = Result<Applied, SinkError>> + Send;
+
+    /// Waits until somebody else may have changed what was written, so that it should be
+    /// applied again. Cancel-safe. A backend that is ours alone waits for ever.
+    fn disturbed(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+}
+
+/// Whether what is not desired is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removals {
+    /// It goes.
+    Made,
+    /// It stays: what is not known yet after a restart is not gone; see [`crate::hold`].
+    Held,
 }
 
 /// What became of a declaration.
@@ -91,7 +106,7 @@ pub enum DeclareError {
         place: String,
     },
     /// The place cannot be written to.
-    #[error("nothing can be written to {place}; check free space and ownership")]
+    #[error("nothing can be written to {place}; check free space, ownership and rights")]
     Failed {
         /// Which place.
         place: String,
@@ -153,10 +168,75 @@ pub enum AttestError {
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// Who holds a token, as far as it tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attested {
+    /// The workload's namespace and service account.
+    pub workload: WorkloadId,
+    /// The UID of the one workload to which the token was given; `None` where it was given to
+    /// whoever runs under that service account.
+    pub uid: Option<String>,
+}
+
 /// Who holds a token.
 pub trait Attestor: Send + Sync + 'static {
     /// The workload that this token was given to.
-    fn attest(&self, token: &str) -> impl Future<Output = Result<WorkloadId, AttestError>> + Send;
+    fn attest(&self, token: &str) -> impl Future<Output = Result<Attested, AttestError>> + Send;
+}
+
+/// Why a journal could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The place cannot be used now.
+    #[error("{what} cannot be used; it will be tried again")]
+    Unavailable {
+        /// Which place.
+        what: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// More than a journal holds.
+    #[error(
+        "the journal of {peer} would have {bytes} bytes, more than the {MAX_JOURNAL} that are kept; \
+         after a restart its records are missing until it is heard"
+    )]
+    TooLarge {
+        /// Whose.
+        peer: ClusterId,
+        /// How many bytes.
+        bytes: usize,
+    },
+}
+
+/// Most bytes of one peer's journal: a full quota of records (16 MiB) even if it could not be
+/// compressed at all.
+pub const MAX_JOURNAL: usize = 24 * 1024 * 1024;
+
+/// One peer's journal as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalEntry {
+    /// Whose.
+    pub peer: ClusterId,
+    /// What was saved last, or why it cannot be had. Whether it is whole,
+    /// [`crate::journal::decode`] tells: a backend need not notice.
+    pub content: Result<Vec<u8>, String>,
+}
+
+/// Where the last records of each peer outlive a restart; see [`crate::journal`].
+pub trait Journal: Send + 'static {
+    /// All that was saved.
+    fn load(&mut self) -> impl Future<Output = Result<Vec<JournalEntry>, JournalError>> + Send;
+
+    /// Replaces a peer's journal as a whole: after a crash the old one or the new one is found.
+    fn save(
+        &mut self,
+        peer: &ClusterId,
+        content: &[u8],
+    ) -> impl Future<Output = Result<(), JournalError>> + Send;
+
+    /// Removes a peer's journal; one that does not exist is no error.
+    fn forget(&mut self, peer: &ClusterId)
+    -> impl Future<Output = Result<(), JournalError>> + Send;
 }
 
 /// Where links are declared by us: an invitation that was accepted, a link that is removed.

@@ -20,6 +20,7 @@ pub mod gateways;
 pub mod history;
 pub mod hold;
 pub mod join;
+pub mod journal;
 pub mod merge;
 pub mod model;
 pub mod peer;

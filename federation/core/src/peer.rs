@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::announced::{Announced, declaration};
 use crate::delta::{Known, RecordHash};
+use crate::journal::Kept;
 use crate::model::{Bundle, Link};
 use crate::record::{BUNDLE_KEY, PeerRecords, ReceivedRecord, RecordBody, Refusal};
 
@@ -85,6 +86,8 @@ pub struct Peer {
     refusals: Refusals,
     /// Why the last stream was closed, until one completes.
     trouble: Option<Hangup>,
+    /// Why nothing is known from before a restart, until a stream completes.
+    forgotten: Option<String>,
 }
 
 impl Peer {
@@ -101,6 +104,7 @@ impl Peer {
             completed: false,
             refusals: Refusals::default(),
             trouble: None,
+            forgotten: None,
         }
     }
 
@@ -118,6 +122,44 @@ impl Peer {
             cluster: self.link.cluster.clone(),
             on: declaration(&self.link),
             bundle: self.announced.clone()?,
+        })
+    }
+
+    /// The same, with what the peer told before a restart. Its age goes on from when it was last
+    /// confirmed; the tunnel counts as lost just now.
+    pub fn restored(link: Link, settings: Arc<PeerSettings>, kept: Kept, now: Now) -> Self {
+        let age = now.wall.duration_since(kept.confirmed).unwrap_or_default();
+        let heard = now.instant.checked_sub(age).unwrap_or(now.instant);
+        let state = match kept.records.is_empty() {
+            true => State::Pending,
+            false => State::Stale { heard },
+        };
+        let mut peer = Self {
+            state,
+            epoch: kept.epoch,
+            records: kept.records,
+            ..Self::new(link, settings, now)
+        };
+        peer.note_roots();
+        peer
+    }
+
+    /// A peer of which nothing is known from before a restart, for this reason.
+    pub fn forgotten(link: Link, settings: Arc<PeerSettings>, why: String, now: Now) -> Self {
+        Self {
+            forgotten: Some(why),
+            ..Self::new(link, settings, now)
+        }
+    }
+
+    /// What is to outlive a restart; `None` where there is nothing.
+    pub fn kept(&self, now: Now) -> Option<Kept> {
+        let age = now.instant.saturating_duration_since(self.confirmed()?);
+        (!self.records.is_empty()).then(|| Kept {
+            trust_domain: self.link.trust_domain.clone(),
+            epoch: self.epoch,
+            confirmed: now.wall.checked_sub(age).unwrap_or(now.wall),
+            records: Arc::clone(&self.records),
         })
     }
 
@@ -179,7 +221,13 @@ impl Peer {
             announced: self.announced.clone(),
             refused: self.refusals.count,
             refused_total: self.refusals.total,
-            problems: trouble.chain(problems).collect(),
+            problems: self
+                .forgotten
+                .iter()
+                .cloned()
+                .chain(trouble)
+                .chain(problems)
+                .collect(),
         }
     }
 
@@ -466,6 +514,7 @@ impl Peer {
                 self.note_roots();
                 self.completed = true;
                 self.trouble = None;
+                self.forgotten = None;
                 Ok(())
             }
             other => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::announced::Announced;
 use crate::gateways::Gateways;
+use crate::journal::{self, Kept};
 use crate::model::{ClusterId, Link};
 use crate::peer::{Decision, Event, Now, Peer, PeerSettings, PeerView};
 
@@ -24,7 +25,12 @@ pub struct Peers {
     peers: BTreeMap<ClusterId, Peer>,
     /// Roots announced before a restart, of peers whose links have not been declared since.
     restored: BTreeMap<ClusterId, Announced>,
+    /// What was kept over a restart, until its link is declared.
+    journals: Journals,
 }
+
+/// Peers' journals as they were found, or why they cannot be had.
+pub type Journals = BTreeMap<ClusterId, Result<Vec<u8>, String>>;
 
 impl Peers {
     /// No peers.
@@ -33,6 +39,7 @@ impl Peers {
             settings: Arc::new(settings),
             peers: BTreeMap::new(),
             restored: BTreeMap::new(),
+            journals: Journals::new(),
         }
     }
 
@@ -52,6 +59,19 @@ impl Peers {
             .chain(restored)
     }
 
+    /// Remembers peers' journals, for when their links are declared.
+    pub fn remember(&mut self, journals: Journals) {
+        self.journals.extend(journals);
+    }
+
+    /// What is to outlive a restart.
+    pub fn kept(&self, now: Now) -> BTreeMap<ClusterId, (Arc<Link>, Kept)> {
+        let of = self.peers.iter().filter_map(|(cluster, peer)| {
+            Some((cluster.clone(), (Arc::clone(peer.link()), peer.kept(now)?)))
+        });
+        of.collect()
+    }
+
     /// Makes the peers those of the declared links. A link that is gone yields a decision
     /// to hang up, after which the peer is unknown here.
     pub fn relink(&mut self, links: &BTreeMap<ClusterId, Link>, now: Now) -> Decisions {
@@ -67,7 +87,8 @@ impl Peers {
             let decision = match self.peers.get_mut(cluster) {
                 Some(peer) => peer.relink(link.clone(), now),
                 None => {
-                    let mut peer = Peer::new(link.clone(), Arc::clone(&self.settings), now);
+                    let journal = self.journals.remove(cluster);
+                    let mut peer = met(link, &self.settings, journal, now);
                     if let Some(announced) = self.restored.remove(cluster) {
                         peer.restore(announced);
                     }
@@ -127,6 +148,34 @@ impl Peers {
             push(&mut decisions, cluster, decision);
         }
         decisions
+    }
+}
+
+/// A peer whose link was just declared, or found declared at start.
+fn met(
+    link: &Link,
+    settings: &Arc<PeerSettings>,
+    journal: Option<Result<Vec<u8>, String>>,
+    now: Now,
+) -> Peer {
+    let (link, settings) = (link.clone(), Arc::clone(settings));
+    let read = match journal {
+        None => Ok(None),
+        Some(Err(why)) => Err(why),
+        Some(Ok(bytes)) => {
+            journal::decode(&bytes, &link, &settings.quotas).map_err(|error| error.to_string())
+        }
+    };
+    match read {
+        Ok(None) => Peer::new(link, settings, now),
+        Ok(Some(kept)) => Peer::restored(link, settings, kept, now),
+        Err(why) => {
+            let why = format!(
+                "what was kept of it over the restart cannot be used ({why}); \
+                 its services are unknown until it is heard"
+            );
+            Peer::forgotten(link, settings, why, now)
+        }
     }
 }
 

@@ -107,6 +107,7 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
         export_conditions: conditions::of_exports(known, &merged),
         import_conditions: conditions::of_imports(known, &merged),
         policy_conditions: conditions::of_policies(known, &services),
+        link_conditions: conditions::of_links(known.peers),
         imports: merged
             .into_iter()
             .map(|(key, merged)| (key, merged.import))

@@ -14,6 +14,8 @@ use crate::model::{
     SYSTEM_NAMESPACE, ServiceKey, ServicePort,
 };
 
+mod held;
+
 /// Key of the record of the sender's roots.
 pub const BUNDLE_KEY: &str = "bundle";
 /// Key of the record of the sender's gateway addresses.

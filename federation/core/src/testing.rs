@@ -20,7 +20,9 @@ mod contract;
 #[cfg(test)]
 mod tests;
 
-pub use contract::{SinkBench, SourceBench, sink_contract, source_contract};
+pub use contract::{
+    JournalBench, SinkBench, SourceBench, journal_contract, sink_contract, source_contract,
+};
 
 /// A clock that only moves when it is told to; both its faces start at a round time.
 #[derive(Clone, Copy, Debug)]

@@ -8,7 +8,7 @@ use std::{
 
 use linkspan_core::{
     Condition, ServiceKey,
-    backend::{Applied, Sink, SinkError},
+    backend::{Applied, Removals, Sink, SinkError},
     plan::Desired,
 };
 use serde_json::{Value, json};
@@ -38,8 +38,11 @@ impl DirectorySink {
 }
 
 impl Sink for DirectorySink {
-    async fn apply(&mut self, desired: &Desired) -> Result<Applied, SinkError> {
-        let wanted = statuses(desired);
+    async fn apply(&mut self, desired: &Desired, removals: Removals) -> Result<Applied, SinkError> {
+        let mut wanted = statuses(desired);
+        if removals == Removals::Held {
+            self.hold_imports(&mut wanted).await?;
+        }
         if self.on_disk.as_ref() == Some(&wanted) {
             return Ok(Applied::default());
         }
@@ -59,6 +62,23 @@ impl Sink for DirectorySink {
 }
 
 impl DirectorySink {
+    /// Statuses of imports that are not known now stay as they are.
+    async fn hold_imports(&mut self, wanted: &mut Files) -> Result<(), SinkError> {
+        if self.on_disk.is_none() {
+            let directory = self.directory.clone();
+            let read = tokio::task::spawn_blocking(move || read_all(&directory)).await;
+            let read = read.map_err(io::Error::other).and_then(|read| read);
+            self.on_disk = Some(read.map_err(|error| self.failed(error))?);
+        }
+        let imports = self.on_disk.iter().flatten();
+        for (name, content) in imports.filter(|(name, _)| name.starts_with("serviceimport.")) {
+            wanted
+                .entry(name.clone())
+                .or_insert_with(|| content.clone());
+        }
+        Ok(())
+    }
+
     fn failed(&self, source: io::Error) -> SinkError {
         SinkError {
             what: self.directory.display().to_string(),

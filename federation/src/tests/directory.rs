@@ -35,8 +35,9 @@ impl SourceBench for Files {
         .unwrap()
     }
 
-    async fn put(&mut self, name: &str, document: &str) {
+    async fn put(&mut self, name: &str, document: &str) -> Result<(), String> {
         fs::write(self.path(name), document).unwrap();
+        Ok(())
     }
 
     async fn remove(&mut self, name: &str) {
@@ -89,11 +90,20 @@ async fn the_directory_is_a_sink() {
 
 #[tokio::test]
 async fn statuses_of_a_former_life_are_cleared() {
-    use linkspan_core::backend::Sink as _;
+    use linkspan_core::backend::{Removals, Sink as _};
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("serviceexport.shop.gone.json"), "{}").unwrap();
+    let import = directory.path().join("serviceimport.shop.unknown.json");
+    fs::write(&import, "{}").unwrap();
     let mut sink = DirectorySink::new(directory.path().into());
-    sink.apply(&Default::default()).await.unwrap();
+    sink.apply(&Default::default(), Removals::Held)
+        .await
+        .unwrap();
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    assert!(import.exists(), "what is not known yet is not gone");
+    sink.apply(&Default::default(), Removals::Made)
+        .await
+        .unwrap();
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 

@@ -7,6 +7,8 @@ use super::Known;
 use crate::failover;
 use crate::merge::Merged;
 use crate::model::{ClusterId, Condition, ConditionStatus, Service, ServiceKey};
+use crate::peer::{PeerState, PeerView};
+use crate::peers::PeersView;
 
 /// Conditions of our ServiceExports.
 pub(super) fn of_exports(
@@ -92,4 +94,37 @@ fn of_import(known: &Known<'_>, key: &ServiceKey, merged: &Merged) -> Condition 
         return Condition::new("Ready", ConditionStatus::False, "OwnService", message);
     }
     Condition::new("Ready", ConditionStatus::True, "Ready", exporters)
+}
+
+/// Conditions of the links: texts that change with the state only, never with time.
+pub(super) fn of_links(peers: &PeersView) -> BTreeMap<ClusterId, Vec<Condition>> {
+    peers
+        .iter()
+        .map(|(cluster, peer)| (cluster.clone(), vec![of_link(peer)]))
+        .collect()
+}
+
+fn of_link(peer: &PeerView) -> Condition {
+    use ConditionStatus::{False, True};
+    let (status, reason, message) = match (peer.state, peer.usable) {
+        (PeerState::Live, true) => (True, "Connected", "services are exchanged"),
+        (PeerState::Stale, true) => (
+            False,
+            "Silent",
+            "a tunnel is up, but the peer's federation is silent; what it told last stays in force",
+        ),
+        (PeerState::Live | PeerState::Stale, false) => (
+            False,
+            "NoTunnel",
+            "no gateway reaches the peer; its endpoints are not used until one does",
+        ),
+        (PeerState::Pending, _) => (False, "NoTunnel", "no gateway has reached the peer yet"),
+        (PeerState::Connecting | PeerState::Syncing, _) => (
+            False,
+            "Connecting",
+            "a tunnel is up; the peer's services are being read",
+        ),
+        (PeerState::Removed, _) => (False, "Removed", "the link is being removed"),
+    };
+    Condition::new("Ready", status, reason, message)
 }

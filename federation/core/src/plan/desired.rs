@@ -29,6 +29,8 @@ pub struct Desired {
     pub import_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
     /// Conditions of our FailoverPolicies.
     pub policy_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
+    /// Conditions of the links.
+    pub link_conditions: BTreeMap<ClusterId, Vec<Condition>>,
     /// What is wrong with what is declared.
     pub problems: Vec<String>,
 }

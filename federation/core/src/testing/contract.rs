@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
-use super::service;
-use crate::backend::{Sink, Source};
+use super::{link, service};
+use crate::backend::{Journal, Removals, Sink, Source};
 use crate::declared::Declared;
-use crate::model::{Condition, ConditionStatus, ServiceKey};
+use crate::model::{ClusterId, Condition, ConditionStatus, ServiceKey};
 use crate::plan::Desired;
 
 /// Snapshots that a source may take to show a change: backends may show intermediate
@@ -22,8 +22,9 @@ pub trait SourceBench {
 
     /// Starts a source on what is declared now.
     fn source(&mut self) -> impl Future<Output = Self::Source>;
-    /// Declares a document under a name of the test's own, replacing what was there.
-    fn put(&mut self, name: &str, document: &str) -> impl Future<Output = ()>;
+    /// Declares a document under a name of the test's own, replacing what was there. A backend
+    /// that looks at documents as they are declared may refuse one, and says why.
+    fn put(&mut self, name: &str, document: &str) -> impl Future<Output = Result<(), String>>;
     /// Removes what is declared under that name.
     fn remove(&mut self, name: &str) -> impl Future<Output = ()>;
 }
@@ -58,22 +59,29 @@ fn export_document(name: &str) -> String {
 /// # Panics
 /// When the source breaks it.
 pub async fn source_contract(bench: &mut impl SourceBench) {
-    bench
-        .put("checkout", &service_document("checkout", "80"))
-        .await;
-    bench.put("export", &export_document("checkout")).await;
-    bench.put("cart", &service_document("cart", "81")).await;
+    let documents = [
+        ("checkout", service_document("checkout", "80")),
+        ("export", export_document("checkout")),
+        ("cart", service_document("cart", "81")),
+    ];
+    for (name, document) in documents {
+        good(bench, name, &document).await;
+    }
     let mut source = bench.source().await;
     the_first_snapshot_is_complete(&mut source).await;
     what_is_added_is_seen(bench, &mut source).await;
     a_bad_object_leaves_the_last_good_one(bench, &mut source).await;
     what_is_mended_is_seen(bench, &mut source).await;
     what_is_removed_is_gone(bench, &mut source).await;
+    what_cannot_be_read_is_a_problem_until_it_is_mended(bench, &mut source).await;
 }
 
 async fn the_first_snapshot_is_complete(source: &mut impl Source) {
     let first = source.next().await.expect("the first snapshot");
-    let services: Vec<_> = first.services.keys().map(ToString::to_string).collect();
+    // A cluster has Services of its own, too.
+    let ours = |key: &&ServiceKey| key.namespace.as_str() == "shop";
+    let services = first.services.keys().filter(ours).map(ToString::to_string);
+    let services: Vec<_> = services.collect();
     assert_eq!(
         services,
         ["shop/cart", "shop/checkout"],
@@ -84,7 +92,7 @@ async fn the_first_snapshot_is_complete(source: &mut impl Source) {
 }
 
 async fn what_is_added_is_seen(bench: &mut impl SourceBench, source: &mut impl Source) {
-    bench.put("mail", &service_document("mail", "82")).await;
+    good(bench, "mail", &service_document("mail", "82")).await;
     until(source, "an added Service", |declared| {
         declared.services.contains_key(&service("shop/mail"))
     })
@@ -95,15 +103,37 @@ async fn a_bad_object_leaves_the_last_good_one(
     bench: &mut impl SourceBench,
     source: &mut impl Source,
 ) {
-    bench
-        .put("checkout", &service_document("checkout", "eighty"))
-        .await;
-    let declared = until(source, "a problem", |declared| {
-        !declared.problems.is_empty()
-    })
-    .await;
+    let bad = service_document("checkout", "70000");
+    let problem = match bench.put("checkout", &bad).await {
+        // Refused where it was declared, it is nothing that a snapshot could show; the next
+        // change shows that nothing else has happened.
+        Err(refused) => {
+            good(bench, "extra", &service_document("extra", "83")).await;
+            let declared = until(source, "another Service", |declared| {
+                declared.services.contains_key(&service("shop/extra"))
+            })
+            .await;
+            nothing_else_changed(&declared);
+            refused
+        }
+        Ok(()) => {
+            let declared = until(source, "a problem", |declared| {
+                !declared.problems.is_empty()
+            })
+            .await;
+            nothing_else_changed(&declared);
+            declared.problems.join("\n")
+        }
+    };
+    assert!(
+        problem.contains("spec.ports[0].port") && problem.contains("65535"),
+        "{problem}"
+    );
+}
+
+fn nothing_else_changed(declared: &Declared) {
     assert_eq!(
-        port_of(&declared, "shop/checkout"),
+        port_of(declared, "shop/checkout"),
         Some(80),
         "the last good object stays in force"
     );
@@ -111,17 +141,55 @@ async fn a_bad_object_leaves_the_last_good_one(
         declared.services.contains_key(&service("shop/cart")),
         "others are not touched"
     );
+}
+
+/// What only the reader can tell to be wrong: the text has the form of a certificate.
+async fn what_cannot_be_read_is_a_problem_until_it_is_mended(
+    bench: &mut impl SourceBench,
+    source: &mut impl Source,
+) {
+    let unreadable = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    good(bench, "west", &link_document(unreadable)).await;
+    let declared = until(source, "a problem", |declared| {
+        !declared.problems.is_empty()
+    })
+    .await;
     let problem = declared.problems.join("\n");
     assert!(
-        problem.contains("spec.ports[0].port") && problem.contains("65535"),
+        problem.contains("west") && problem.contains("spec.bundle"),
         "{problem}"
     );
+    assert!(declared.links.is_empty());
+    let west = link("west");
+    good(bench, "west", &link_document(&west.bundle.to_pem())).await;
+    let declared = until(source, "the link", |declared| !declared.links.is_empty()).await;
+    assert_eq!(declared.problems, Vec::<String>::new());
+    let read = declared.links.values().next().expect("the link");
+    assert_eq!(read.trust_domain, west.trust_domain);
+    assert_eq!(read.bundle.roots, west.bundle.roots);
+    bench.remove("west").await;
+    until(source, "the link's end", |declared| {
+        declared.links.is_empty()
+    })
+    .await;
+}
+
+fn link_document(bundle: &str) -> String {
+    let bundle: String = bundle.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "apiVersion: linkspan.io/v1alpha1\nkind: ClusterLink\nmetadata: {{name: west}}\n\
+         spec:\n  trustDomain: west.test\n  bundle: |\n{bundle}"
+    )
+}
+
+async fn good(bench: &mut impl SourceBench, name: &str, document: &str) {
+    if let Err(refused) = bench.put(name, document).await {
+        panic!("{name} is good, but: {refused}");
+    }
 }
 
 async fn what_is_mended_is_seen(bench: &mut impl SourceBench, source: &mut impl Source) {
-    bench
-        .put("checkout", &service_document("checkout", "8080"))
-        .await;
+    good(bench, "checkout", &service_document("checkout", "8080")).await;
     until(source, "the mended object", |declared| {
         port_of(declared, "shop/checkout") == Some(8080) && declared.problems.is_empty()
     })
@@ -176,16 +244,19 @@ pub async fn sink_contract(bench: &mut impl SinkBench) {
             export_conditions: BTreeMap::from([(key.clone(), conditions.clone())]),
             ..Desired::default()
         };
-        let first = sink.apply(&desired).await.expect("applies");
+        let first = sink.apply(&desired, Removals::Made).await.expect("applies");
         assert!(first.written > 0, "a new status must be written");
         assert_eq!(bench.export_conditions(&key).await, conditions);
-        let again = sink.apply(&desired).await.expect("applies again");
+        let again = sink
+            .apply(&desired, Removals::Made)
+            .await
+            .expect("applies again");
         assert_eq!(
             again.written, 0,
             "applying the same again must write nothing"
         );
     }
-    sink.apply(&Desired::default())
+    sink.apply(&Desired::default(), Removals::Made)
         .await
         .expect("applies nothing");
     assert_eq!(
@@ -193,4 +264,81 @@ pub async fn sink_contract(bench: &mut impl SinkBench) {
         vec![],
         "a status without its reason must go"
     );
+}
+
+/// A place of journals that a test can damage.
+pub trait JournalBench {
+    /// The journal under test.
+    type Journal: Journal;
+
+    /// The journal, as it would be opened after a restart.
+    fn journal(&mut self) -> impl Future<Output = Self::Journal>;
+    /// Takes away a piece of what is kept of a peer, as a failing disk would.
+    fn damage(&mut self, peer: &str) -> impl Future<Output = ()>;
+}
+
+/// Runs the contract of [`Journal`] on an empty bench.
+///
+/// # Panics
+/// When the journal breaks it.
+pub async fn journal_contract(bench: &mut impl JournalBench) {
+    let (west, north) = (id("west"), id("north.example"));
+    let mut journal = bench.journal().await;
+    assert_eq!(journal.load().await.expect("loads"), [], "nothing is kept");
+    journal
+        .forget(&west)
+        .await
+        .expect("there is nothing to forget");
+    // Not compressible, larger than one object of an API server may be, then smaller.
+    let (large, small) = (noise(3_000_000), noise(10));
+    for content in [&small, &large, &small, &large] {
+        journal.save(&west, content).await.expect("saves");
+        journal.save(&north, &small).await.expect("saves another");
+        let mut reopened = bench.journal().await;
+        assert_eq!(entry(&mut reopened, &west).await, Some(Ok(content.clone())));
+        assert_eq!(entry(&mut reopened, &north).await, Some(Ok(small.clone())));
+    }
+    bench.damage("west").await;
+    let mut reopened = bench.journal().await;
+    assert_ne!(entry(&mut reopened, &west).await, Some(Ok(large.clone())));
+    assert_eq!(
+        entry(&mut reopened, &north).await,
+        Some(Ok(small.clone())),
+        "damage to one peer's journal is that one's alone"
+    );
+    journal.save(&west, &large).await.expect("mends");
+    assert_eq!(entry(&mut journal, &west).await, Some(Ok(large)));
+    journal.forget(&west).await.expect("forgets");
+    let mut reopened = bench.journal().await;
+    assert_eq!(entry(&mut reopened, &west).await, None);
+    assert_eq!(entry(&mut reopened, &north).await, Some(Ok(small)));
+    let too_large = vec![0; crate::backend::MAX_JOURNAL + 1];
+    journal
+        .save(&north, &too_large)
+        .await
+        .expect_err("it is bounded");
+}
+
+async fn entry(journal: &mut impl Journal, peer: &ClusterId) -> Option<Result<Vec<u8>, String>> {
+    let entries = journal.load().await.expect("loads");
+    let mut of = entries.into_iter().filter(|entry| entry.peer == *peer);
+    let entry = of.next();
+    assert!(of.next().is_none(), "{peer} is there twice");
+    entry.map(|entry| entry.content)
+}
+
+fn id(text: &str) -> ClusterId {
+    text.parse().expect("samples are valid")
+}
+
+/// Bytes without a pattern, the same each time.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    };
+    (0..length).map(|_| next()).collect()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use crate::backend::{Applied, Sink, SinkError, Source, SourceError};
+use crate::backend::{Applied, Removals, Sink, SinkError, Source, SourceError};
 use crate::declared::{Declared, Sourced, assemble};
 use crate::plan::Desired;
 use crate::testing::{SinkBench, SourceBench, own, sink_contract, source_contract};
@@ -61,12 +61,13 @@ impl SourceBench for Memory {
         MemorySource { documents }
     }
 
-    async fn put(&mut self, name: &str, document: &str) {
+    async fn put(&mut self, name: &str, document: &str) -> Result<(), String> {
         self.documents.send_modify(|documents| {
             let last_good = documents.remove(name).and_then(|(_, good)| good);
             let good = parse_documents(name, document).ok().or(last_good);
             documents.insert(name.to_owned(), (document.to_owned(), good));
         });
+        Ok(())
     }
 
     async fn remove(&mut self, name: &str) {
@@ -81,7 +82,7 @@ type Statuses = Arc<Mutex<BTreeMap<ServiceKey, Vec<Condition>>>>;
 struct MemorySink(Statuses);
 
 impl Sink for MemorySink {
-    async fn apply(&mut self, desired: &Desired) -> Result<Applied, SinkError> {
+    async fn apply(&mut self, desired: &Desired, _: Removals) -> Result<Applied, SinkError> {
         let mut statuses = self.0.lock().expect("no test panics while writing");
         let written = usize::from(*statuses != desired.export_conditions);
         statuses.clone_from(&desired.export_conditions);
