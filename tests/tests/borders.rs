@@ -29,8 +29,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "linkspan-api",
             "linkspan-resources",
             "linkspan-core",
+            "linkspan-kube",
         ],
     ),
+    ("linkspan-kube", &["linkspan-core", "linkspan-resources"]),
     ("linkspan", &["*"]),
     ("linkspan-tests", &["*"]),
     ("linkspan-bench", &["*"]),
@@ -59,7 +61,8 @@ const RESERVED: &[(&str, &[&str])] = &[
         "rcgen",
         &["linkspan-trust", "linkspan-tests", "linkspan-clusters"],
     ),
-    ("kube", &[]),
+    ("kube", &["linkspan-kube"]),
+    ("k8s-openapi", &["linkspan-kube"]),
 ];
 
 /// Never anywhere in the tree: a second TLS provider, or what is unmaintained.

@@ -1,0 +1,162 @@
+//! Who holds a projected service account token: TokenReview, and the Pod it is bound to.
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use kube::api::{Api, PostParams};
+use linkspan_core::backend::{AttestError, Attested, Attestor};
+use linkspan_core::{ClusterId, WorkloadId};
+
+/// Longest token that is shown to the API server: those of service accounts have about a
+/// kilobyte.
+const MAX_TOKEN: usize = 16 * 1024;
+
+/// The API server as an [`Attestor`].
+#[derive(Clone)]
+pub struct KubernetesAttestor {
+    client: Client,
+    audience: String,
+}
+
+impl KubernetesAttestor {
+    /// Tokens must have been made for `linkspan:<cluster-id>`, so that none that is meant for the
+    /// API server itself, or for another cluster, ever counts here.
+    #[must_use]
+    pub fn new(client: Client, cluster: &ClusterId) -> Self {
+        Self {
+            client,
+            audience: format!("linkspan:{cluster}"),
+        }
+    }
+
+    async fn review(&self, token: &str) -> Result<Bound, AttestError> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: Some(token.to_owned()),
+                audiences: Some(vec![self.audience.clone()]),
+            },
+            ..TokenReview::default()
+        };
+        let reviews = Api::<TokenReview>::all(self.client.clone());
+        let reviewed = reviews.create(&PostParams::default(), &review).await;
+        let status = reviewed
+            .map_err(unavailable)?
+            .status
+            .ok_or(AttestError::Refused)?;
+        // A server that does not know of audiences would not repeat ours.
+        let ours = status
+            .audiences
+            .iter()
+            .flatten()
+            .any(|audience| *audience == self.audience);
+        if status.authenticated != Some(true) || !ours {
+            return Err(AttestError::Refused);
+        }
+        Bound::of(status.user.unwrap_or_default()).ok_or(AttestError::Refused)
+    }
+
+    /// The Pod must be there, be this one, and run under that service account.
+    async fn confirm(&self, bound: &Bound) -> Result<(), AttestError> {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), bound.workload.namespace());
+        let pod = pods.get_opt(&bound.pod).await.map_err(unavailable)?;
+        let pod = pod.ok_or(AttestError::Refused)?;
+        let account = pod.spec.and_then(|spec| spec.service_account_name);
+        let same = pod.metadata.uid.as_deref() == Some(bound.uid.as_str())
+            && account.as_deref() == Some(bound.workload.service_account());
+        same.then_some(()).ok_or(AttestError::Refused)
+    }
+}
+
+impl Attestor for KubernetesAttestor {
+    async fn attest(&self, token: &str) -> Result<Attested, AttestError> {
+        if token.is_empty() || token.len() > MAX_TOKEN {
+            return Err(AttestError::Refused);
+        }
+        let bound = self.review(token).await?;
+        self.confirm(&bound).await?;
+        Ok(Attested {
+            workload: bound.workload,
+            uid: Some(bound.uid),
+        })
+    }
+}
+
+/// What a token is bound to.
+#[derive(Debug, PartialEq, Eq)]
+struct Bound {
+    workload: WorkloadId,
+    pod: String,
+    uid: String,
+}
+
+impl Bound {
+    /// `None` for users that are no service accounts, and for tokens that are bound to no Pod.
+    fn of(user: UserInfo) -> Option<Self> {
+        let name = user.username?;
+        let account = name.strip_prefix("system:serviceaccount:")?;
+        let (namespace, account) = account.split_once(':')?;
+        let extra = user.extra?;
+        let one = |key: &str| match extra.get(key)?.as_slice() {
+            [one] if !one.is_empty() => Some(one.clone()),
+            _ => None,
+        };
+        Some(Self {
+            workload: WorkloadId::new(namespace, account).ok()?,
+            pod: one("authentication.kubernetes.io/pod-name")?,
+            uid: one("authentication.kubernetes.io/pod-uid")?,
+        })
+    }
+}
+
+fn unavailable(error: kube::Error) -> AttestError {
+    AttestError::Unavailable(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn user(name: &str, extra: serde_json::Value) -> UserInfo {
+        serde_json::from_value(json!({"username": name, "extra": extra})).expect("a user")
+    }
+
+    fn pod() -> serde_json::Value {
+        json!({
+            "authentication.kubernetes.io/pod-name": ["web-1"],
+            "authentication.kubernetes.io/pod-uid": ["u-1"],
+        })
+    }
+
+    #[test]
+    fn a_bound_token_names_account_and_pod() {
+        let bound = Bound::of(user("system:serviceaccount:shop:web", pod())).expect("bound");
+        let workload = WorkloadId::new("shop", "web").expect("names");
+        assert_eq!(
+            bound,
+            Bound {
+                workload,
+                pod: "web-1".into(),
+                uid: "u-1".into()
+            }
+        );
+    }
+
+    #[test]
+    fn everybody_else_is_refused() {
+        for other in [
+            user("admin", pod()),
+            user("system:node:east", pod()),
+            user("system:serviceaccount:shop", pod()),
+            user("system:serviceaccount:shop:web:more", pod()),
+            user("system:serviceaccount:shop:web", json!({})),
+            user(
+                "system:serviceaccount:shop:web",
+                json!({"authentication.kubernetes.io/pod-name": ["a", "b"], "authentication.kubernetes.io/pod-uid": ["u"]}),
+            ),
+        ] {
+            assert_eq!(Bound::of(other), None);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Single objects that an operator has federation declare. None is written over what somebody
+//! else has written, before or meanwhile.
+
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, PostParams, Preconditions};
+use kube::{Client, ResourceExt as _};
+use linkspan_core::ServiceKey;
+use linkspan_core::backend::{Declarations, DeclareError, Written};
+use linkspan_resources::Object;
+use serde_json::{Value, json};
+
+use crate::kinds::{self, FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL, is_ours};
+
+/// Tries of one write while others write the same object.
+const TRIES: u32 = 4;
+/// Where declarations belong, for people.
+const PLACE: &str = "the Kubernetes API";
+
+/// The API server as the place of an operator's declarations.
+#[derive(Clone)]
+pub struct KubernetesDeclarations {
+    client: Client,
+}
+
+impl KubernetesDeclarations {
+    /// Writes with this client.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    fn api(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, resource)
+    }
+}
+
+impl Declarations for KubernetesDeclarations {
+    /// An export that is there already is left as it is, whoever wrote it: it says the same.
+    async fn declare(&self, object: Object) -> Result<Written, DeclareError> {
+        let kind = object.kind();
+        let resource = resource_of(kind)?;
+        let metadata = object.metadata();
+        let (namespace, name) = (metadata.namespace(), metadata.name.as_str());
+        let (spec, exclusive) = match &object {
+            Object::FailoverPolicy(policy) => (json!(policy.spec), true),
+            _ => (Value::Null, false),
+        };
+        let wanted = document(&resource, namespace, name, spec).map_err(failed)?;
+        let check = |found: &DynamicObject| match is_ours(found.metadata.labels.as_ref()) {
+            _ if !exclusive => Ok(false),
+            true => Ok(true),
+            false => Err(elsewhere(kind, found)),
+        };
+        let changed = put(&self.api(&resource, namespace), &wanted, check).await?;
+        Ok(Written {
+            changed,
+            place: place(kind, namespace, name),
+        })
+    }
+
+    /// An export goes whoever wrote it; a policy only if it was declared here.
+    async fn withdraw(
+        &self,
+        kind: &'static str,
+        key: &ServiceKey,
+    ) -> Result<Written, DeclareError> {
+        let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
+        let resource = resource_of(kind)?;
+        let api = self.api(&resource, namespace);
+        let written = |changed| Written {
+            changed,
+            place: place(kind, namespace, name),
+        };
+        let Some(found) = api.get_opt(name).await.map_err(failed)? else {
+            return Ok(written(false));
+        };
+        if resource == kinds::failover_policy() && !is_ours(found.metadata.labels.as_ref()) {
+            return Err(elsewhere(kind, &found));
+        }
+        // What has changed since is something else.
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: found.uid(),
+            resource_version: found.resource_version(),
+        });
+        match api.delete(name, &params).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(written(false)),
+            other => other.map(|_| written(true)).map_err(failed),
+        }
+    }
+}
+
+/// Makes an object, or gives the one that is there its spec. `check` says whether that may be
+/// done to the one that is there; false where it is to be left as it is. True if something was
+/// written.
+pub(crate) async fn put<E: From<Unwritten>>(
+    api: &Api<DynamicObject>,
+    wanted: &DynamicObject,
+    check: impl Fn(&DynamicObject) -> Result<bool, E>,
+) -> Result<bool, E> {
+    let name = wanted.name_any();
+    let params = PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    let mut left = TRIES;
+    loop {
+        left -= 1;
+        let written = match api.get_opt(&name).await.map_err(Unwritten)? {
+            None => api.create(&params, wanted).await,
+            Some(mut found) => {
+                let spec = &wanted.data["spec"];
+                if !check(&found)? || found.data["spec"] == *spec {
+                    return Ok(false);
+                }
+                found.data["spec"].clone_from(spec);
+                // With the version that was read: a change of somebody else's is never lost.
+                api.replace(&name, &params, &found).await
+            }
+        };
+        match written {
+            // Made, changed or removed in between.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) && left > 0 => {}
+            other => return other.map(|_| true).map_err(|error| Unwritten(error).into()),
+        }
+    }
+}
+
+/// What the API server said instead of writing.
+pub(crate) struct Unwritten(pub(crate) kube::Error);
+
+impl From<Unwritten> for DeclareError {
+    fn from(Unwritten(error): Unwritten) -> Self {
+        failed(error)
+    }
+}
+
+/// An object without a status, marked as ours where it has a namespace.
+pub(crate) fn document(
+    resource: &ApiResource,
+    namespace: &str,
+    name: &str,
+    spec: Value,
+) -> Result<DynamicObject, kube::Error> {
+    let mut document = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": { "name": name },
+    });
+    if !namespace.is_empty() {
+        document["metadata"]["namespace"] = namespace.into();
+        document["metadata"]["labels"] = json!({ MANAGED_BY_LABEL: MANAGED_BY });
+    }
+    if !spec.is_null() {
+        document["spec"] = spec;
+    }
+    serde_json::from_value(document).map_err(kube::Error::SerdeError)
+}
+
+fn resource_of(kind: &'static str) -> Result<ApiResource, DeclareError> {
+    match kind {
+        "ServiceExport" => Ok(kinds::service_export()),
+        "FailoverPolicy" => Ok(kinds::failover_policy()),
+        other => Err(DeclareError::failed(
+            PLACE,
+            format!("a {other} is not declared through federation; apply it with kubectl"),
+        )),
+    }
+}
+
+fn elsewhere(kind: &'static str, found: &DynamicObject) -> DeclareError {
+    let by: Vec<_> = found
+        .metadata
+        .managed_fields
+        .iter()
+        .flatten()
+        .filter(|entry| entry.subresource.is_none())
+        .filter_map(|entry| entry.manager.as_deref())
+        .collect();
+    let namespace = found.namespace().unwrap_or_default();
+    let place = format!("{PLACE} by `{}`", by.join("`, `"));
+    DeclareError::elsewhere(kind, &namespace, &found.name_any(), place)
+}
+
+fn place(kind: &str, namespace: &str, name: &str) -> String {
+    format!("{PLACE}: {kind} {namespace}/{name}")
+}
+
+fn failed(error: kube::Error) -> DeclareError {
+    DeclareError::failed(PLACE, error)
+}

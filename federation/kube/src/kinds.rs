@@ -1,0 +1,67 @@
+//! The kinds that are read and written without a Rust type of the client library, and the names
+//! under which we write.
+
+use kube::api::DynamicObject;
+use kube::core::ApiResource;
+
+/// Who owns the fields that we write.
+pub const FIELD_MANAGER: &str = "linkspan-federation";
+/// Label `app.kubernetes.io/managed-by` of objects that are ours.
+pub const MANAGED_BY: &str = "linkspan-federation";
+pub(crate) const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+
+/// A kind that a CustomResourceDefinition of ours brings.
+pub(crate) fn custom(group: &str, version: &str, kind: &str, plural: &str) -> ApiResource {
+    ApiResource {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        api_version: format!("{group}/{version}"),
+        kind: kind.to_owned(),
+        plural: plural.to_owned(),
+    }
+}
+
+pub(crate) fn cluster_link() -> ApiResource {
+    custom("linkspan.io", "v1alpha1", "ClusterLink", "clusterlinks")
+}
+
+pub(crate) fn failover_policy() -> ApiResource {
+    custom(
+        "linkspan.io",
+        "v1alpha1",
+        "FailoverPolicy",
+        "failoverpolicies",
+    )
+}
+
+pub(crate) fn service_export() -> ApiResource {
+    mcs("ServiceExport", "serviceexports")
+}
+
+pub(crate) fn service_import() -> ApiResource {
+    mcs("ServiceImport", "serviceimports")
+}
+
+fn mcs(kind: &str, plural: &str) -> ApiResource {
+    custom("multicluster.x-k8s.io", "v1beta1", kind, plural)
+}
+
+/// Whether the object carries our label.
+pub(crate) fn is_ours(labels: Option<&std::collections::BTreeMap<String, String>>) -> bool {
+    labels
+        .and_then(|labels| labels.get(MANAGED_BY_LABEL))
+        .is_some_and(|by| by == MANAGED_BY)
+}
+
+/// Whether we have written to the object's status.
+pub(crate) fn has_our_status(object: &DynamicObject) -> bool {
+    object
+        .metadata
+        .managed_fields
+        .iter()
+        .flatten()
+        .any(|entry| {
+            entry.manager.as_deref() == Some(FIELD_MANAGER)
+                && entry.subresource.as_deref() == Some("status")
+        })
+}

@@ -1,0 +1,39 @@
+//! The Kubernetes home of a federation: what `federation/core` asks of a backend, kept by an
+//! API server. The only crate that names a Kubernetes client.
+//!
+//! ```text
+//! API server ─watches─► Mirror (one per kind, complete lists only) ─┬─► KubernetesSource ─► Declared
+//!      ▲                                                            └─► KubernetesSink ◄── Desired
+//!      ├── server-side apply, own field manager ◄───────────────────────┘
+//!      ├── Lease ◄─► leader: one replica writes
+//!      ├── TokenReview, Pods ◄── KubernetesAttestor
+//!      └── ConfigMaps ◄─► KubernetesJournal: what peers told last
+//! ```
+
+mod attest;
+mod connect;
+mod declare;
+mod follow;
+mod journal;
+mod kinds;
+mod leader;
+mod lease;
+mod links;
+mod mirror;
+mod mirrors;
+mod service;
+mod sink;
+mod source;
+
+pub use attest::KubernetesAttestor;
+pub use connect::{ConnectError, connect};
+pub use declare::KubernetesDeclarations;
+pub use journal::KubernetesJournal;
+pub use kinds::{FIELD_MANAGER, MANAGED_BY};
+pub use kube::Client;
+pub use leader::{Lead, lead};
+pub use lease::{Elector, Seen, Step, Terms};
+pub use links::KubernetesLinks;
+pub use mirrors::Mirrors;
+pub use sink::KubernetesSink;
+pub use source::KubernetesSource;

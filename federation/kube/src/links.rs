@@ -1,0 +1,97 @@
+//! ClusterLinks that we make and end ourselves, after an invitation or by `link remove`.
+
+use std::pin::Pin;
+
+use kube::Client;
+use kube::api::{Api, DeleteParams, DynamicObject};
+use linkspan_core::backend::{LinkHome, SinkError};
+use linkspan_core::{Bundle, ClusterId};
+use linkspan_resources::{ClusterLink, ClusterLinkSpec};
+use serde::Deserialize as _;
+use serde_json::json;
+
+use crate::declare::{Unwritten, document, put};
+use crate::kinds::cluster_link;
+
+type Written<'a, T> = Pin<Box<dyn Future<Output = Result<T, SinkError>> + Send + 'a>>;
+
+/// The API server as the home of links.
+pub struct KubernetesLinks {
+    api: Api<DynamicObject>,
+}
+
+impl KubernetesLinks {
+    /// Writes with this client.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self {
+            api: Api::all_with(client, &cluster_link()),
+        }
+    }
+}
+
+impl LinkHome for KubernetesLinks {
+    fn declare<'a>(&'a self, link: &'a ClusterLink) -> Written<'a, String> {
+        Box::pin(async move {
+            let name = link.metadata.name.as_str();
+            let fail = |source: Box<dyn std::error::Error + Send + Sync>| SinkError {
+                what: what(name),
+                source,
+            };
+            let wanted = document(&cluster_link(), "", name, json!(link.spec))
+                .map_err(|error| fail(error.into()))?;
+            // An operator has just said so: what was declared of this very peer before gives way.
+            let check = |found: &DynamicObject| match is_same_peer(found, &link.spec) {
+                true => Ok(true),
+                false => Err(Refused::OtherPeer),
+            };
+            match put(&self.api, &wanted, check).await {
+                Ok(_) => Ok(what(name)),
+                Err(Refused::OtherPeer) => Err(fail(
+                    "it is there and holds a link to another peer; remove that link first".into(),
+                )),
+                Err(Refused::Api(error)) => Err(fail(error.into())),
+            }
+        })
+    }
+
+    fn remove<'a>(&'a self, peer: &'a ClusterId) -> Written<'a, ()> {
+        Box::pin(async move {
+            let deleted = self
+                .api
+                .delete(peer.as_str(), &DeleteParams::default())
+                .await;
+            match deleted {
+                Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+                other => other.map(drop).map_err(|error| SinkError {
+                    what: what(peer.as_str()),
+                    source: error.into(),
+                }),
+            }
+        })
+    }
+}
+
+enum Refused {
+    OtherPeer,
+    Api(kube::Error),
+}
+
+impl From<Unwritten> for Refused {
+    fn from(Unwritten(error): Unwritten) -> Self {
+        Self::Api(error)
+    }
+}
+
+/// Whether it declares a link to the very peer: another with its name must not take its place.
+fn is_same_peer(found: &DynamicObject, link: &ClusterLinkSpec) -> bool {
+    let roots = |of: &ClusterLinkSpec| Bundle::from_pem(0, of.bundle.as_bytes()).ok();
+    ClusterLinkSpec::deserialize(&found.data["spec"]).is_ok_and(|held| {
+        held.trust_domain == link.trust_domain
+            && roots(&held).is_some_and(|held| roots(link) == Some(held))
+    })
+}
+
+fn what(name: &str) -> String {
+    format!("ClusterLink {name}")
+}

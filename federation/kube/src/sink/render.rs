@@ -1,0 +1,246 @@
+//! What should be, as the documents that are applied; `None` where it is so already.
+
+use std::time::SystemTime;
+
+use kube::ResourceExt as _;
+use kube::api::{ApiResource, DynamicObject};
+use linkspan_core::{AppProtocol, Condition, Import, ImportType, ServicePort, affinity_text};
+use linkspan_resources::{
+    ConditionsStatus, ImportedCluster, ImportedPort, ServiceImportSpec, ServiceImportStatus,
+    ServiceImportType, StatusCondition, Timestamp,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::kinds::{self, MANAGED_BY, MANAGED_BY_LABEL};
+
+/// Conditions that are ours on the kinds that we report on.
+const OUR_CONDITIONS: &[&str] = &["Valid", "Ready", "Conflict", "Accepted", "ResolvedRefs"];
+
+/// A ServiceImport without its status.
+pub(super) fn import(import: &Import, current: Option<&DynamicObject>) -> Option<Value> {
+    let spec = ServiceImportSpec {
+        ports: import.ports.iter().map(port).collect(),
+        ips: Vec::new(),
+        import_type: match import.import_type {
+            ImportType::ClusterSetIP => ServiceImportType::ClusterSetIP,
+            ImportType::Headless => ServiceImportType::Headless,
+        },
+        session_affinity: Some(affinity_text(import.session_affinity).to_owned()),
+        session_affinity_config: None,
+        ip_families: Vec::new(),
+        internal_traffic_policy: None,
+        traffic_distribution: None,
+    };
+    if current.and_then(|object| part(object, "spec")).as_ref() == Some(&spec) {
+        return None;
+    }
+    let mut document = head(&kinds::service_import());
+    document["metadata"] = json!({
+        "name": import.service.name.to_string(),
+        "namespace": import.service.namespace.to_string(),
+        "labels": { MANAGED_BY_LABEL: MANAGED_BY },
+    });
+    document["spec"] = json!(spec);
+    Some(document)
+}
+
+/// A ServiceImport's status.
+pub(super) fn import_status(
+    import: &Import,
+    conditions: &[Condition],
+    current: Option<&DynamicObject>,
+    now: SystemTime,
+) -> Option<Value> {
+    let last: ServiceImportStatus = current
+        .and_then(|object| part(object, "status"))
+        .unwrap_or_default();
+    let clusters = import.clusters.keys().map(|id| ImportedCluster {
+        cluster: id.to_string(),
+    });
+    let status = ServiceImportStatus {
+        clusters: clusters.collect(),
+        // No slices are written yet; who looks for them is told so.
+        endpoint_slice_objects: Some("Absent".to_owned()),
+        conditions: stamped(conditions, &last.conditions, now),
+    };
+    if current.is_some() && last == status {
+        return None;
+    }
+    let mut document = head(&kinds::service_import());
+    document["metadata"] = json!({
+        "name": import.service.name.to_string(),
+        "namespace": import.service.namespace.to_string(),
+    });
+    document["status"] = json!(status);
+    Some(document)
+}
+
+/// The conditions of an object that somebody else declares.
+pub(super) fn conditions_status(
+    resource: &ApiResource,
+    conditions: &[Condition],
+    current: &DynamicObject,
+    now: SystemTime,
+) -> Option<Value> {
+    let last: ConditionsStatus = part(current, "status").unwrap_or_default();
+    let ours = |of: &&StatusCondition| OUR_CONDITIONS.contains(&of.kind.as_str());
+    let last: Vec<_> = last.conditions.iter().filter(ours).cloned().collect();
+    let wanted = stamped(conditions, &last, now);
+    let same = wanted.len() == last.len() && wanted.iter().all(|one| last.contains(one));
+    if same {
+        return None;
+    }
+    let mut metadata = json!({ "name": current.name_any() });
+    if let Some(namespace) = current.namespace() {
+        metadata["namespace"] = namespace.into();
+    }
+    // An object that was made anew under the name is another one.
+    metadata["uid"] = current.uid().into();
+    let mut document = head(resource);
+    document["metadata"] = metadata;
+    document["status"] = json!({ "conditions": wanted });
+    Some(document)
+}
+
+/// With the time at which each became what it is: now, or when it already was so.
+fn stamped(
+    wanted: &[Condition],
+    last: &[StatusCondition],
+    now: SystemTime,
+) -> Vec<StatusCondition> {
+    let stamp = |condition: &Condition| {
+        let status = condition.status.to_string();
+        let before = last
+            .iter()
+            .find(|last| last.kind == condition.kind && last.status == status);
+        StatusCondition {
+            kind: condition.kind.to_owned(),
+            status,
+            observed_generation: None,
+            last_transition_time: before
+                .map_or(whole_seconds(now), |last| last.last_transition_time),
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+        }
+    };
+    wanted.iter().map(stamp).collect()
+}
+
+/// As an API server keeps times.
+fn whole_seconds(now: SystemTime) -> Timestamp {
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let seconds = std::time::Duration::from_secs(since.as_secs());
+    Timestamp::from(SystemTime::UNIX_EPOCH + seconds)
+}
+
+fn head(resource: &ApiResource) -> Value {
+    json!({ "apiVersion": resource.api_version, "kind": resource.kind })
+}
+
+/// A part of an object, if it is there and readable.
+fn part<T: DeserializeOwned>(object: &DynamicObject, name: &str) -> Option<T> {
+    T::deserialize(object.data.get(name)?).ok()
+}
+
+fn port(port: &ServicePort) -> ImportedPort {
+    let app_protocol = match port.app_protocol {
+        AppProtocol::Detect => None,
+        AppProtocol::Tcp => Some("tcp"),
+        AppProtocol::Http => Some("http"),
+        AppProtocol::Http2 => Some("kubernetes.io/h2c"),
+    };
+    ImportedPort {
+        name: port.name.as_deref().map(str::to_owned),
+        protocol: Some("TCP".to_owned()),
+        app_protocol: app_protocol.map(str::to_owned),
+        port: port.port,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use linkspan_core::{ConditionStatus, SessionAffinity};
+
+    use super::*;
+
+    fn object(document: Value) -> DynamicObject {
+        serde_json::from_value(document).expect("an object")
+    }
+
+    fn sample() -> Import {
+        Import {
+            service: "shop/checkout".parse().expect("a key"),
+            ports: vec![ServicePort {
+                name: Some("http".into()),
+                port: 80,
+                app_protocol: AppProtocol::Http,
+            }],
+            import_type: ImportType::ClusterSetIP,
+            session_affinity: SessionAffinity::None,
+            clusters: BTreeMap::from([("west".parse().expect("an id"), Default::default())]),
+        }
+    }
+
+    fn ready(status: ConditionStatus) -> Vec<Condition> {
+        vec![Condition::new("Ready", status, "Because", "")]
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn what_is_there_already_is_not_written() {
+        let first = import(&sample(), None).expect("nothing is there");
+        assert_eq!(import(&sample(), Some(&object(first))), None);
+        let conditions = ready(ConditionStatus::True);
+        let status = import_status(&sample(), &conditions, None, at(5)).expect("nothing is there");
+        assert_eq!(
+            import_status(&sample(), &conditions, Some(&object(status)), at(9)),
+            None
+        );
+    }
+
+    #[test]
+    fn a_changed_port_is_written() {
+        let first = object(import(&sample(), None).expect("nothing is there"));
+        let mut changed = sample();
+        changed.ports[0].port = 81;
+        let document = import(&changed, Some(&first)).expect("it differs");
+        assert_eq!(document["spec"]["ports"][0]["port"], 81);
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes() {
+        let first = stamped(&ready(ConditionStatus::False), &[], at(5));
+        let second = stamped(&ready(ConditionStatus::False), &first, at(9));
+        assert_eq!(second, first);
+        let third = stamped(&ready(ConditionStatus::True), &second, at(9));
+        assert_eq!(third[0].last_transition_time, Timestamp::from(at(9)));
+    }
+
+    #[test]
+    fn conditions_of_others_are_not_looked_at() {
+        let export = object(json!({
+            "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
+            "metadata": {"name": "a", "namespace": "b", "uid": "u"},
+            "status": {"conditions": [{"type": "Theirs", "status": "True", "reason": "R", "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
+        }));
+        let resource = kinds::service_export();
+        assert_eq!(conditions_status(&resource, &[], &export, at(5)), None);
+        let ours = conditions_status(&resource, &ready(ConditionStatus::True), &export, at(5));
+        let ours = ours.expect("ours is missing");
+        assert_eq!(
+            ours["status"]["conditions"].as_array().map(Vec::len),
+            Some(1)
+        );
+        assert_eq!(ours["metadata"]["uid"], "u");
+    }
+}

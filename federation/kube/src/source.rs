@@ -1,0 +1,227 @@
+//! Watched kinds as a [`Source`]: complete snapshots of what is declared in the cluster.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::{BoxFuture, FutureExt as _, select_all};
+use kube::ResourceExt as _;
+use kube::api::DynamicObject;
+use linkspan_core::OwnCluster;
+use linkspan_core::backend::{Source, SourceError};
+use linkspan_core::declared::{Declared, Sourced, assemble};
+use linkspan_resources::{Object, read_object};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use crate::kinds::is_ours;
+use crate::mirror::{Mirror, Mirrored, Trouble};
+use crate::mirrors::Mirrors;
+use crate::service::{self, named_ports};
+
+/// What changes within this time is one change: a rollout touches many objects at once.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Where objects come from, in messages.
+const ORIGIN: &str = "the API server";
+
+/// The API server as a [`Source`].
+pub struct KubernetesSource {
+    own: OwnCluster,
+    mirrors: Mirrors,
+    wakers: Vec<Box<dyn Waker>>,
+    /// When to look, after a change.
+    due: Option<Instant>,
+    last: Option<Arc<Declared>>,
+    /// What was given as the reason why there is no snapshot yet.
+    told: Vec<Trouble>,
+    /// Objects as they were when they were last good.
+    good: Good,
+}
+
+type Good = std::collections::BTreeMap<(&'static str, crate::mirror::Key), Object>;
+
+/// Something whose changes wake.
+trait Waker: Send {
+    /// Cancel-safe. Never ends where there will be no change any more.
+    fn changed(&mut self) -> BoxFuture<'_, ()>;
+}
+
+impl<K: Send + Sync> Waker for watch::Receiver<Mirrored<K>> {
+    fn changed(&mut self) -> BoxFuture<'_, ()> {
+        async move {
+            if Self::changed(self).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        .boxed()
+    }
+}
+
+impl KubernetesSource {
+    /// Reads what the mirrors show.
+    #[must_use]
+    pub fn new(own: OwnCluster, mirrors: Mirrors) -> Self {
+        let wakers: Vec<Box<dyn Waker>> = vec![
+            Box::new(mirrors.services.subscribe()),
+            Box::new(mirrors.slices.subscribe()),
+            Box::new(mirrors.exports.subscribe()),
+            Box::new(mirrors.imports.subscribe()),
+            Box::new(mirrors.links.subscribe()),
+            Box::new(mirrors.policies.subscribe()),
+            Box::new(mirrors.namespaces.subscribe()),
+        ];
+        Self {
+            own,
+            mirrors,
+            wakers,
+            due: Some(Instant::now()),
+            last: None,
+            told: Vec::new(),
+            good: Good::new(),
+        }
+    }
+
+    /// What is new since the last call, if anything is.
+    fn look(&mut self) -> Option<Result<Arc<Declared>, SourceError>> {
+        let troubles = self.mirrors.troubles();
+        if !self.mirrors.complete() {
+            let news = !troubles.is_empty() && troubles != self.told;
+            self.told.clone_from(&troubles);
+            return news.then(|| Err(unavailable(troubles)));
+        }
+        let mut declared = self.read();
+        declared
+            .problems
+            .extend(troubles.iter().map(ToString::to_string));
+        if self.last.as_deref() == Some(&declared) {
+            return None;
+        }
+        let declared = Arc::new(declared);
+        self.last = Some(Arc::clone(&declared));
+        Some(Ok(declared))
+    }
+
+    fn read(&mut self) -> Declared {
+        let mut problems = Vec::new();
+        let mut objects = self.read_services(&mut problems);
+        let mut good = Good::new();
+        let exports = ("ServiceExport", self.mirrors.exports.clone());
+        let links = ("ClusterLink", self.mirrors.links.clone());
+        let policies = ("FailoverPolicy", self.mirrors.policies.clone());
+        for (kind, mirror) in [exports, links, policies] {
+            self.read_custom(kind, &mirror, &mut good, &mut objects, &mut problems);
+        }
+        self.good = good;
+        let mut declared = assemble(&self.own, objects);
+        declared.problems.extend(problems);
+        declared
+    }
+
+    fn read_services(&self, problems: &mut Vec<String>) -> Vec<Sourced> {
+        let slices = self.mirrors.slices.read();
+        let named = named_ports(slices.objects.values().map(AsRef::as_ref));
+        drop(slices);
+        let exported: BTreeSet<_> = self
+            .mirrors
+            .exports
+            .read()
+            .objects
+            .keys()
+            .cloned()
+            .collect();
+        let services = self.mirrors.services.read();
+        let mut read_all = Vec::new();
+        for (key, service) in &services.objects {
+            // What we derive from imports is not declared by anybody.
+            if is_ours(service.metadata.labels.as_ref()) {
+                continue;
+            }
+            let Some(read) = service::read(service, &named) else {
+                continue;
+            };
+            // Whoever exports it must know; to the others it makes no difference.
+            if exported.contains(key) {
+                let (namespace, name) = key;
+                let told = read.left_out.iter();
+                problems.extend(told.map(|what| format!("Service {namespace}/{name}: {what}")));
+            }
+            read_all.push(sourced(
+                Object::Service(read.service),
+                SystemTime::UNIX_EPOCH,
+            ));
+        }
+        read_all
+    }
+
+    /// An object that cannot be read is as it last was, with a problem.
+    fn read_custom(
+        &self,
+        kind: &'static str,
+        mirror: &Mirror<DynamicObject>,
+        good: &mut Good,
+        objects: &mut Vec<Sourced>,
+        problems: &mut Vec<String>,
+    ) {
+        let mirrored = mirror.read();
+        for (key, object) in &mirrored.objects {
+            let known = (kind, key.clone());
+            let read = as_json(object).and_then(|json| {
+                let (namespace, name) = key;
+                let origin = match namespace.as_str() {
+                    "" => format!("{kind} {name}"),
+                    _ => format!("{kind} {namespace}/{name}"),
+                };
+                read_object(&origin, &json)
+                    .map_err(|found| found.iter().map(ToString::to_string).collect())
+            });
+            let read = match read {
+                Ok(read) => Some(read),
+                Err(found) => {
+                    problems.extend(found);
+                    self.good.get(&known).cloned()
+                }
+            };
+            if let Some(read) = read {
+                good.insert(known, read.clone());
+                objects.push(sourced(read, SystemTime::UNIX_EPOCH));
+            }
+        }
+    }
+}
+
+impl Source for KubernetesSource {
+    async fn next(&mut self) -> Result<Arc<Declared>, SourceError> {
+        // Cancel-safe: what was heard is kept in `due`, and cleared only together with the look.
+        loop {
+            if let Some(due) = self.due {
+                sleep_until(due).await;
+                self.due = None;
+                if let Some(news) = self.look() {
+                    return news;
+                }
+            }
+            select_all(self.wakers.iter_mut().map(|waker| waker.changed())).await;
+            self.due = Some(Instant::now() + SETTLE);
+        }
+    }
+}
+
+fn sourced(object: Object, created: SystemTime) -> Sourced {
+    Sourced {
+        object,
+        origin: ORIGIN.to_owned(),
+        created,
+    }
+}
+
+fn as_json(object: &DynamicObject) -> Result<serde_json::Value, Vec<String>> {
+    serde_json::to_value(object).map_err(|error| vec![format!("{}: {error}", object.name_any())])
+}
+
+fn unavailable(troubles: Vec<Trouble>) -> SourceError {
+    let told: Vec<_> = troubles.iter().map(ToString::to_string).collect();
+    SourceError::Unavailable {
+        what: "the Kubernetes API".to_owned(),
+        source: told.join("; ").into(),
+    }
+}

@@ -1,0 +1,206 @@
+//! What an operator declares through federation, links included, and what is said of policies.
+
+use kube::Client;
+use kube::api::DeleteParams;
+use linkspan_core::backend::{
+    Declarations as _, DeclareError, LinkHome as _, Removals, Sink as _, Source as _,
+};
+use linkspan_core::plan::Desired;
+use linkspan_core::testing::{self, own};
+use linkspan_core::{Condition, ConditionStatus, ServiceKey};
+use linkspan_kube::{
+    KubernetesDeclarations, KubernetesLinks, KubernetesSink, KubernetesSource, Mirrors,
+};
+use linkspan_resources::{
+    ClusterLink, ClusterLinkSpec, FailoverPolicy, FailoverPolicySpec, Metadata, Object,
+    ServiceExport,
+};
+use serde_json::{Value, json};
+
+use crate::server::{Server, api_of, declare, leading, within};
+
+const NAMESPACE: &str = "declare";
+
+fn key(name: &str) -> ServiceKey {
+    ServiceKey::new(NAMESPACE, name).expect("a key")
+}
+
+fn policy(name: &str, drained: &[&str]) -> Object {
+    Object::FailoverPolicy(FailoverPolicy {
+        metadata: Metadata::named(NAMESPACE, name),
+        spec: FailoverPolicySpec {
+            drain: drained.iter().map(ToString::to_string).collect(),
+            ..FailoverPolicySpec::default()
+        },
+    })
+}
+
+fn policy_object(name: &str) -> Value {
+    json!({
+        "apiVersion": "linkspan.io/v1alpha1", "kind": "FailoverPolicy",
+        "metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"drain": ["west"]},
+    })
+}
+
+/// The spec of an object that is there.
+async fn spec(client: &Client, object: &Value) -> Option<Value> {
+    let name = object["metadata"]["name"].as_str().expect("a name");
+    let found = api_of(client, object).get_opt(name).await.expect("asks");
+    found.map(|found| found.data["spec"].clone())
+}
+
+#[tokio::test]
+#[ignore = "needs the Kubernetes programs"]
+async fn an_operators_policies_and_exports_are_objects() {
+    let server = Server::shared().await;
+    server.namespace(NAMESPACE).await;
+    let client = server.client().await;
+    let declarations = KubernetesDeclarations::new(client.clone());
+    let put = async |object| {
+        declarations
+            .declare(object)
+            .await
+            .expect("declares")
+            .changed
+    };
+    let withdraw = async |kind, name| {
+        let withdrawn = declarations.withdraw(kind, &key(name)).await;
+        withdrawn.expect("withdraws").changed
+    };
+
+    assert!(put(policy("ours", &["west"])).await);
+    assert!(!put(policy("ours", &["west"])).await);
+    assert!(put(policy("ours", &["west", "north"])).await);
+    let drain = json!({"drain": ["west", "north"]});
+    assert_eq!(spec(&client, &policy_object("ours")).await, Some(drain));
+    // At once, none is lost: the second to write reads what the first wrote.
+    let (one, two) = tokio::join!(
+        declarations.declare(policy("ours", &["a"])),
+        declarations.declare(policy("ours", &["b"])),
+    );
+    assert!(one.expect("declares").changed && two.expect("declares").changed);
+    the_policy_is_read_and_told_of(&client).await;
+    assert!(withdraw("FailoverPolicy", "ours").await);
+    assert!(!withdraw("FailoverPolicy", "ours").await);
+
+    // Somebody else's stays as it is, and it is said whose it is.
+    declare(&client, &policy_object("theirs"), false)
+        .await
+        .expect("a policy");
+    let theirs = [
+        declarations.declare(policy("theirs", &["north"])).await,
+        declarations
+            .withdraw("FailoverPolicy", &key("theirs"))
+            .await,
+    ];
+    for refused in theirs {
+        let error = refused.expect_err("it is theirs");
+        assert!(matches!(error, DeclareError::Elsewhere { .. }), "{error}");
+        assert!(error.to_string().contains("somebody"), "{error}");
+    }
+    let drain = json!({"drain": ["west"]});
+    assert_eq!(spec(&client, &policy_object("theirs")).await, Some(drain));
+
+    let export = || Object::ServiceExport(ServiceExport::of(NAMESPACE, "checkout"));
+    assert!(put(export()).await);
+    assert!(!put(export()).await);
+    assert!(withdraw("ServiceExport", "checkout").await);
+    assert!(!withdraw("ServiceExport", "checkout").await);
+
+    let nowhere = ServiceExport::of("no-such-namespace", "checkout");
+    let error = declarations
+        .declare(Object::ServiceExport(nowhere))
+        .await
+        .expect_err("there is no such namespace");
+    assert!(matches!(error, DeclareError::Failed { .. }), "{error}");
+}
+
+async fn the_policy_is_read_and_told_of(client: &Client) {
+    let mirrors = Mirrors::watch(client);
+    let mut source = KubernetesSource::new(own(), mirrors.clone());
+    let declared = within("a snapshot", source.next())
+        .await
+        .expect("a snapshot");
+    let read = &declared.policies[&key("ours")];
+    assert_eq!(read.drain.len(), 1);
+    assert!(read.created > std::time::SystemTime::UNIX_EPOCH);
+
+    let mut sink = KubernetesSink::new(client.clone(), mirrors, leading());
+    let condition = |kind, status| Condition::new(kind, status, "Reason", "text");
+    let accepted = vec![
+        condition("Accepted", ConditionStatus::True),
+        condition("ResolvedRefs", ConditionStatus::False),
+    ];
+    let desired = Desired {
+        policy_conditions: [(key("ours"), accepted)].into(),
+        ..Desired::default()
+    };
+    let applied = sink.apply(&desired, Removals::Held).await.expect("applies");
+    assert_eq!((applied.written, applied.refused), (1, Vec::new()));
+    let again = sink.apply(&desired, Removals::Held).await.expect("applies");
+    assert_eq!(again.written, 0);
+    let found = api_of(client, &policy_object("ours")).get("ours").await;
+    let status = &found.expect("it is there").data["status"]["conditions"];
+    assert_eq!(status[0]["type"], "Accepted");
+    assert_eq!(status[1]["status"], "False");
+    sink.apply(&Desired::default(), Removals::Held)
+        .await
+        .expect("applies");
+    let found = api_of(client, &policy_object("ours")).get("ours").await;
+    let status = &found.expect("it is there").data["status"]["conditions"];
+    assert!(status.as_array().is_none_or(Vec::is_empty), "{status}");
+}
+
+fn link(roots: &str) -> ClusterLink {
+    ClusterLink {
+        metadata: Metadata {
+            name: "declared".into(),
+            ..Metadata::default()
+        },
+        spec: ClusterLinkSpec {
+            trust_domain: "declared.test".into(),
+            bundle: roots.to_owned(),
+            ..ClusterLinkSpec::default()
+        },
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs the Kubernetes programs"]
+async fn a_link_is_replaced_by_one_to_the_same_peer_only() {
+    let server = Server::shared().await;
+    let client = server.client().await;
+    let links = KubernetesLinks::new(client.clone());
+    let roots = testing::bundle("declared.test", 1).to_pem();
+    let others = testing::bundle("declared.test", 2).to_pem();
+    assert_ne!(roots, others);
+    let object = json!({
+        "apiVersion": "linkspan.io/v1alpha1", "kind": "ClusterLink", "metadata": {"name": "declared"},
+    });
+    links.declare(&link(&roots)).await.expect("declares");
+    let mut wider = link(&roots);
+    wider.spec.allow_loopback = true;
+    links.declare(&wider).await.expect("declares again");
+    let mut other_domain = link(&roots);
+    other_domain.spec.trust_domain = "other.test".into();
+    for other in [link(&others), other_domain] {
+        let error = links.declare(&other).await.expect_err("another peer");
+        let source = std::error::Error::source(&error)
+            .expect("a reason")
+            .to_string();
+        assert!(source.contains("another peer"), "{source}");
+    }
+    let held = spec(&client, &object).await.expect("it is there");
+    assert_eq!(held["trustDomain"], "declared.test");
+    assert_eq!(held["bundle"], roots);
+    assert_eq!(held["allowLoopback"], true);
+
+    let peer = "declared".parse().expect("an id");
+    links.remove(&peer).await.expect("removes");
+    links.remove(&peer).await.expect("nothing is left");
+    assert_eq!(spec(&client, &object).await, None);
+    let deleted = api_of(&client, &object)
+        .delete("declared", &DeleteParams::default())
+        .await;
+    deleted.expect_err("it is gone");
+}
