@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
     config::Config,
-    directory::DirectorySource,
+    home::Backend,
     identity::{Authority, Credentials, Issuer, issued::Issued, tokens::JoinTokens},
     join::LinkStore,
     operator::socket,
@@ -54,6 +54,9 @@ pub enum BindError {
         /// What the system said.
         source: notify::Error,
     },
+    /// The Kubernetes API cannot be called.
+    #[error("the Kubernetes home cannot be used")]
+    Kubernetes(#[from] linkspan_kube::ConnectError),
     /// An address cannot be listened on.
     #[error("cannot listen on `{address}` ({key}); free it, or choose another")]
     Listen {
@@ -99,7 +102,7 @@ pub struct Bound {
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) credentials: Credentials,
     pub(crate) material: (MaterialWriter, MaterialReader),
-    pub(crate) source: DirectorySource,
+    pub(crate) backend: Backend,
     pub(crate) listeners: Listeners,
     pub(crate) registry: Registry,
     pub(crate) metrics: FederationMetrics,
@@ -139,7 +142,7 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
     let announced = roots::load(&state.roots())?;
     let owned = kept::load(&state.uids())?;
     let links = Arc::new(LinkStore::open(&state.links())?);
-    let source = watch_resources(&config)?;
+    let backend = Backend::open(&config, own_cluster(&config), &state).await?;
     let listeners = Listeners::bind(&config, &state.operator_socket()).await?;
     // Last, so that a start that failed is not taken for a life.
     let epoch = next_epoch(&state.epoch(), now)?;
@@ -157,7 +160,7 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
             .first()
             .map_err(|error| BindError::Certificate(error.into()))?,
         credentials,
-        source,
+        backend,
         listeners,
         registry,
         metrics,
@@ -165,16 +168,6 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
         #[cfg(test)]
         observer: None,
         config,
-    })
-}
-
-fn watch_resources(config: &Config) -> Result<DirectorySource, BindError> {
-    let path = &config.resources_dir;
-    DirectorySource::watch(own_cluster(config), path, config.timers.rescan).map_err(|source| {
-        BindError::Resources {
-            path: path.clone(),
-            source,
-        }
     })
 }
 

@@ -24,8 +24,8 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// CA, tokens, registrations, operator socket; mode 0700, one federation each.
     pub state_dir: PathBuf,
-    /// YAML resources, watched.
-    pub resources_dir: PathBuf,
+    /// Where resources are declared.
+    pub home: Home,
     /// The gRPC port for proxies and, through gateways, peers.
     pub listen: SocketAddr,
     /// `/healthz`, `/readyz` and `/metrics`.
@@ -38,6 +38,23 @@ pub struct Config {
     pub stale_ttl: Duration,
     /// Clocks that no configuration file sets.
     pub timers: Timers,
+}
+
+/// Where resources are declared and statuses written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// YAML files, watched; statuses go to the state directory.
+    Directory {
+        /// The directory.
+        resources: PathBuf,
+    },
+    /// The API of the cluster.
+    Kubernetes {
+        /// How to reach it; default: as a pod of the cluster.
+        kubeconfig: Option<PathBuf>,
+        /// The namespace of the Lease and the journal.
+        namespace: String,
+    },
 }
 
 /// Clocks with fixed values in every deployment; tests shorten some.
@@ -90,7 +107,8 @@ struct Raw {
     clusterset: String,
     trust_domain: Option<String>,
     state_dir: PathBuf,
-    resources_dir: PathBuf,
+    resources_dir: Option<PathBuf>,
+    home: Option<RawHome>,
     listen: String,
     admin_listen: String,
     debug_listen: String,
@@ -98,6 +116,31 @@ struct Raw {
     failback: RawFailback,
     #[serde(rename = "staleTTL")]
     stale_ttl: Option<HumanDuration>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+enum RawHome {
+    Directory(RawDirectory),
+    Kubernetes(RawKubernetes),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawDirectory {
+    resources_dir: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawKubernetes {
+    kubeconfig: Option<PathBuf>,
+    #[serde(default = "system_namespace")]
+    namespace: String,
+}
+
+fn system_namespace() -> String {
+    linkspan_trust::SYSTEM_NAMESPACE.to_owned()
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -131,6 +174,7 @@ impl Raw {
         let listen = check.address("listen", &self.listen);
         let admin_listen = check.address("adminListen", &self.admin_listen);
         let debug_listen = check.loopback("debugListen", &self.debug_listen);
+        let home = check.home(self.resources_dir, self.home);
         let or = |set: Option<HumanDuration>, seconds| {
             set.map_or(Duration::from_secs(seconds), Duration::from)
         };
@@ -139,7 +183,7 @@ impl Raw {
             clusterset: clusterset?,
             trust_domain: trust_domain?,
             state_dir: self.state_dir,
-            resources_dir: self.resources_dir,
+            home: home?,
             listen: listen?,
             admin_listen: admin_listen?,
             debug_listen: debug_listen?,
@@ -181,6 +225,30 @@ impl Check {
         let fix = "use a loopback address: this face shows internals";
         self.0.add(key, format_args!("`{text}`"), fix);
         None
+    }
+
+    /// `resourcesDir` at the top is the directory's, as it was before there was another home.
+    fn home(&mut self, resources: Option<PathBuf>, home: Option<RawHome>) -> Option<Home> {
+        match (resources, home) {
+            (Some(resources), None) => Some(Home::Directory { resources }),
+            (None, Some(RawHome::Directory(of))) => Some(Home::Directory {
+                resources: of.resources_dir,
+            }),
+            (None, Some(RawHome::Kubernetes(of))) => Some(Home::Kubernetes {
+                namespace: self.label("home.kubernetes.namespace", &of.namespace)?,
+                kubeconfig: of.kubeconfig,
+            }),
+            (Some(resources), Some(_)) => {
+                let fix = "resources have one home: remove either `resourcesDir` or `home`";
+                self.0.add("resourcesDir", resources.display(), fix);
+                None
+            }
+            (None, None) => {
+                let fix = "name a directory in `resourcesDir`, or a home in `home`";
+                self.0.add("resourcesDir", "is missing", fix);
+                None
+            }
+        }
     }
 
     fn label(&mut self, key: &str, text: &str) -> Option<String> {
@@ -243,6 +311,32 @@ debugListen: 127.0.0.1:15021
         let error = load(&text).unwrap_err().to_string();
         for key in ["clusterset", "trustDomain", "listen", "debugListen"] {
             assert!(error.contains(key), "{key} is missing: {error}");
+        }
+    }
+
+    #[test]
+    fn resources_have_one_home() {
+        let directory = "home: {directory: {resourcesDir: /etc/linkspan}}\n";
+        let kubernetes = "home: {kubernetes: {kubeconfig: /etc/kubeconfig}}\n";
+        let without = GOOD.replace("resourcesDir: /etc/linkspan\n", "");
+        let config = load(&format!("{without}{directory}")).unwrap();
+        assert_eq!(config.home, load(GOOD).unwrap().home);
+        let config = load(&format!("{without}{kubernetes}")).unwrap();
+        let expected = Home::Kubernetes {
+            kubeconfig: Some("/etc/kubeconfig".into()),
+            namespace: "linkspan-system".into(),
+        };
+        assert_eq!(config.home, expected);
+        for (text, fix) in [
+            (format!("{GOOD}{kubernetes}"), "one home"),
+            (without.clone(), "name a directory"),
+            (
+                format!("{without}home: {{kubernetes: {{namespace: a.b}}}}\n"),
+                "home.kubernetes.namespace",
+            ),
+        ] {
+            let error = load(&text).unwrap_err().to_string();
+            assert!(error.contains(fix), "{error}");
         }
     }
 

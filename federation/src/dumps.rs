@@ -7,7 +7,10 @@ use linkspan_runtime::admin::Dumps;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::{config::Config, controller::World};
+use crate::{
+    config::{Config, Home},
+    controller::World,
+};
 
 /// `/config` and `/snapshot`.
 pub(crate) fn dumps(config: &Config, worlds: watch::Receiver<Arc<World>>) -> Dumps {
@@ -22,6 +25,16 @@ pub(crate) fn dumps(config: &Config, worlds: watch::Receiver<Arc<World>>) -> Dum
     dumps
 }
 
+fn home_value(home: &Home) -> Value {
+    match home {
+        Home::Directory { resources } => json!({ "directory": { "resourcesDir": resources } }),
+        Home::Kubernetes {
+            kubeconfig,
+            namespace,
+        } => json!({ "kubernetes": { "kubeconfig": kubeconfig, "namespace": namespace } }),
+    }
+}
+
 fn config_value(config: &Config) -> Value {
     let text = |duration| humantime::format_duration(duration).to_string();
     json!({
@@ -29,7 +42,7 @@ fn config_value(config: &Config) -> Value {
         "clusterset": config.clusterset,
         "trustDomain": config.trust_domain.to_string(),
         "stateDir": config.state_dir,
-        "resourcesDir": config.resources_dir,
+        "home": home_value(&config.home),
         "listen": config.listen,
         "adminListen": config.admin_listen,
         "debugListen": config.debug_listen,

@@ -1,6 +1,6 @@
-//! Federation: the control plane of one cluster, in standalone mode.
+//! Federation: the control plane of one cluster.
 //!
-//! It reads declared resources from a directory, issues certificates, tells this cluster's
+//! It reads declared resources from its home (a directory, or the Kubernetes API), issues certificates, tells this cluster's
 //! proxies what they need, and syncs with the federations of linked clusters. It is never in
 //! the path of a request: proxies go on with their last good snapshot while it is away.
 //!
@@ -21,6 +21,7 @@ mod convert;
 mod directory;
 mod discovery;
 mod dumps;
+mod home;
 mod identity;
 mod join;
 mod listener;
@@ -36,6 +37,6 @@ mod testing;
 mod tests;
 
 pub use bound::{Addresses, BindError, Bound, bind};
-pub use config::{Config, Timers};
+pub use config::{Config, Home, Timers};
 pub use linkspan_runtime::config::ConfigError;
 pub use state::StateError;

@@ -128,7 +128,9 @@ impl Home {
             clusterset: own.clusterset,
             trust_domain: own.trust_domain,
             state_dir: self.state(),
-            resources_dir: self.resources(),
+            home: crate::config::Home::Directory {
+                resources: self.resources(),
+            },
             listen: any,
             admin_listen: any,
             debug_listen: any,

@@ -3,7 +3,7 @@
 //! ```text
 //! controller ─► World ─┬─► discovery sessions
 //!                      ├─► gate (gateways first) ─► sync subscriptions
-//!                      ├─► sink (status files)
+//!                      ├─► sink (statuses, imports; the leader only)
 //!                      └─► derived: roots, peers' identities, ways through gateways
 //! ```
 
@@ -20,11 +20,12 @@ use linkspan_api::v1::{
 use linkspan_core::{
     OwnCluster,
     announced::Announced,
-    backend::{Removals, Sink},
+    backend::{Applied, LinkHome, Removals, Sink, SinkError},
     join::LinkBook,
     peer::{Now, PeerSettings},
     workloads::{Owned, Registration},
 };
+use linkspan_kube::Lead;
 use linkspan_runtime::{
     BoxError,
     admin::{self, Admin, Dumps},
@@ -37,7 +38,7 @@ use linkspan_trust::{BundleSet, MaterialReader, SpiffeId};
 use prometheus::Registry;
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::{Mutex, Notify, mpsc, watch},
+    sync::{Mutex, Notify, mpsc, oneshot, watch},
 };
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::task::TaskTracker;
@@ -47,9 +48,9 @@ use crate::{
     bound::{Bound, own_cluster},
     config::Config,
     controller::{self, Foundation, INPUTS, Input, State, World},
-    directory::{DirectoryDeclarations, DirectoryLinks, DirectorySink},
     discovery::{self, AppliedWriter, DiscoveryService, applied, gate},
     dumps,
+    home::{AnyDeclarations, Backend, Leading, keep_journal},
     identity::{IdentityService, Issuer, keep_authority, keep_fresh},
     join::{self, Dials, LinkStore, Linker},
     listener::{accept, follow_links},
@@ -121,14 +122,31 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
         .unwrap_or_else(|| site.via_gateways(derived.gateways.subscribe()));
     let federations = derived.federations.subscribe();
     let bundles = derived.bundles.subscribe();
-    let nudge = bound.source.nudge();
-    let linker = Arc::new(site.linker(bound.links, Arc::clone(&dial), Arc::clone(&nudge)));
-    let status = DirectorySink::new(bound.state.status());
+    let Backend {
+        source,
+        sink,
+        journal,
+        declarations,
+        place,
+        nudge,
+        links,
+        leading,
+    } = bound.backend;
+    let Leading { lead, task } = leading;
+    if let Some(task) = task {
+        site.background(&mut tasks, "lease", task);
+    }
+    let linker = Arc::new(site.linker(bound.links, Arc::clone(&dial), links));
     let wait = site.config.timers.export_wait;
 
     let before = (bound.registrations, bound.announced, bound.owned);
     let book = linker.store.subscribe();
-    let foundation = site.foundation(&mut tasks, &bound.state, before, dial, book);
+    let mut foundation = site.foundation(&mut tasks, &bound.state, before, dial, book);
+    let (persist_journal, newest) = watch::channel(None);
+    foundation.persist_journal = persist_journal;
+    let (loaded, journals) = oneshot::channel();
+    let keep = keep_journal(journal, loaded, newest, lead.clone(), site.stop.clone());
+    tasks.essential("journal", done(keep));
     let state = State::new(
         foundation,
         Now {
@@ -144,7 +162,8 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
         applied,
         &linker,
     );
-    site.start_operator(&mut tasks, bound.listeners.operator, nudge, &linker);
+    let declared = (declarations, place, nudge);
+    site.start_operator(&mut tasks, bound.listeners.operator, declared, &linker);
     site.background(&mut tasks, "links", join::keep(linker));
     site.start_admin(
         &mut tasks,
@@ -172,8 +191,8 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     site.background(&mut tasks, "derived", derived.follow(site.worlds.clone()));
     site.background(
         &mut tasks,
-        "status-files",
-        write_status(status, site.worlds.clone()),
+        "status",
+        write_status(sink, site.worlds.clone(), lead),
     );
     let gate = gate(site.worlds.clone(), applied_reader, wait, cleared_sender);
     site.background(&mut tasks, "export-gate", gate);
@@ -183,7 +202,7 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     );
     let controller = controller::run(
         state,
-        bound.source,
+        (source, journals),
         inputs_receiver,
         worlds_sender,
         site.stop.clone(),
@@ -203,14 +222,18 @@ impl Site {
     }
 
     /// What links and unlinks.
-    fn linker(&self, store: Arc<LinkStore>, peers: Arc<dyn Dial>, nudge: Arc<Notify>) -> Linker {
-        let resources = self.config.resources_dir.clone();
+    fn linker(
+        &self,
+        store: Arc<LinkStore>,
+        peers: Arc<dyn Dial>,
+        home: Box<dyn LinkHome>,
+    ) -> Linker {
         Linker {
             own: self.own.clone(),
             authority: Arc::clone(&self.issuer.authority),
             worlds: self.worlds.clone(),
             store,
-            home: Box::new(DirectoryLinks::new(resources, nudge)),
+            home,
             dials: Arc::default(),
             peers,
             clock_skew: self.config.timers.tolerated_skew(),
@@ -265,6 +288,7 @@ impl Site {
             persist_roots,
             persist_owned,
             book,
+            persist_journal: watch::Sender::new(None),
         }
     }
 
@@ -357,7 +381,7 @@ impl Site {
         &self,
         tasks: &mut Tasks,
         socket: UnixListener,
-        nudge: Arc<Notify>,
+        (declarations, place, nudge): (AnyDeclarations, String, Arc<Notify>),
         linker: &Arc<Linker>,
     ) {
         let service = OperatorService {
@@ -366,8 +390,8 @@ impl Site {
             inputs: self.inputs.clone(),
             worlds: self.worlds.clone(),
             own: self.own.cluster.clone(),
-            declarations: DirectoryDeclarations::new(self.config.resources_dir.clone()),
-            place: self.config.resources_dir.display().to_string(),
+            declarations,
+            place,
             nudge,
             changing: Mutex::default(),
         };
@@ -468,18 +492,42 @@ struct Derived {
     ready: Gate,
 }
 
-/// Keeps statuses what the newest world says; a full disk delays them and nothing else.
-async fn write_status(mut sink: impl Sink, mut worlds: watch::Receiver<Arc<World>>) {
+/// Keeps what is written what the newest world says, while this replica leads; a full disk or a
+/// lost API server delays it and nothing else.
+async fn write_status(
+    mut sink: impl Sink,
+    mut worlds: watch::Receiver<Arc<World>>,
+    mut lead: watch::Receiver<Lead>,
+) {
     let mut failing = false;
-    while worlds.changed().await.is_ok() {
+    let mut refused = Vec::new();
+    loop {
+        tokio::select! {
+            changed = worlds.changed() => if changed.is_err() { return },
+            () = sink.disturbed() => {}
+            // Where nobody is elected it never changes.
+            Ok(()) = lead.changed() => {}
+        }
         let world = Arc::clone(&worlds.borrow_and_update());
-        let removals = match world.settled {
-            true => Removals::Made,
-            false => Removals::Held,
-        };
-        match sink.apply(&world.desired, removals).await {
-            Ok(_) => failing = false,
-            Err(error) => {
+        // Before the first plan nothing is known, which is not that nothing should be.
+        if world.generation == 0 || !lead.borrow_and_update().may_write(Instant::now()) {
+            continue;
+        }
+        match apply(&mut sink, &world, &mut lead).await {
+            // Somebody else leads now.
+            None => {}
+            Some(Ok(applied)) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!("statuses are written again");
+                }
+                if applied.refused != refused {
+                    for (what, why) in &applied.refused {
+                        tracing::warn!(what, why, "is refused");
+                    }
+                    refused = applied.refused;
+                }
+            }
+            Some(Err(error)) => {
                 if !std::mem::replace(&mut failing, true) {
                     tracing::error!(error = chain(&error), "statuses cannot be written");
                 }
@@ -487,6 +535,23 @@ async fn write_status(mut sink: impl Sink, mut worlds: watch::Receiver<Arc<World
                 worlds.mark_changed();
             }
         }
+    }
+}
+
+/// Writes one world; `None` where we stopped leading in between.
+async fn apply(
+    sink: &mut impl Sink,
+    world: &World,
+    lead: &mut watch::Receiver<Lead>,
+) -> Option<Result<Applied, SinkError>> {
+    let removals = match world.settled {
+        true => Removals::Made,
+        false => Removals::Held,
+    };
+    tokio::select! {
+        biased;
+        Ok(_) = lead.wait_for(|lead| !lead.leading) => None,
+        applied = sink.apply(&world.desired, removals) => Some(applied),
     }
 }
 

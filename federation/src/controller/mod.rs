@@ -26,10 +26,11 @@ use std::{
 use linkspan_core::{
     backend::{Source, SourceError},
     peer::Now,
+    peers::Journals,
 };
 use linkspan_runtime::{BoxError, stop::Stop};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant as Timer, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -53,7 +54,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Runs until `stop` drains.
 pub(crate) async fn run<S: Source>(
     mut state: State,
-    mut source: S,
+    (mut source, mut journals): (S, oneshot::Receiver<Journals>),
     mut inputs: mpsc::Receiver<Input>,
     worlds: watch::Sender<Arc<World>>,
     stop: Stop,
@@ -63,14 +64,21 @@ pub(crate) async fn run<S: Source>(
     let mut batch = Vec::with_capacity(BATCH);
     let mut pace = Pace::new(Timer::now());
     let mut book = state.book();
+    let mut remembered = false;
     loop {
         tokio::select! {
             () = stop.draining() => {
                 // What came since the last plan is kept, too.
                 state.persist();
+                state.persist_journal(now());
                 return Ok(());
             }
-            declared = next(&mut source) => state.declare(declared?, now()),
+            found = &mut journals, if !remembered => {
+                remembered = true;
+                state.remember(found.unwrap_or_default());
+            }
+            // Links come to life with what is remembered of their peers, or never.
+            declared = next(&mut source), if remembered => state.declare(declared?, now()),
             // Cancel-safe: nothing is taken out unless the call returns.
             count = inputs.recv_many(&mut batch, BATCH) => {
                 if count == 0 {

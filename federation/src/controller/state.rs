@@ -12,7 +12,7 @@ use linkspan_core::{
     hold::{LINK_GRACE, RemovalHold},
     join::LinkBook,
     peer::{Decision, Event, Hangup, Now, PeerSettings, PeerState},
-    peers::{Decisions, Peers, PeersView},
+    peers::{Decisions, Journals, Peers, PeersView},
     plan::{Known, listed, listed_by_peers, plan},
     workloads::{Owned, Registration, Workloads},
 };
@@ -29,6 +29,7 @@ use super::{
     young::Young,
 };
 use crate::{
+    home::KeptPeers,
     state::roots::Kept,
     sync::{Context, Heard},
 };
@@ -61,6 +62,8 @@ pub(crate) struct Foundation {
     pub(crate) persist_roots: watch::Sender<Arc<Vec<Kept>>>,
     /// Where the owners of uids go, likewise.
     pub(crate) persist_owned: watch::Sender<Arc<Vec<Owned>>>,
+    /// Where the last records of peers go, likewise.
+    pub(crate) persist_journal: watch::Sender<KeptPeers>,
 }
 
 /// The registries, the peers, and the last plan.
@@ -87,6 +90,7 @@ pub(crate) struct State {
     persist: watch::Sender<Arc<Vec<Registration>>>,
     persist_roots: watch::Sender<Arc<Vec<Kept>>>,
     persist_owned: watch::Sender<Arc<Vec<Owned>>>,
+    persist_journal: watch::Sender<KeptPeers>,
     /// Claims of uids when these were kept last.
     kept_claims: u64,
     dirty: bool,
@@ -124,12 +128,18 @@ impl State {
             persist: f.persist,
             persist_roots: f.persist_roots,
             persist_owned: f.persist_owned,
+            persist_journal: f.persist_journal,
             kept_claims: 0,
             dirty: false,
             planned: None,
             last: Arc::default(),
             started: now,
         }
+    }
+
+    /// Takes in what peers told before a restart; before anything is declared.
+    pub(super) fn remember(&mut self, journals: Journals) {
+        self.peers.remember(journals);
     }
 
     /// Takes in what is declared now.
@@ -324,6 +334,7 @@ impl State {
         let world = self.world(declared, now);
         self.planned = Some(now);
         self.persist();
+        self.persist_journal(now);
         let next = World {
             generation: self.last.generation,
             ..world
@@ -410,6 +421,14 @@ impl State {
             handles
                 .age_millis
                 .set(i64::try_from(age).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Has what peers told last kept; whoever keeps it looks whether it is new.
+    pub(super) fn persist_journal(&self, now: Now) {
+        if self.declared.is_some() {
+            let kept = self.peers.kept(now);
+            self.persist_journal.send_replace(Some(Arc::new(kept)));
         }
     }
 

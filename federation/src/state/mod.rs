@@ -12,6 +12,7 @@
 //!   registrations.json   the workloads last registered
 //!   uids.json            whose each workload uid is
 //!   roots.json           the roots that peers announced
+//!   journal/             what each peer told last (directory home)
 //!   status/              what is wrong with resources, per object
 //!   operator.sock        the operator API
 //! ```
@@ -164,6 +165,10 @@ impl StateDir {
 
     pub(crate) fn roots(&self) -> PathBuf {
         self.root.join("roots.json")
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.root.join("journal")
     }
 
     pub(crate) fn status(&self) -> PathBuf {

@@ -405,3 +405,47 @@ async fn announced_roots_outlive_a_restart_until_others_are_declared() {
     assert_eq!(link.bundle, link.link.bundle);
     east.stop().await;
 }
+
+/// A restart while the link is cut: what the peer told last is still there, with its age, and a
+/// damaged journal is told instead.
+#[tokio::test]
+async fn a_restart_during_a_cut_forgets_no_peer() {
+    let (east_side, west_side) = (Side::new("east"), Side::new("west"));
+    let declared = [
+        ("checkout.yaml", service_yaml("checkout")),
+        ("export.yaml", export_yaml("checkout")),
+    ];
+    for (file, yaml) in declared {
+        west_side.home.declare(file, &yaml);
+    }
+    let east = east_side.start(&west_side).await;
+    let west = west_side.start(&east_side).await;
+    link((&east_side, &east), (&west_side, &west)).await;
+    let tunnels = (tunnel(&east, "west").await, tunnel(&west, "east").await);
+    let serving = serve(&west, "west-1").await;
+    east.until("west's endpoint", |world| of_west(world) == 1)
+        .await;
+    drop((tunnels, serving));
+    west.stop().await;
+    // It stops in order: what it knew last is in the journal.
+    east.stop().await;
+
+    let east = east_side.start(&west_side).await;
+    let links = |world: &std::sync::Arc<crate::controller::World>| !world.desired.links.is_empty();
+    let world = east.until("the link", links).await;
+    assert_eq!(of_west(&world), 1, "in the first world already");
+    let planned = &world.desired.links[&cluster("west")];
+    assert_eq!((planned.usable, planned.stale), (false, true));
+    assert!(!world.desired.imports.is_empty());
+    east.stop().await;
+
+    let journal = east_side.home.state().join("journal/west.journal");
+    let content = fs::read(&journal).unwrap();
+    fs::write(&journal, &content[1..]).unwrap();
+    let east = east_side.start(&west_side).await;
+    let world = east.until("the link", links).await;
+    assert_eq!(of_west(&world), 0);
+    let problems = link_state(&east).await.problems;
+    assert!(problems[0].contains("cannot be used"), "{problems:?}");
+    east.stop().await;
+}
