@@ -134,7 +134,8 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     } = bound.backend;
     let Leading { lead, task } = leading;
     if let Some(task) = task {
-        site.background(&mut tasks, "lease", task);
+        // It ends by itself: once those that write have ended.
+        tasks.essential("lease", done(task));
     }
     let linker = Arc::new(site.linker(bound.links, Arc::clone(&dial), links));
     let wait = site.config.timers.export_wait;

@@ -13,6 +13,9 @@ use tokio::time::{sleep, sleep_until, timeout};
 use crate::kinds::{FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL};
 use crate::lease::{Elector, Seen, Step};
 
+/// Giving up the lease takes no longer.
+const RELEASE: Duration = Duration::from_secs(1);
+
 /// Whether this replica leads, and who does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lead {
@@ -46,7 +49,7 @@ impl Lead {
 /// Why nothing is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this replica does not lead any more; the one that does writes")]
-pub struct NotLeading;
+pub(crate) struct NotLeading;
 
 pub(crate) fn may_write(lead: &watch::Receiver<Lead>) -> Result<(), NotLeading> {
     match lead.borrow().may_write(Instant::now()) {
@@ -55,8 +58,9 @@ pub(crate) fn may_write(lead: &watch::Receiver<Lead>) -> Result<(), NotLeading> 
     }
 }
 
-/// Keeps the lease `namespace/name` until the returned future is dropped; `lead` always says how
-/// it is. A leader that is cut off from the API server says so before anybody else can lead.
+/// Keeps the lease `namespace/name` for as long as anybody listens to `lead`, which always says how
+/// it is; then gives it up, so that another replica need not wait for its end. A leader that is
+/// cut off from the API server says so before anybody else can lead.
 pub async fn lead(
     client: Client,
     namespace: String,
@@ -82,6 +86,44 @@ struct Task {
 
 impl Task {
     async fn run(mut self) {
+        let writers = self.lead.clone();
+        tokio::select! {
+            biased;
+            () = writers.closed() => {}
+            () = self.keep() => {}
+        }
+        // What takes longer is as if we had died: others wait for the end of the term.
+        match timeout(RELEASE, self.release())
+            .await
+            .unwrap_or_else(|late| Err(late.into()))
+        {
+            Ok(()) => tracing::info!(lease = self.name, "given up, if it was ours"),
+            Err(error) => {
+                tracing::warn!(lease = self.name, %error, "it was not given up; it ends by itself");
+            }
+        }
+    }
+
+    /// Gives the lease up, if it is ours.
+    async fn release(&self) -> Result<(), Failure> {
+        // One for each of our own renewals that may still be under way, and one more.
+        for _ in 0..2 {
+            let found = self.api.get_opt(&self.name).await?;
+            let Some(mut lease) = found.filter(|lease| seen(lease).holder == self.elector.me())
+            else {
+                return Ok(());
+            };
+            lease.spec.get_or_insert_default().holder_identity = None;
+            match self.api.replace(&self.name, &params(), &lease).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                other => return other.map(drop).map_err(Failure::from),
+            }
+        }
+        Ok(())
+    }
+
+    /// Never ends.
+    async fn keep(&mut self) {
         let mut failing = false;
         loop {
             let until = self.term();

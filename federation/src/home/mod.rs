@@ -60,7 +60,7 @@ pub(crate) struct Backend {
 pub(crate) struct Leading {
     /// Never changes where there is only one replica.
     pub(crate) lead: watch::Receiver<Lead>,
-    /// Keeps it.
+    /// Keeps it, until nobody listens to `lead` any more.
     pub(crate) task: Option<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 

@@ -56,10 +56,7 @@ async fn one_leads_and_another_follows_it() {
     let seen = b
         .until("the second sees the first", |lead| lead.holder.is_some())
         .await;
-    assert_eq!(
-        (seen.leading, seen.holder.as_deref()),
-        (false, Some("a"))
-    );
+    assert_eq!((seen.leading, seen.holder.as_deref()), (false, Some("a")));
 
     // It dies without a word.
     a.task.abort();
@@ -76,5 +73,22 @@ async fn one_leads_and_another_follows_it() {
     b.until("the end of leading", |lead| !lead.leading).await;
     server.restart().await;
     b.until("leading again", |lead| lead.leading).await;
-    b.task.abort();
+
+    // Once nobody here writes any more, it gives way at once.
+    let mut c = candidate(&server, "c").await;
+    c.until("the third sees the second", |lead| lead.holder.is_some())
+        .await;
+    drop(b.lead);
+    within("the end of the second", b.task)
+        .await
+        .expect("it ends by itself");
+    let given_up = within("the next holder", async {
+        let lead = c
+            .lead
+            .wait_for(|lead| lead.holder.as_deref() != Some("b"))
+            .await;
+        lead.expect("the candidate lives").clone()
+    });
+    assert_eq!(given_up.await.holder.as_deref(), Some("c"));
+    c.task.abort();
 }
