@@ -77,9 +77,11 @@ impl<D: Declarations> v1::operator_server::Operator for OperatorService<D> {
         let mut export = ServiceExport::of(key.namespace.as_str(), key.name.as_str());
         export.metadata.creation_timestamp = Some(Timestamp::from(SystemTime::now()));
         let written = self.declare(Object::ServiceExport(export)).await?;
+        let is_made = |world: &World| world.declared.exports.contains_key(&key);
+        let settled = self.settled(written, is_made).await;
         Ok(Response::new(v1::ExportResponse {
-            created: true,
-            path: written.place,
+            created: settled.changed,
+            path: settled.place,
         }))
     }
 
