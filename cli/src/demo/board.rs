@@ -30,6 +30,8 @@ const TIMES: Duration = Duration::from_secs(5);
 const BAR: usize = 30;
 /// Widest line where the terminal does not tell.
 const WIDTH: usize = 80;
+/// Highest table there.
+const HEIGHT: usize = 24;
 
 /// How to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ struct State {
     step: usize,
     doing: String,
     done: Vec<StepReport>,
+    /// Only what is now; the steps stay where they were drawn last.
+    brief: bool,
     /// Lines of the table on the screen, to be overwritten by the next one.
     drawn: usize,
 }
@@ -132,6 +136,11 @@ impl Board {
         }
     }
 
+    /// From now on the table leaves room for what was printed above it.
+    pub fn be_brief(&self) {
+        self.state().brief = true;
+    }
+
     /// Draws until it is dropped.
     pub async fn draw(&self, view: &View) {
         let mut ticks = interval(REDRAW);
@@ -147,16 +156,18 @@ impl Board {
         let Style::Live { color } = self.style else {
             return;
         };
-        let width = terminal_width();
+        let (width, height) = terminal_size();
         let mut state = self.state();
         let lines = table(&state, view, self.elapsed(), color);
+        // What does not fit would scroll away with each frame, and leave a copy of itself.
+        let lines = &lines[lines.len().saturating_sub(height - 1)..];
         let mut frame = String::new();
         // All in one write, in a synchronized update where the terminal knows it: no flicker.
         frame.push_str("\x1b[?2026h");
         if state.drawn > 0 {
             frame.push_str(&format!("\x1b[{}A", state.drawn));
         }
-        for line in &lines {
+        for line in lines {
             frame.push_str("\r\x1b[K");
             frame.push_str(&clip(line, width));
             frame.push('\n');
@@ -175,11 +186,15 @@ fn write(text: &str) {
         .ok();
 }
 
-fn terminal_width() -> usize {
-    match rustix::termios::tcgetwinsize(std::io::stdout()) {
-        Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
-        _ => WIDTH,
-    }
+/// Columns and rows, one at least.
+fn terminal_size() -> (usize, usize) {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    let (columns, rows) = size.map_or((0, 0), |size| (size.ws_col, size.ws_row));
+    let or = |told: u16, otherwise| match told {
+        0 => otherwise,
+        told => usize::from(told),
+    };
+    (or(columns, WIDTH), or(rows, HEIGHT))
 }
 
 /// Cuts a line to so many visible characters; escape sequences take no room.
@@ -213,20 +228,20 @@ impl Paint {
 
 fn table(state: &State, view: &View, elapsed: Duration, color: bool) -> Vec<String> {
     let paint = Paint(color);
-    let mut lines = vec![
-        String::new(),
-        format!(
+    let mut lines = vec![String::new()];
+    if !state.brief {
+        lines.push(format!(
             "{}  two clusters, one machine  {:>3.0} s",
             paint.with("1", "linkspan demo"),
             elapsed.as_secs_f64()
-        ),
-        String::new(),
-        paint.with("2", &format!("     {HEADER}")),
-    ];
-    for (index, name) in STEPS.iter().enumerate() {
-        lines.push(step_line(state, index + 1, name, paint));
+        ));
+        lines.push(String::new());
+        lines.push(paint.with("2", &format!("     {HEADER}")));
+        for (index, name) in STEPS.iter().enumerate() {
+            lines.push(step_line(state, index + 1, name, paint));
+        }
+        lines.push(String::new());
     }
-    lines.push(String::new());
     lines.push(shares_line(view, paint));
     lines.push(load_line(state, view));
     for side in Side::BOTH {

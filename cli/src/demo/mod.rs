@@ -94,7 +94,10 @@ async fn supervise(options: &Options) -> Result<(), Failure> {
         () = board.draw(&view) => pending().await,
     };
     let outcome = match outcome {
-        Err(Failure::Interrupted) => Err(Failure::Interrupted),
+        Err(Failure::Interrupted) => {
+            board.lasting("\nstopping; nothing is left behind\n");
+            Err(Failure::Interrupted)
+        }
         outcome => {
             let report = report(options, &world, &board, &steps.borrow(), outcome.err());
             board.doing("the tour is over");
@@ -194,11 +197,15 @@ async fn stay(
     interrupt: &mut Interrupt,
 ) -> Result<(), Failure> {
     board.lasting(&try_these(world));
+    board.be_brief();
     loop {
         board.doing("everything runs until Ctrl-C");
         let ended = tokio::select! {
             ended = ends.recv() => ended,
-            () = interrupt.next() => return Ok(()),
+            () = interrupt.next() => {
+                board.lasting("\nstopping; nothing is left behind\n");
+                return Ok(());
+            }
             () = board.draw(view) => pending().await,
         };
         let Some(Ended { name, status }) = ended else {

@@ -16,6 +16,11 @@ use crate::{
 
 /// Shows and sets where requests go first, where next, and how much of it.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = help!(
+    "linkspan failover show",
+    "linkspan failover set shop/checkout --order Own --order west --max-remote-share 30",
+    "linkspan failover drain west",
+))]
 pub struct Args {
     #[command(subcommand)]
     verb: FailoverVerb,

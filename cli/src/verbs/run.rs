@@ -18,6 +18,11 @@ use crate::exit::{Failure, help};
 /// SIGTERM and SIGINT ask it to finish what it has and to end (exit code 0); a second one
 /// ends it at once.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = help!(
+    "linkspan run federation --config federation.yaml",
+    "linkspan run gateway --config gateway-1.yaml",
+    "linkspan run sidecar --config sidecar.yaml --log info,linkspan_sidecar=debug",
+))]
 pub struct Args {
     #[command(subcommand)]
     part: Part,

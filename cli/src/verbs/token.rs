@@ -18,6 +18,11 @@ use crate::{
 
 /// Makes, lists and revokes join tokens.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = help!(
+    "linkspan token create --namespace shop --service-account checkout --out checkout.token",
+    "linkspan token list",
+    "linkspan token revoke 3fa90c11d27e",
+))]
 pub struct Args {
     #[command(subcommand)]
     verb: TokenVerb,
