@@ -27,7 +27,7 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::{
     config::Config,
     home::Backend,
-    identity::{Authority, Credentials, Issuer, issued::Issued, tokens::JoinTokens},
+    identity::{Authority, Credentials, Issuer, Pods, issued::Issued, tokens::JoinTokens},
     join::LinkStore,
     operator::socket,
     state::{Epoch, StateDir, StateError, kept, next_epoch, roots},
@@ -137,12 +137,13 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
     let metrics = FederationMetrics::register(&registry)?;
     let credentials = Credentials::new(Arc::clone(&authority), &domain, lifetime);
     let issued = Issued::open(&state.issued())?;
-    let issuer = Issuer::new(domain, authority, (tokens, issued), lifetime, &metrics);
+    let (backend, attestor) = Backend::open(&config, own_cluster(&config), &state).await?;
+    let proofs = (tokens, issued, Pods::new(attestor));
+    let issuer = Issuer::new(domain, authority, proofs, lifetime, &metrics);
     let registrations = kept::load(&state.registrations())?;
     let announced = roots::load(&state.roots())?;
     let owned = kept::load(&state.uids())?;
     let links = Arc::new(LinkStore::open(&state.links())?);
-    let backend = Backend::open(&config, own_cluster(&config), &state).await?;
     let listeners = Listeners::bind(&config, &state.operator_socket()).await?;
     // Last, so that a start that failed is not taken for a life.
     let epoch = next_epoch(&state.epoch(), now)?;

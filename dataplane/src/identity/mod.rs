@@ -253,21 +253,15 @@ pub async fn keep_fresh_counted(
     }
 }
 
-/// A new certificate by the present one, else (say, because it expired) by token.
+/// A new certificate: by the token where that is a projected one, which tells who runs here now;
+/// else by the present certificate.
 async fn renew(
     reader: &MaterialReader,
     client: &FederationClient,
 ) -> Result<(Svid, Bundle), IdentityError> {
-    let by_certificate = issue(client, client.mutual_tls(reader)?, String::new()).await;
-    let issued = match by_certificate {
-        Ok(issued) => issued,
-        Err(by_certificate) => issue_by_token(client)
-            .await
-            .map_err(|by_token| match by_token {
-                // Of two failures the first tells more, unless federation itself answered the second.
-                IdentityError::Refused { .. } => by_token,
-                _ => by_certificate,
-            })?,
+    let issued = match read_token(client).await {
+        Ok(token) if is_projected(&token) => issue_by_token(client).await?,
+        _ => renew_by_certificate(reader, client).await?,
     };
     let (own, found) = (reader.current().svid().id().clone(), issued.0.id());
     if own != *found {
@@ -275,6 +269,29 @@ async fn renew(
         return Err(IdentityError::Answer(text.into()));
     }
     Ok(issued)
+}
+
+/// By the present certificate, else (say, because it expired) by token.
+async fn renew_by_certificate(
+    reader: &MaterialReader,
+    client: &FederationClient,
+) -> Result<(Svid, Bundle), IdentityError> {
+    let by_certificate = issue(client, client.mutual_tls(reader)?, String::new()).await;
+    match by_certificate {
+        Ok(issued) => Ok(issued),
+        Err(by_certificate) => issue_by_token(client)
+            .await
+            .map_err(|by_token| match by_token {
+                // Of two failures the first tells more, unless federation itself answered the second.
+                IdentityError::Refused { .. } => by_token,
+                _ => by_certificate,
+            }),
+    }
+}
+
+/// Whether it is a service account token (a JWT) that Kubernetes keeps fresh in the pod.
+fn is_projected(token: &str) -> bool {
+    token.starts_with("ey") && token.split('.').count() == 3
 }
 
 async fn issue_by_token(client: &FederationClient) -> Result<(Svid, Bundle), IdentityError> {

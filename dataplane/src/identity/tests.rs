@@ -50,6 +50,19 @@ async fn an_expired_certificate_is_replaced_by_token() {
     assert!(next.not_after() > now);
 }
 
+/// A pod proves itself anew each time: federation gives nothing for its certificate.
+#[tokio::test]
+async fn with_a_projected_token_the_certificate_is_not_shown() {
+    let (_pki, _federation, client, _directory) = federation().await;
+    let (_writer, reader) = first_contact(&client).await.unwrap();
+    std::fs::write(&client.token, "eyJhbGciOiJub25lIn0.e30.c2ln").unwrap();
+    let error = renew(&reader, &client).await.unwrap_err();
+    assert!(
+        matches!(&error, IdentityError::Refused { message, .. } if message == "unknown token"),
+        "{error:?}"
+    );
+}
+
 #[tokio::test]
 async fn nobody_becomes_somebody_else() {
     let (pki, _federation, client, _directory) = federation().await;

@@ -14,15 +14,16 @@ use std::{
 use linkspan_core::{
     ClusterId, OwnCluster, ServiceKey,
     backend::{
-        Applied, Declarations, DeclareError, Journal, JournalEntry, JournalError, LinkHome,
-        Removals, Sink, SinkError, Source, SourceError, Written,
+        Applied, AttestError, Attested, Attestor, Declarations, DeclareError, Journal,
+        JournalEntry, JournalError, LinkHome, Removals, Sink, SinkError, Source, SourceError,
+        Written,
     },
     declared::Declared,
     plan::Desired,
 };
 use linkspan_kube::{
-    Client, Elector, KubernetesDeclarations, KubernetesJournal, KubernetesLinks, KubernetesSink,
-    KubernetesSource, Lead, Mirrors, Terms,
+    Client, Elector, KubernetesAttestor, KubernetesDeclarations, KubernetesJournal,
+    KubernetesLinks, KubernetesSink, KubernetesSource, Lead, Mirrors, Terms,
 };
 use linkspan_resources::Object;
 use tokio::sync::{Notify, watch};
@@ -65,20 +66,26 @@ pub(crate) struct Leading {
 }
 
 impl Backend {
-    /// Opens the home that `config` names. Nothing of it is read yet.
+    /// Opens the home that `config` names, and finds who tells whose projected tokens are. Nothing
+    /// is read yet.
     pub(crate) async fn open(
         config: &Config,
         own: OwnCluster,
         state: &StateDir,
-    ) -> Result<Self, BindError> {
+    ) -> Result<(Self, AnyAttestor), BindError> {
         match &config.home {
-            Home::Directory { resources } => Self::directory(config, own, state, resources),
+            Home::Directory { resources } => {
+                let backend = Self::directory(config, own, state, resources)?;
+                Ok((backend, AnyAttestor::Nobody))
+            }
             Home::Kubernetes {
                 kubeconfig,
                 namespace,
             } => {
                 let client = linkspan_kube::connect(kubeconfig.as_deref()).await?;
-                Ok(Self::kubernetes(client, own, namespace))
+                let attestor = KubernetesAttestor::new(client.clone(), &own.cluster);
+                let backend = Self::kubernetes(client, own, namespace);
+                Ok((backend, AnyAttestor::Kubernetes(attestor)))
             }
         }
     }
@@ -223,6 +230,22 @@ impl Journal for AnyJournal {
         match self {
             Self::Directory(journal) => journal.forget(peer).await,
             Self::Kubernetes(journal) => journal.forget(peer).await,
+        }
+    }
+}
+
+/// Who tells whose a projected token is.
+pub(crate) enum AnyAttestor {
+    /// There are no pods here.
+    Nobody,
+    Kubernetes(KubernetesAttestor),
+}
+
+impl Attestor for AnyAttestor {
+    async fn attest(&self, token: &str) -> Result<Attested, AttestError> {
+        match self {
+            Self::Nobody => Err(AttestError::Refused),
+            Self::Kubernetes(attestor) => attestor.attest(token).await,
         }
     }
 }

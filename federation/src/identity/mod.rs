@@ -1,12 +1,14 @@
 //! The Identity service: certificates for the workloads and parts of this cluster.
 //!
-//! Whom a certificate is for comes from the join token, or from the certificate with which
-//! the caller renews; never from the request, of which only the key counts.
+//! Whom a certificate is for comes from the join token, from the pod that a projected token was
+//! given to, or from the certificate with which the caller renews; never from the request, of
+//! which only the key counts.
 
 mod authority;
 pub(crate) mod issued;
 mod limiter;
 mod own;
+mod pods;
 mod standing;
 pub(crate) mod tokens;
 
@@ -25,12 +27,13 @@ use tonic::{Request, Response, Status};
 use self::{
     issued::{Issued, Leaf},
     limiter::Limiter,
-    tokens::{JoinTokens, TokenId},
+    tokens::{Binding, JoinTokens, TokenId},
 };
 use crate::listener::Caller;
 
 pub(crate) use authority::{Authority, keep_authority};
 pub(crate) use own::{Credentials, keep_fresh};
+pub(crate) use pods::Pods;
 pub(crate) use standing::Standing;
 
 /// Largest certificate request that is looked at; a P-256 one has a few hundred bytes.
@@ -42,6 +45,7 @@ pub(crate) struct Issuer {
     pub(crate) authority: Arc<Authority>,
     pub(crate) tokens: Arc<JoinTokens>,
     pub(crate) issued: Issued,
+    pods: Pods,
     pub(crate) lifetime: Duration,
     limiter: Limiter,
     granted: IntCounter,
@@ -52,7 +56,7 @@ impl Issuer {
     pub(crate) fn new(
         domain: TrustDomain,
         authority: Arc<Authority>,
-        (tokens, issued): (Arc<JoinTokens>, Issued),
+        (tokens, issued, pods): (Arc<JoinTokens>, Issued, Pods),
         lifetime: Duration,
         metrics: &FederationMetrics,
     ) -> Self {
@@ -61,6 +65,7 @@ impl Issuer {
             authority,
             tokens,
             issued,
+            pods,
             lifetime,
             limiter: Limiter::default(),
             granted: metrics.issued(),
@@ -69,14 +74,17 @@ impl Issuer {
     }
 
     /// Whose certificate this caller may have, and by which token.
-    fn identity(&self, caller: &Caller, token: &str) -> Result<(TokenId, SpiffeId), Status> {
+    async fn identity(&self, caller: &Caller, token: &str) -> Result<(TokenId, SpiffeId), Status> {
         let now = SystemTime::now();
         let found = if token.is_empty() {
             self.renewed(caller, now)?
-        } else {
+        } else if tokens::is_join_token(token) {
             self.tokens.identity(token, now).ok_or_else(|| {
                 Status::unauthenticated("the join token is not valid here, or has expired")
             })?
+        } else {
+            let (id, attested) = self.pods.attest(token).await?;
+            (id, SpiffeId::workload(&self.domain, &attested.workload))
         };
         may_be_issued(&found.1, &self.domain)?;
         Ok(found)
@@ -151,6 +159,17 @@ impl Issuer {
 }
 
 impl Issuer {
+    /// What a token binds; `None` where it is revoked or long gone.
+    fn binding(&self, token: &TokenId) -> Option<Binding> {
+        match pods::uid(token) {
+            Some(uid) => Some(Binding {
+                uid: Some(uid.to_owned()),
+                ..Binding::default()
+            }),
+            None => self.tokens.binding(token),
+        }
+    }
+
     /// Writes down for which token `leaf` was issued, without which it could not be taken back.
     fn note(&self, token: &TokenId, leaf: &[u8], now: SystemTime) -> Result<(), Status> {
         let until = now + self.lifetime;
@@ -223,7 +242,7 @@ impl IdentityService {
     ) -> Result<v1::IssueResponse, Status> {
         let issuer = Arc::clone(&self.0);
         issuer.admit(&caller)?;
-        let found = issuer.identity(&caller, &asked.join_token)?;
+        let found = issuer.identity(&caller, &asked.join_token).await?;
         // Checking and signing take a millisecond of CPU: not on the threads that serve streams.
         let issued = tokio::task::spawn_blocking(move || issuer.issue(found, &asked.csr));
         issued

@@ -44,7 +44,7 @@ impl Standing {
     pub(crate) fn check(&self) -> Result<Binding, Status> {
         let identity = &self.identity;
         match &self.token {
-            Some(token) => self.issuer.tokens.binding(token).ok_or_else(|| {
+            Some(token) => self.issuer.binding(token).ok_or_else(|| {
                 Status::permission_denied(format!(
                     "the join token of this certificate of `{identity}` was revoked; \
                      make another with `linkspan token create`, and start with that"
@@ -63,6 +63,15 @@ impl Standing {
     /// Whether a workload may register so.
     pub(crate) fn allows(&self, registration: &Registration) -> Result<(), Status> {
         let binding = self.check()?;
+        if let Some(uid) = &binding.uid
+            && *uid != registration.uid
+        {
+            return Err(Status::permission_denied(format!(
+                "the workload's uid is `{}`, but its token was given to the pod with the uid \
+                 `{uid}`; configure that one",
+                registration.uid
+            )));
+        }
         if !binding.labels.is_empty() && registration.labels != binding.labels {
             return Err(Status::permission_denied(format!(
                 "the workload's labels are {:?}, but its join token binds {:?}; configure exactly \

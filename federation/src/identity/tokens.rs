@@ -74,6 +74,8 @@ pub(crate) struct Binding {
     pub(crate) labels: BTreeMap<String, String>,
     /// Whether another address may be registered than the one that the workload calls from.
     pub(crate) any_address: bool,
+    /// Where there is one, exactly this must be registered.
+    pub(crate) uid: Option<String>,
 }
 
 /// What a token is made for.
@@ -97,6 +99,11 @@ pub(crate) struct Listed {
 }
 
 type Entries = BTreeMap<TokenId, Entry>;
+
+/// Whether it looks like a join token, good or not.
+pub(crate) fn is_join_token(token: &str) -> bool {
+    token.trim().starts_with(PREFIX)
+}
 
 /// All join tokens of this cluster, in memory and in one file.
 pub(crate) struct JoinTokens {

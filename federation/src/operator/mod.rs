@@ -409,6 +409,7 @@ fn binding(
     Ok(tokens::Binding {
         labels: labels.into_iter().collect(),
         any_address,
+        uid: None,
     })
 }
 

@@ -122,7 +122,8 @@ pub struct IssueRequest {
     /// PKCS#10 request, DER; its subject and extensions are ignored, only the key counts.
     #[prost(bytes = "bytes", tag = "1")]
     pub csr: ::prost::bytes::Bytes,
-    /// A join token; empty when the caller's certificate proves who asks.
+    /// A join token, or the projected service account token of a pod; empty when the caller's
+    /// certificate proves who asks.
     #[prost(string, tag = "2")]
     pub join_token: ::prost::alloc::string::String,
 }

@@ -69,6 +69,7 @@ impl Entry {
         Binding {
             labels: self.labels.clone(),
             any_address: self.any_address,
+            ..Binding::default()
         }
     }
 

@@ -84,6 +84,7 @@ fn what_a_token_binds_and_its_last_use_are_listed_and_kept() {
     let binding = Binding {
         labels: BTreeMap::from([("app".into(), "checkout".into())]),
         any_address: true,
+        ..Binding::default()
     };
     let wanted = Wanted {
         binding: binding.clone(),
