@@ -8,11 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use linkspan_core::{
-    OwnCluster,
-    announced::Announced,
-    workloads::{Owned, Registration},
-};
+use linkspan_core::OwnCluster;
 use linkspan_runtime::{
     BoxError,
     process::Exit,
@@ -30,7 +26,7 @@ use crate::{
     identity::{Authority, Credentials, Issuer, Pods, issued::Issued, tokens::JoinTokens},
     join::LinkStore,
     operator::socket,
-    state::{Epoch, StateDir, StateError, kept, next_epoch, roots},
+    state::{Epoch, Remembered, StateDir, StateError, next_epoch},
     sync::Dial,
     wiring,
 };
@@ -95,9 +91,7 @@ pub struct Bound {
     pub(crate) config: Config,
     pub(crate) state: StateDir,
     pub(crate) epoch: Epoch,
-    pub(crate) registrations: Vec<Registration>,
-    pub(crate) announced: Vec<Announced>,
-    pub(crate) owned: Vec<Owned>,
+    pub(crate) remembered: Remembered,
     pub(crate) links: Arc<LinkStore>,
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) credentials: Credentials,
@@ -140,9 +134,7 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
     let (backend, attestor) = Backend::open(&config, own_cluster(&config), &state).await?;
     let proofs = (tokens, issued, Pods::new(attestor));
     let issuer = Issuer::new(domain, authority, proofs, lifetime, &metrics);
-    let registrations = kept::load(&state.registrations())?;
-    let announced = roots::load(&state.roots())?;
-    let owned = kept::load(&state.uids())?;
+    let remembered = Remembered::load(&state)?;
     let links = Arc::new(LinkStore::open(&state.links())?);
     let listeners = Listeners::bind(&config, &state.operator_socket()).await?;
     // Last, so that a start that failed is not taken for a life.
@@ -152,9 +144,7 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
         readiness: Readiness::new(),
         state,
         epoch,
-        registrations,
-        announced,
-        owned,
+        remembered,
         links,
         issuer: Arc::new(issuer),
         material: credentials

@@ -19,11 +19,9 @@ use linkspan_api::v1::{
 };
 use linkspan_core::{
     OwnCluster,
-    announced::Announced,
     backend::{Applied, LinkHome, Removals, Sink, SinkError},
     join::LinkBook,
     peer::{Now, PeerSettings},
-    workloads::{Owned, Registration},
 };
 use linkspan_kube::Lead;
 use linkspan_runtime::{
@@ -55,7 +53,7 @@ use crate::{
     join::{self, Dials, LinkStore, Linker},
     listener::{accept, follow_links},
     operator::OperatorService,
-    state::{Epoch, StateDir, kept, roots::Kept},
+    state::{Epoch, Remembered, StateDir, kept, roots::Kept},
     sync::{self, Dial, GatewayPaths, Subscribers, SyncService, ViaGateways},
 };
 
@@ -140,9 +138,8 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     let linker = Arc::new(site.linker(bound.links, Arc::clone(&dial), links));
     let wait = site.config.timers.export_wait;
 
-    let before = (bound.registrations, bound.announced, bound.owned);
     let book = linker.store.subscribe();
-    let mut foundation = site.foundation(&mut tasks, &bound.state, before, dial, book);
+    let mut foundation = site.foundation(&mut tasks, &bound.state, bound.remembered, dial, book);
     let (persist_journal, newest) = watch::channel(None);
     foundation.persist_journal = persist_journal;
     let (loaded, journals) = oneshot::channel();
@@ -246,7 +243,7 @@ impl Site {
         &self,
         tasks: &mut Tasks,
         state: &StateDir,
-        (registrations, announced, owned): (Vec<Registration>, Vec<Announced>, Vec<Owned>),
+        remembered: Remembered,
         dial: Arc<dyn Dial>,
         book: watch::Receiver<Arc<LinkBook>>,
     ) -> Foundation {
@@ -255,16 +252,19 @@ impl Site {
         peers.stale_ttl = self.config.stale_ttl;
         peers.silence = timers.sync_silence;
         peers.max_skew = timers.tolerated_skew();
-        let (persist, newest) = watch::channel(Arc::new(registrations.clone()));
+        let (persist, newest) = watch::channel(Arc::new(remembered.registrations.clone()));
         let keep = kept::keep(state.registrations(), newest, self.stop.clone());
         tasks.essential("registrations", done(keep));
-        let roots = announced.iter().map(Kept::from).collect();
+        let roots = remembered.announced.iter().map(Kept::from).collect();
         let (persist_roots, newest) = watch::channel(Arc::new(roots));
         let keep = kept::keep(state.roots(), newest, self.stop.clone());
         tasks.essential("announced-roots", done(keep));
-        let (persist_owned, newest) = watch::channel(Arc::new(owned.clone()));
+        let (persist_owned, newest) = watch::channel(Arc::new(remembered.owned.clone()));
         let keep = kept::keep(state.uids(), newest, self.stop.clone());
         tasks.essential("uids", done(keep));
+        let (persist_marks, newest) = watch::channel(Arc::new(remembered.marks.clone()));
+        let keep = kept::keep(state.capacity(), newest, self.stop.clone());
+        tasks.essential("capacity", done(keep));
         Foundation {
             own: self.own.clone(),
             own_bundle: self.issuer.authority.bundle(),
@@ -272,9 +272,7 @@ impl Site {
             peers,
             lease: timers.lease,
             restarted: self.epoch.restarted,
-            registrations,
-            announced,
-            owned,
+            remembered,
             context: sync::Context {
                 own: self.own.clone(),
                 dial,
@@ -288,6 +286,7 @@ impl Site {
             persist,
             persist_roots,
             persist_owned,
+            persist_marks,
             book,
             persist_journal: watch::Sender::new(None),
         }

@@ -6,15 +6,21 @@
 //! that is expected.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
 
 use crate::model::{ClusterId, Locality, ServiceKey};
+use crate::peer::Now;
 
 #[cfg(test)]
 mod tests;
 
 /// How long a mark takes to fall to nothing.
 pub const DECAY: Duration = Duration::from_secs(600);
+
+/// How old what is kept of a steady mark may become: little beside [`DECAY`].
+const NEAR: Duration = Duration::from_secs(60);
 
 /// Most localities of one service: a workload names its own, and peers refuse more.
 pub(crate) const MAX_LOCALITIES: usize = 100;
@@ -103,6 +109,33 @@ impl Mark {
     }
 }
 
+/// A mark as it is kept over a restart: a federation that forgot its dead would call what is left
+/// healthy, and send it everything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptMark {
+    service: ServiceKey,
+    locality: Locality,
+    peak: u32,
+    /// When so many were listed last, seconds of Unix time.
+    at_unix: u64,
+}
+
+impl KeptMark {
+    /// Whether it says as much as `other`, near enough: where nothing is lost, its time alone
+    /// goes on.
+    fn is_near(&self, other: &Self) -> bool {
+        let same = (&self.service, &self.locality, self.peak)
+            == (&other.service, &other.locality, other.peak);
+        same && self.at_unix.abs_diff(other.at_unix) < NEAR.as_secs()
+    }
+}
+
+/// Whether what is kept has to be written anew.
+pub fn is_news(kept: &[KeptMark], newest: &[KeptMark]) -> bool {
+    let near = |(kept, newest): (&KeptMark, &KeptMark)| kept.is_near(newest);
+    kept.len() != newest.len() || !kept.iter().zip(newest).all(near)
+}
+
 /// The marks of one cluster's services.
 #[derive(Clone, Debug, Default)]
 pub struct HighWater {
@@ -113,6 +146,52 @@ impl HighWater {
     /// No marks.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The marks that were kept before a restart, as old as the wall clock says they are.
+    pub fn restored(kept: Vec<KeptMark>, now: Now) -> Self {
+        let mut marks: BTreeMap<ServiceKey, BTreeMap<Locality, Mark>> = BTreeMap::new();
+        for KeptMark {
+            service,
+            locality,
+            peak,
+            at_unix,
+        } in kept
+        {
+            let then = UNIX_EPOCH.checked_add(Duration::from_secs(at_unix));
+            // Of a mark from the future, the clock went back: it is as good as new.
+            let age = then.and_then(|then| now.wall.duration_since(then).ok());
+            // The monotonic clock may be younger than the mark: the machine was restarted.
+            let at = now.instant.checked_sub(age.unwrap_or_default());
+            let mark = Mark {
+                peak,
+                at: at.unwrap_or(now.instant),
+            };
+            marks.entry(service).or_default().insert(locality, mark);
+        }
+        Self { marks }
+    }
+
+    /// What is to be kept, in order.
+    pub fn kept(&self, now: Now) -> Vec<KeptMark> {
+        let unix = now.wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let kept = |service: &ServiceKey, locality: &Locality, mark: &Mark| {
+            let age = now.instant.saturating_duration_since(mark.at);
+            KeptMark {
+                service: service.clone(),
+                locality: locality.clone(),
+                peak: mark.peak,
+                at_unix: unix.saturating_sub(age).as_secs(),
+            }
+        };
+        let services = self.marks.iter();
+        services
+            .flat_map(|(service, marks)| {
+                marks
+                    .iter()
+                    .map(move |(locality, mark)| kept(service, locality, mark))
+            })
+            .collect()
     }
 
     /// Takes in what is listed now. Call it whenever that changes, and before each plan.

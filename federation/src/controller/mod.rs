@@ -69,7 +69,7 @@ pub(crate) async fn run<S: Source>(
         tokio::select! {
             () = stop.draining() => {
                 // What came since the last plan is kept, too.
-                state.persist();
+                state.persist(now());
                 state.persist_journal(now());
                 return Ok(());
             }

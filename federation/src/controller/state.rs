@@ -4,8 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use linkspan_core::{
     ClusterId, FailbackConfig, OwnCluster,
-    announced::Announced,
-    capacity::{HighWater, Seen},
+    capacity::{HighWater, KeptMark, Seen, is_news},
     declared::Declared,
     gateways::Gateways,
     history::History,
@@ -30,7 +29,7 @@ use super::{
 };
 use crate::{
     home::KeptPeers,
-    state::roots::Kept,
+    state::{Remembered, roots::Kept},
     sync::{Context, Heard},
 };
 
@@ -46,11 +45,8 @@ pub(crate) struct Foundation {
     pub(crate) lease: Duration,
     /// Whether there was a life before this one, of which others still hold something.
     pub(crate) restarted: bool,
-    pub(crate) registrations: Vec<Registration>,
-    /// Whose uids were before the restart.
-    pub(crate) owned: Vec<Owned>,
-    /// Roots that peers announced before the restart.
-    pub(crate) announced: Vec<Announced>,
+    /// What was known before the restart.
+    pub(crate) remembered: Remembered,
     pub(crate) context: Context,
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: FederationMetrics,
@@ -62,6 +58,8 @@ pub(crate) struct Foundation {
     pub(crate) persist_roots: watch::Sender<Arc<Vec<Kept>>>,
     /// Where the owners of uids go, likewise.
     pub(crate) persist_owned: watch::Sender<Arc<Vec<Owned>>>,
+    /// Where the marks of capacity go, likewise.
+    pub(crate) persist_marks: watch::Sender<Arc<Vec<KeptMark>>>,
     /// Where the last records of peers go, likewise.
     pub(crate) persist_journal: watch::Sender<KeptPeers>,
 }
@@ -90,6 +88,7 @@ pub(crate) struct State {
     persist: watch::Sender<Arc<Vec<Registration>>>,
     persist_roots: watch::Sender<Arc<Vec<Kept>>>,
     persist_owned: watch::Sender<Arc<Vec<Owned>>>,
+    persist_marks: watch::Sender<Arc<Vec<KeptMark>>>,
     persist_journal: watch::Sender<KeptPeers>,
     /// Claims of uids when these were kept last.
     kept_claims: u64,
@@ -103,10 +102,10 @@ impl State {
     pub(crate) fn new(foundation: Foundation, now: Now) -> Self {
         let f = foundation;
         let mut workloads = Workloads::new(f.lease);
-        workloads.restore_owners(f.owned);
-        workloads.restore(f.registrations, now.instant);
+        workloads.restore_owners(f.remembered.owned);
+        workloads.restore(f.remembered.registrations, now.instant);
         let mut peers = Peers::new(f.peers);
-        peers.restore(f.announced);
+        peers.restore(f.remembered.announced);
         Self {
             own: f.own,
             own_bundle: f.own_bundle,
@@ -119,7 +118,7 @@ impl State {
             gateways: Gateways::new(),
             young: Young::default(),
             peers,
-            high_water: HighWater::new(),
+            high_water: HighWater::restored(f.remembered.marks, now),
             seen: Seen::new(),
             history: History::new(),
             hold: None,
@@ -128,6 +127,7 @@ impl State {
             persist: f.persist,
             persist_roots: f.persist_roots,
             persist_owned: f.persist_owned,
+            persist_marks: f.persist_marks,
             persist_journal: f.persist_journal,
             kept_claims: 0,
             dirty: false,
@@ -333,7 +333,7 @@ impl State {
             .follow(declared.links.keys().cloned(), &self.peers);
         let world = self.world(declared, now);
         self.planned = Some(now);
-        self.persist();
+        self.persist(now);
         self.persist_journal(now);
         let next = World {
             generation: self.last.generation,
@@ -432,8 +432,17 @@ impl State {
         }
     }
 
-    /// Has the registrations that count, the owners of uids, and announced roots kept on disk.
-    pub(super) fn persist(&mut self) {
+    /// Has the registrations that count, the owners of uids, announced roots, and how many
+    /// endpoints there were kept on disk.
+    pub(super) fn persist(&mut self, now: Now) {
+        self.persist_marks.send_if_modified(|last| {
+            let newest = self.high_water.kept(now);
+            let news = self.declared.is_some() && is_news(last, &newest);
+            if news {
+                *last = Arc::new(newest);
+            }
+            news
+        });
         if std::mem::replace(&mut self.kept_claims, self.workloads.claims())
             != self.workloads.claims()
         {

@@ -12,6 +12,7 @@
 //!   registrations.json   the workloads last registered
 //!   uids.json            whose each workload uid is
 //!   roots.json           the roots that peers announced
+//!   capacity.json        how many endpoints each service had lately
 //!   journal/             what each peer told last (directory home)
 //!   status/              what is wrong with resources, per object
 //!   operator.sock        the operator API
@@ -22,6 +23,7 @@
 mod epoch;
 pub(crate) mod files;
 pub(crate) mod kept;
+pub(crate) mod remembered;
 pub(crate) mod roots;
 
 use std::{
@@ -32,6 +34,7 @@ use std::{
 };
 
 pub(crate) use epoch::{Epoch, next_epoch};
+pub(crate) use remembered::Remembered;
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +168,10 @@ impl StateDir {
 
     pub(crate) fn roots(&self) -> PathBuf {
         self.root.join("roots.json")
+    }
+
+    pub(crate) fn capacity(&self) -> PathBuf {
+        self.root.join("capacity.json")
     }
 
     pub(crate) fn journal(&self) -> PathBuf {

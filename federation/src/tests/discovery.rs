@@ -226,6 +226,41 @@ async fn after_a_restart_nothing_is_removed_before_all_are_back() {
     federation.stop().await;
 }
 
+#[tokio::test]
+async fn after_a_restart_what_was_lost_before_it_is_still_missed() {
+    let (home, federation) = shop().await;
+    let server = federation.member("shop", "checkout").await;
+    let serving = |uid: &'static str| {
+        let (federation, server) = (&federation, &server);
+        async move {
+            let proxy = Proxy::open(federation, server).await.unwrap();
+            proxy.live(Said::Workload(workload(uid, "checkout")), vec![])
+        }
+    };
+    let _one = serving("checkout-1").await;
+    let two = serving("checkout-2").await;
+    // Listed and expected.
+    let counts = |world: &crate::controller::World| {
+        let service = world.desired.services.values().next()?;
+        let expected = service.clusters.values().flat_map(|of| &of.localities);
+        let expected: u32 = expected.map(|(_, count)| count).sum();
+        Some((service.endpoints.len(), expected))
+    };
+    federation
+        .until("both", |world| counts(world) == Some((2, 2)))
+        .await;
+    drop(two);
+    federation
+        .until("one lapsed", |world| counts(world) == Some((1, 2)))
+        .await;
+    federation.stop().await;
+    let federation = home.start().await;
+    federation
+        .until("it is missed", |world| counts(world) == Some((1, 2)))
+        .await;
+    federation.stop().await;
+}
+
 /// Peers are heard through gateways: one that starts together with federation gets its set while
 /// the links are still being waited for.
 #[tokio::test]

@@ -81,6 +81,52 @@ fn holding_level_keeps_the_mark_fresh() {
 }
 
 #[test]
+fn what_was_lost_is_expected_after_a_restart_as_long_as_before_it() {
+    let mut hand = Hand::new();
+    hand.observe(&[("a", 3)]);
+    assert_eq!(hand.after(100, &[("a", 1)]), [(zone("a"), 3)]);
+    let kept = hand.marks.kept(hand.clock.now());
+    let text = serde_json::to_string(&kept).expect("JSON");
+    hand.clock.pass(Duration::from_secs(50));
+    let kept: Vec<KeptMark> = serde_json::from_str(&text).expect("JSON");
+    hand.marks = HighWater::restored(kept, hand.clock.now());
+    assert_eq!(hand.after(0, &[("a", 1)]), [(zone("a"), 3)]);
+    assert_eq!(hand.after(51, &[("a", 1)]), [(zone("a"), 2)]);
+    assert_eq!(hand.after(400, &[("a", 1)]), [(zone("a"), 1)]);
+}
+
+#[test]
+fn odd_clocks_make_a_mark_new_and_never_panic() {
+    let mut hand = Hand::new();
+    hand.observe(&[("a", 3)]);
+    let now = hand.clock.now();
+    for at_unix in [0, u64::MAX, 2_000_000_000] {
+        let mut kept = hand.marks.kept(now);
+        kept[0].at_unix = at_unix;
+        let restored = HighWater::restored(kept, now);
+        let expected = restored.expected(&service("shop/checkout"), &BTreeMap::new(), now.instant);
+        assert!(
+            expected.is_empty() || expected == [(zone("a"), 3)],
+            "{at_unix}"
+        );
+    }
+}
+
+#[test]
+fn steady_marks_are_written_once_a_minute_and_changes_at_once() {
+    let mut hand = Hand::new();
+    hand.observe(&[("a", 3)]);
+    let first = hand.marks.kept(hand.clock.now());
+    hand.after(59, &[("a", 3)]);
+    assert!(!is_news(&first, &hand.marks.kept(hand.clock.now())));
+    hand.after(1, &[("a", 3)]);
+    assert!(is_news(&first, &hand.marks.kept(hand.clock.now())));
+    hand.after(0, &[("a", 4)]);
+    assert!(is_news(&first, &hand.marks.kept(hand.clock.now())));
+    assert!(is_news(&first, &[]));
+}
+
+#[test]
 fn a_service_that_is_no_longer_declared_is_forgotten() {
     let mut hand = Hand::new();
     hand.observe(&[("a", 3)]);
