@@ -15,9 +15,9 @@ use linkspan_dataplane::{
     forward::{
         bytes::Duplex,
         http::{
-            BodyError, Incoming, Moved, Observer, Upload, Watched, headers,
-            retry::is_grpc,
-            serve,
+            BodyError, Incoming, Moved, Observer, Upload, Watched,
+            grpc::is_grpc,
+            headers, serve,
             serve::{ServeLimits, lost, refused},
         },
     },

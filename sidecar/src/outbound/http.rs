@@ -1,15 +1,19 @@
 //! HTTP calls: an endpoint for each request, and another one when the first is lost.
 
-use std::{convert::Infallible, net::SocketAddr, time::Instant};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header, uri::Authority};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, uri::Authority};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use linkspan_dataplane::{
     connect::pool::Lease,
     forward::http::{
         BodyError, Incoming, Moved, Observer, ReceivedBody, Replay, ReplayBody, SendError, Upload,
-        Watched, headers, retry::is_idempotent, send, serve, serve::ServeLimits,
+        Watched, grpc, headers, retry::is_idempotent, send, serve, serve::ServeLimits,
     },
     report::{Access, RequestReport},
 };
@@ -119,6 +123,7 @@ struct Answered {
     answer: Response<ReceivedBody>,
     lease: Lease,
     pick: Pick,
+    verdict: Verdict,
 }
 
 /// One request on its way.
@@ -129,7 +134,7 @@ struct Call {
     attempts: Attempts,
     report: RequestReport,
     moved: Moved,
-    idle: std::time::Duration,
+    idle: Duration,
 }
 
 impl Call {
@@ -138,11 +143,12 @@ impl Call {
         loop {
             let pick = self.attempts.pick(&self.resolved.destination).await?;
             match self.attempt(&pick).await {
-                Ok((answer, lease)) => {
+                Ok((answer, lease, verdict)) => {
                     return Ok(Answered {
                         answer,
                         lease,
                         pick,
+                        verdict,
                     });
                 }
                 Err(error) => {
@@ -155,7 +161,10 @@ impl Call {
     }
 
     /// Sends the request to one endpoint and waits for the head of its answer.
-    async fn attempt(&self, pick: &Pick) -> Result<(Response<ReceivedBody>, Lease), TryError> {
+    async fn attempt(
+        &self,
+        pick: &Pick,
+    ) -> Result<(Response<ReceivedBody>, Lease, Verdict), TryError> {
         let body = self.body.body().ok_or(TryError::NoBody)?;
         let lease = self
             .resolved
@@ -176,8 +185,9 @@ impl Call {
         match answer {
             Ok(answer) => {
                 self.body.commit();
-                note_answer(pick, &answer, began);
-                Ok((answer, lease))
+                let verdict = Verdict::of_head(&answer, began.elapsed());
+                verdict.tell(pick);
+                Ok((answer, lease, verdict))
             }
             Err(_) if self.body.is_broken() => Err(TryError::NoBody),
             Err(error) => {
@@ -199,6 +209,7 @@ impl Call {
             answer,
             lease,
             pick,
+            verdict,
         } = answered;
         let endpoint = pick.endpoint();
         if let Some(handles) = self.resolved.known.requests(&endpoint.cluster) {
@@ -214,6 +225,7 @@ impl Call {
         } = self;
         let passing = Passing {
             pick,
+            verdict,
             report,
             _lease: lease,
         };
@@ -234,11 +246,7 @@ impl Call {
         access.locality = Some(endpoint.locality.clone());
         access.endpoint = Some(endpoint.id.clone());
         access.destination = Some(endpoint.identity.clone());
-        let why = pick.reason();
-        access.why = Some(format!(
-            "priority {} ({:?}, {:?})",
-            why.priority, why.rank, why.choice
-        ));
+        access.why = Some(pick.reason().to_string());
     }
 
     fn fail(mut self, error: &CallError) -> Response<Body> {
@@ -260,12 +268,55 @@ impl Call {
     }
 }
 
-fn note_answer(pick: &Pick, answer: &Response<ReceivedBody>, began: Instant) {
-    let now = Instant::now();
-    if answer.status().is_server_error() {
-        pick.failed(now, Failure::Status5xx);
-    } else {
-        pick.succeeded(now, now.saturating_duration_since(began));
+/// What an answer says of its endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// It serves; its answer's head took so long.
+    Good(Duration),
+    Bad,
+    /// A gRPC answer tells later: by its first message, or by trailers instead of one.
+    Open(Duration),
+}
+
+impl Verdict {
+    fn of_head<B>(answer: &Response<B>, took: Duration) -> Self {
+        let headers = answer.headers();
+        if answer.status().is_server_error() {
+            return Self::Bad;
+        }
+        if !grpc::is_grpc(headers) {
+            return Self::Good(took);
+        }
+        match grpc::has_failed(headers) {
+            Some(true) => Self::Bad,
+            Some(false) => Self::Good(took),
+            None => Self::Open(took),
+        }
+    }
+
+    /// As of the first bytes of a body.
+    fn of_message(self) -> Self {
+        match self {
+            Self::Open(took) => Self::Good(took),
+            known => known,
+        }
+    }
+
+    /// As of the trailers, or of an end without any.
+    fn of_end(self, trailers: &HeaderMap) -> Self {
+        match (self, grpc::has_failed(trailers)) {
+            // An end without a status is a failure, too.
+            (_, Some(true)) | (Self::Open(_), None) => Self::Bad,
+            (known, _) => known.of_message(),
+        }
+    }
+
+    fn tell(self, pick: &Pick) {
+        match self {
+            Self::Good(took) => pick.succeeded(Instant::now(), took),
+            Self::Bad => pick.failed(Instant::now(), Failure::Status5xx),
+            Self::Open(_) => {}
+        }
     }
 }
 
@@ -285,20 +336,41 @@ fn refusal(status: StatusCode, why: &str) -> Response<Body> {
 /// What lives as long as an answer's body: the endpoint's load and the report.
 struct Passing {
     pick: Pick,
+    verdict: Verdict,
     report: RequestReport,
     _lease: Lease,
 }
 
+impl Passing {
+    fn learn(&mut self, verdict: Verdict) {
+        if verdict != self.verdict {
+            self.verdict = verdict;
+            verdict.tell(&self.pick);
+        }
+    }
+}
+
 impl Observer for Passing {
-    fn bytes(&mut self, _: usize) {}
+    fn bytes(&mut self, count: usize) {
+        if count > 0 {
+            self.learn(self.verdict.of_message());
+        }
+    }
+
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        self.learn(self.verdict.of_end(trailers));
+    }
 
     fn ended(mut self, end: Result<(), &BodyError>) {
-        if let Err(error) = end {
-            // Which of endpoint and path broke off is not known behind gateways.
-            if self.pick.endpoint().address.is_some() {
-                self.pick.failed(Instant::now(), Failure::Reset);
+        match end {
+            Ok(()) => self.learn(self.verdict.of_end(&HeaderMap::new())),
+            Err(error) => {
+                // Which of endpoint and path broke off is not known behind gateways.
+                if self.pick.endpoint().address.is_some() {
+                    self.pick.failed(Instant::now(), Failure::Reset);
+                }
+                self.report.fail(error);
             }
-            self.report.fail(error);
         }
     }
 }

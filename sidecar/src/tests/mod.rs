@@ -1,6 +1,7 @@
 //! A source's and a destination's sidecar in one process, over real TLS on loopback.
 
 mod gateway;
+mod grpc;
 mod http;
 mod inbound;
 mod loss;

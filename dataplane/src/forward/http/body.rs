@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
 
@@ -44,6 +45,8 @@ impl BodyError {
 pub trait Observer {
     /// That many bytes passed.
     fn bytes(&mut self, count: usize);
+    /// These trailers passed.
+    fn trailers(&mut self, _: &HeaderMap) {}
     /// The body ended: cleanly, or not.
     fn ended(self, end: Result<(), &BodyError>);
 }
@@ -148,6 +151,14 @@ fn end<O: Observer>(observer: Option<O>, end: Result<(), &BodyError>) {
     }
 }
 
+fn show(frame: &Frame<Bytes>, observer: &mut impl Observer) {
+    if let Some(data) = frame.data_ref() {
+        observer.bytes(data.len());
+    } else if let Some(trailers) = frame.trailers_ref() {
+        observer.trailers(trailers);
+    }
+}
+
 fn lock<B, O>(passing: &Mutex<Passing<B, O>>) -> MutexGuard<'_, Passing<B, O>> {
     // Each change leaves it whole.
     passing.lock().unwrap_or_else(PoisonError::into_inner)
@@ -180,8 +191,8 @@ where
         self.moved.note();
         match &frame {
             Some(Ok(frame)) => {
-                if let (Some(data), Some(observer)) = (frame.data_ref(), &mut passing.observer) {
-                    observer.bytes(data.len());
+                if let Some(observer) = &mut passing.observer {
+                    show(frame, observer);
                 }
                 // The reader may not ask again after the last frame.
                 if body.is_end_stream() {
@@ -227,6 +238,10 @@ mod tests {
             self.0.lock().unwrap().push(count.to_string());
         }
 
+        fn trailers(&mut self, trailers: &HeaderMap) {
+            self.0.lock().unwrap().push(format!("{trailers:?}"));
+        }
+
         fn ended(self, end: Result<(), &BodyError>) {
             let end = end.map_or_else(ToString::to_string, |()| "end".to_owned());
             self.0.lock().unwrap().push(end);
@@ -252,6 +267,20 @@ mod tests {
         let watched = watched(body, &seen, 1);
         assert!(watched.collect().await.is_err());
         assert_eq!(*seen.0.lock().unwrap(), ["3", "the body broke off: cut"]);
+    }
+
+    #[tokio::test]
+    async fn an_observer_learns_of_trailers_before_the_end() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("sum", "3".parse().unwrap());
+        let frames = [
+            Ok(Frame::data(Bytes::from_static(b"abc"))),
+            Ok(Frame::trailers(trailers)),
+        ];
+        let seen = Seen::default();
+        let watched = watched(StreamBody::new(stream::iter(frames)), &seen, 1);
+        watched.collect().await.unwrap();
+        assert_eq!(*seen.0.lock().unwrap(), ["3", r#"{"sum": "3"}"#, "end"]);
     }
 
     #[tokio::test]

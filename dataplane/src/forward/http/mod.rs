@@ -10,6 +10,7 @@
 //! | [`replay`] | a request body that can be sent again, up to a bound |
 //! | [`send`](mod@send) | one try over one HTTP/2 connection, and what its failure proves |
 //! | [`retry`] | whether there may be another try |
+//! | [`grpc`] | what a gRPC answer says of the call |
 //! | [`body`] | what is known when a body ends |
 //! | [`moved`] | whether anything of a request and its answer moves |
 //!
@@ -17,6 +18,7 @@
 //! A body that breaks off is an error on the other side, too, never a clean end.
 
 pub mod body;
+pub mod grpc;
 pub mod headers;
 pub mod moved;
 pub mod replay;

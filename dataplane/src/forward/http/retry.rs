@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderMap, HeaderName, Method};
 
 /// Retries per request in the recent past, as a fraction: one in five.
 const REQUESTS_PER_RETRY: i64 = 5;
@@ -39,14 +39,6 @@ pub fn is_idempotent(method: &Method, headers: &HeaderMap) -> bool {
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
     );
     by_method || headers.contains_key(IDEMPOTENCY_KEY)
-}
-
-/// Whether a request is a gRPC call.
-#[must_use]
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// How many retries there may be: one for five recent requests, and always ten a second. Shared
