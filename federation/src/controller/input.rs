@@ -6,10 +6,10 @@ use linkspan_api::v1;
 use linkspan_core::{
     ClusterId, Locality, ServiceKey, Session,
     gateways::{GatewayRegistration, PeerHealth},
+    history::Past,
     peer::SubscriptionStart,
     workloads::Registration,
 };
-use linkspan_routing::Moment;
 use tokio::sync::oneshot;
 use tonic::Status;
 
@@ -32,8 +32,8 @@ pub(crate) enum Member {
 /// What callers have been shown.
 #[derive(Debug, Default)]
 pub(crate) struct Shown {
-    /// Of a service, oldest first.
-    pub(crate) moments: Vec<Moment>,
+    /// Of a service.
+    pub(crate) past: Past,
     /// Where workloads of a cluster are, as far as is known here.
     pub(crate) localities: BTreeSet<Locality>,
 }

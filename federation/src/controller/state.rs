@@ -240,7 +240,7 @@ impl State {
             Input::Services(reply) => drop(reply.send(self.service_list(now))),
             Input::Shown(service, cluster, reply) => {
                 let _ = reply.send(Shown {
-                    moments: self.history.of(&service),
+                    past: self.history.of(&service),
                     localities: self.localities(&cluster),
                 });
             }

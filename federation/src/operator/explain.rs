@@ -1,7 +1,11 @@
 //! Where the next request of a caller goes, and why: the balancer that sidecars run, shown the
 //! records that discovery would send it.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use linkspan_api::v1;
 use linkspan_core::{ClusterId, Locality, Service, ServiceKey};
@@ -109,7 +113,8 @@ impl Question {
             }
             Some(moment)
         };
-        let moments: Vec<_> = shown.moments.into_iter().filter_map(seen).collect();
+        let moments = shown.past.moments().cloned();
+        let moments: Vec<_> = moments.filter_map(seen).collect();
         let policy = moments.last().and_then(|last| last.service.policy.clone());
         let rehearsal = rehearse(
             self.place.clone(),
@@ -119,7 +124,7 @@ impl Question {
             &self.without,
             now,
         );
-        self.note_limits(&rehearsal);
+        self.note_limits(&rehearsal, shown.past.too_short_since(now));
         v1::ExplainResponse {
             key: Some(wire_key(&self.key)),
             port: self.port.into(),
@@ -139,7 +144,14 @@ impl Question {
         }
     }
 
-    fn note_limits(&mut self, rehearsal: &Rehearsal) {
+    fn note_limits(&mut self, rehearsal: &Rehearsal, too_short_since: Option<Duration>) {
+        if let Some(since) = too_short_since {
+            self.notes.push(format!(
+                "changes more than {} s ago are forgotten; traffic that is held back because of \
+                 them is not shown here, but at `/debug` of each sidecar",
+                since.as_secs()
+            ));
+        }
         if rehearsal
             .shares
             .iter()
