@@ -2,7 +2,7 @@
 //!
 //! Shares keep to the cap by themselves, since each first try is drawn by them. What shares do
 //! not know are retries and whatever is sent on because nothing else is left; so every request
-//! earns its part of a try abroad, and every try abroad takes a whole one.
+//! earns its part of a try abroad, once, and every try abroad takes a whole one.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -12,9 +12,15 @@ const WHOLE: u32 = 100;
 /// over any time tries abroad stay below the cap's part of all requests plus these.
 const SAVED: u32 = 100;
 
-/// What may still go to other clusters.
+/// What may leave where nothing is said.
+const UNCAPPED: u32 = u32::MAX;
+
+/// What may still go to other clusters. Outlives policies, so that setting one anew does not
+/// save up anew.
 #[derive(Debug)]
 pub(crate) struct Allowance {
+    /// What each request earns, in percent of a try.
+    percent: AtomicU32,
     /// Hundredths of a try.
     credit: AtomicU32,
 }
@@ -22,19 +28,33 @@ pub(crate) struct Allowance {
 impl Default for Allowance {
     fn default() -> Self {
         Self {
+            percent: AtomicU32::new(UNCAPPED),
             credit: AtomicU32::new(SAVED * WHOLE),
         }
     }
 }
 
 impl Allowance {
-    /// A new request: it earns `percent` of a try. Where nothing may leave, nothing is saved.
-    pub(crate) fn earn(&self, percent: u32) {
-        let more = |credit: u32| match percent {
-            0 => Some(0),
-            some => Some((credit + some.min(WHOLE)).min(SAVED * WHOLE)),
+    /// Sets what may leave, in percent. Where nothing may, nothing is saved.
+    pub(crate) fn cap(&self, percent: Option<u32>) {
+        let percent = percent.map_or(UNCAPPED, |percent| percent.min(WHOLE));
+        self.percent.store(percent, Relaxed);
+        if percent == 0 {
+            self.credit.store(0, Relaxed);
+        }
+    }
+
+    /// A new request: it earns its part of a try.
+    pub(crate) fn earn(&self) {
+        let percent = self.percent.load(Relaxed);
+        if percent == UNCAPPED {
+            return;
+        }
+        let more = |credit: u32| {
+            let full = credit >= SAVED * WHOLE || percent == 0;
+            (!full).then(|| (credit + percent).min(SAVED * WHOLE))
         };
-        // Always some: never refused.
+        // Refused where it changes nothing, so that the line stays shared between all cores.
         let _ = self.credit.fetch_update(Relaxed, Relaxed, more);
     }
 
@@ -57,9 +77,10 @@ mod tests {
     #[test]
     fn tries_abroad_stay_below_the_cap_plus_what_was_saved() {
         let allowance = Allowance::default();
+        allowance.cap(Some(30));
         let mut spent = 0;
         for _ in 0..10_000 {
-            allowance.earn(30);
+            allowance.earn();
             // Each request would go abroad five times.
             spent += (0..5).filter(|_| allowance.spend()).count();
         }
@@ -70,7 +91,19 @@ mod tests {
     #[test]
     fn where_nothing_may_leave_nothing_does() {
         let allowance = Allowance::default();
-        allowance.earn(0);
+        allowance.cap(Some(0));
+        allowance.earn();
         assert!(!allowance.affords() && !allowance.spend());
+    }
+
+    #[test]
+    fn a_cap_that_is_set_anew_gives_nothing_anew() {
+        let allowance = Allowance::default();
+        allowance.cap(Some(10));
+        while allowance.spend() {}
+        allowance.cap(None);
+        (0..1000).for_each(|_| allowance.earn());
+        allowance.cap(Some(10));
+        assert!(!allowance.affords());
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use crate::allowance::Allowance;
 use crate::explain::Share;
 use crate::health::{Failure, Vitals};
 use crate::locality::Rank;
@@ -32,6 +33,17 @@ pub struct Balancer {
 struct Shared {
     plan: ArcSwap<Option<Plan>>,
     roster: Mutex<Roster>,
+    allowance: Arc<Allowance>,
+}
+
+/// Which try of a request an endpoint is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Try<'a> {
+    /// Its first: drawn by the shares, and perhaps the one by which an ejected endpoint proves
+    /// itself.
+    First,
+    /// Another one. None of these is chosen (those that the request has tried).
+    Again(&'a [EndpointKey]),
 }
 
 /// Why no endpoint can be chosen.
@@ -77,11 +89,12 @@ impl Balancer {
     /// each uses a different subset of many endpoints. Knows no endpoint until
     /// [`Self::update`].
     pub fn new(place: Place, port: u16, seed: u64) -> Self {
-        let roster = Mutex::new(Roster::new(place, port, seed));
+        let roster = Roster::new(place, port, seed);
         Self {
             shared: Arc::new(Shared {
                 plan: ArcSwap::from_pointee(None),
-                roster,
+                allowance: roster.allowance(),
+                roster: Mutex::new(roster),
             }),
         }
     }
@@ -103,20 +116,26 @@ impl Balancer {
         roster.next_change(now)
     }
 
-    /// Chooses an endpoint that is none of `exclude` (those that this request has tried).
-    /// `random` gives 64 uniform bits per call, and is called a few times.
+    /// Notes a request, before its first [`Self::pick`] and however often that is repeated:
+    /// what may leave the caller's cluster is a part of all requests.
+    pub fn admit(&self) {
+        self.shared.allowance.earn();
+    }
+
+    /// Chooses an endpoint. `random` gives 64 uniform bits per call, and is called a few times.
     ///
     /// # Errors
-    /// If there is no endpoint to choose; says why.
+    /// If there is no endpoint to choose; says why. After [`NoEndpoint::RemoteShareUsed`] the
+    /// request is to be refused: asking again would draw again, and so exceed the cap.
     pub fn pick(
         &self,
         now: Instant,
         random: &mut impl FnMut() -> u64,
-        exclude: &[EndpointKey],
+        of: Try<'_>,
     ) -> Result<Pick, NoEndpoint> {
         let plan = self.shared.plan.load();
         let plan = Option::as_ref(&plan).ok_or(NoEndpoint::NotYetKnown)?;
-        let chosen = plan.choose(now, random, exclude)?;
+        let chosen = plan.choose(now, random, of)?;
         let candidate = chosen.candidate;
         candidate.vitals.load.begin();
         Ok(Pick {
@@ -285,6 +304,8 @@ impl Drop for Pick {
 
 #[cfg(test)]
 mod policies;
+#[cfg(test)]
+mod policy_properties;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

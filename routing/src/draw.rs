@@ -4,11 +4,13 @@
 use std::time::Instant;
 
 use crate::plan::{Plan, Tier};
+use crate::pool::Pool;
 use crate::priority::EPSILON;
 use crate::slot::PerSlot;
 
 /// How the load is shared among pools at one time.
 pub(crate) struct Split {
+    now: Instant,
     shares: PerSlot<f64>,
     /// What home's and other clusters' masses are multiplied with to keep to the cap.
     home: f64,
@@ -18,9 +20,10 @@ pub(crate) struct Split {
 impl Split {
     /// The part of all requests that a pool takes.
     fn mass(&self, tier: &Tier, pool: usize) -> f64 {
-        let pool = &tier.pools[pool];
-        let scale = if pool.remote { self.remote } else { self.home };
-        self.shares[tier.slot.index()] * pool.part * scale
+        let remote = tier.pools[pool].remote;
+        let scale = if remote { self.remote } else { self.home };
+        let share = self.shares[tier.slot.index()];
+        share * tier.part(pool, share, self.now) * scale
     }
 }
 
@@ -29,6 +32,7 @@ impl Plan {
     /// clusters as before, and home takes the rest.
     pub(crate) fn split(&self, now: Instant) -> Split {
         let mut split = Split {
+            now,
             shares: self.shares(now),
             home: 1.0,
             remote: 1.0,
@@ -71,25 +75,44 @@ impl Plan {
     }
 
     /// What each pool gets of all requests: by its share, and by the cap where home has none.
-    /// In the order of tiers and pools.
-    pub(crate) fn masses(&self, now: Instant) -> Vec<Vec<f64>> {
+    pub(crate) fn masses(&self, now: Instant) -> Masses {
         let split = self.split(now);
         let of = |tier: &Tier| {
             let pools = 0..tier.pools.len();
             pools.map(|pool| split.mass(tier, pool)).collect()
         };
-        let mut masses: Vec<Vec<f64>> = self.tiers.iter().map(of).collect();
-        let sum: f64 = masses.iter().flatten().sum();
-        let rest = 1.0 - sum;
-        if self.cap.is_some() && sum > 0.0 && rest > EPSILON {
-            let has_home = |tier: &Tier| tier.pools.iter().any(|pool| !pool.remote);
-            if let Some(at) = self.tiers.iter().position(has_home) {
-                let tier = &self.tiers[at];
-                let home = || tier.pools.iter().enumerate().filter(|(_, of)| !of.remote);
-                let parts: f64 = home().map(|(_, pool)| pool.part).sum();
-                home().for_each(|(pool, of)| masses[at][pool] += rest * of.part / parts);
+        let nothing = |tier: &Tier| vec![0.0; tier.reserve.len()];
+        let mut masses = Masses {
+            pools: self.tiers.iter().map(of).collect(),
+            reserve: self.tiers.iter().map(nothing).collect(),
+        };
+        let rest = 1.0 - masses.pools.iter().flatten().sum::<f64>();
+        if self.cap.is_some() && rest > EPSILON {
+            let home = |pools: &[Pool]| pools.iter().any(|pool| !pool.remote);
+            let mut tiers = self.tiers.iter().zip(&mut masses.pools);
+            let mut reserves = self.tiers.iter().zip(&mut masses.reserve);
+            if let Some((tier, masses)) = tiers.find(|(tier, _)| home(&tier.pools)) {
+                give_home(rest, &tier.pools, masses);
+            } else if let Some((tier, masses)) = reserves.find(|(tier, _)| home(&tier.reserve)) {
+                give_home(rest, &tier.reserve, masses);
             }
         }
         masses
+    }
+}
+
+/// What each pool gets of all requests, in the order of tiers and pools.
+pub(crate) struct Masses {
+    pub(crate) pools: Vec<Vec<f64>>,
+    /// The same of ejected endpoints that are asked because nothing may leave.
+    pub(crate) reserve: Vec<Vec<f64>>,
+}
+
+/// Shares `rest` among the pools at home.
+fn give_home(rest: f64, pools: &[Pool], masses: &mut [f64]) {
+    let home = |pool: &&Pool| !pool.remote;
+    let parts: f64 = pools.iter().filter(home).map(|pool| pool.part).sum();
+    for (pool, mass) in pools.iter().zip(masses).filter(|(pool, _)| home(pool)) {
+        *mass += rest * pool.part / parts;
     }
 }

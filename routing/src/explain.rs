@@ -4,12 +4,13 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::draw::Masses;
 use crate::groups::{Group, Standing};
 use crate::ids::ClusterId;
 use crate::locality::Rank;
 use crate::model::Locality;
 use crate::pick::Candidate;
-use crate::plan::Plan;
+use crate::plan::{Plan, Tier};
 use crate::priority::EPSILON;
 use crate::slot::Slot;
 
@@ -177,8 +178,13 @@ impl Plan {
                     .iter()
                     .filter(|t| Some(t.slot) < group.slot)
                     .count(),
-                part: self.part_of_tier(at, group),
-                wanted: slot.map_or(0.0, |slot| shares[slot]),
+                part: self.part_of_tier(at, group, |tier, pool| tier.pools[pool].part),
+                back: slot.map_or(1.0, |slot| self.back(at, group, shares[slot])),
+                wanted: slot.map_or(0.0, |slot| {
+                    let share = shares[slot];
+                    let part = |tier: &Tier, pool| tier.part(pool, share, self.built);
+                    share * self.part_of_tier(at, group, part)
+                }),
                 share: self.share_of(at, group, &masses),
                 health: slot.map_or(0.0, |slot| self.health[slot]),
                 counted: slot.map_or(0.0, |slot| counted[slot]),
@@ -214,24 +220,42 @@ impl Plan {
     }
 
     /// What a group gets of all requests.
-    fn share_of(&self, at: usize, group: &Group, masses: &[Vec<f64>]) -> f64 {
-        let tiers = self.tiers.iter().zip(masses);
-        let mut share = 0.0;
-        for (tier, masses) in tiers.filter(|(tier, _)| Some(tier.slot) == group.slot) {
-            for (pool, mass) in tier.pools.iter().zip(masses) {
-                share += mass * part_of_pool(&pool.candidates, pool.group, at);
-            }
-        }
-        share
+    fn share_of(&self, at: usize, group: &Group, masses: &Masses) -> f64 {
+        let Some(tier) = self.tiers.iter().position(|of| Some(of.slot) == group.slot) else {
+            return 0.0;
+        };
+        let pools = self.tiers[tier].pools.iter().zip(&masses.pools[tier]);
+        let reserve = self.tiers[tier].reserve.iter().zip(&masses.reserve[tier]);
+        pools
+            .chain(reserve)
+            .map(|(pool, mass)| mass * part_of_pool(&pool.candidates, pool.group, at))
+            .sum()
     }
 
-    /// The part that a group has of its priority's candidates.
-    fn part_of_tier(&self, at: usize, group: &Group) -> f64 {
+    /// The part that a group has of its priority, if each pool has this part of it.
+    fn part_of_tier(&self, at: usize, group: &Group, part: impl Fn(&Tier, usize) -> f64) -> f64 {
         let tier = self.tiers.iter().find(|tier| Some(tier.slot) == group.slot);
-        let pools = tier.into_iter().flat_map(|tier| &tier.pools);
+        let Some(tier) = tier else { return 0.0 };
+        let pools = tier.pools.iter().enumerate();
         pools
-            .map(|pool| pool.part * part_of_pool(&pool.candidates, pool.group, at))
+            .map(|(pool, of)| part(tier, pool) * part_of_pool(&of.candidates, of.group, at))
             .sum()
+    }
+
+    /// How much of its part of its priority, which takes `share`, a group takes, if it comes back
+    /// from a drain; else 1.
+    fn back(&self, at: usize, group: &Group, share: f64) -> f64 {
+        let returning = |tier: &Tier, pool: usize| {
+            let returns = tier.pools[pool].returning.is_some();
+            f64::from(u8::from(returns))
+        };
+        let whole = |tier: &Tier, pool: usize| tier.pools[pool].part * returning(tier, pool);
+        let now =
+            |tier: &Tier, pool: usize| tier.part(pool, share, self.built) * returning(tier, pool);
+        match self.part_of_tier(at, group, whole) {
+            0.0 => 1.0,
+            whole => self.part_of_tier(at, group, now) / whole,
+        }
     }
 }
 
@@ -254,7 +278,9 @@ struct Given {
     priority: usize,
     /// Of the priority.
     part: f64,
-    /// The priority's share before the cap.
+    /// How much of that it takes while it comes back from a drain.
+    back: f64,
+    /// Of all requests before the cap.
     wanted: f64,
     /// The group's share of all requests.
     share: f64,
@@ -271,12 +297,17 @@ fn why(group: &Group, given: &Given, cap: Option<u32>) -> Why {
         Standing::Usable => {}
     }
     let Given {
-        health, counted, ..
+        health,
+        counted,
+        wanted,
+        back,
+        ..
     } = *given;
-    let wanted = given.wanted * given.part;
     let drained = group.slot == Some(Slot::DRAINED);
     if given.part == 0.0 {
         match group.available {
+            // Nothing may leave, and nobody else is at home.
+            _ if given.share > 0.0 => Why::Panic,
             0 => Why::NoneAvailable,
             _ => Why::OutsideSubset,
         }
@@ -289,6 +320,9 @@ fn why(group: &Group, given: &Given, cap: Option<u32>) -> Why {
     } else if let Some(percent) = cap.filter(|_| (given.share - wanted).abs() > EPSILON) {
         Why::Capped { wanted, percent }
     } else if counted < health {
+        Why::HeldBack { health, counted }
+    } else if back < 1.0 - EPSILON {
+        let counted = health * back;
         Why::HeldBack { health, counted }
     } else if given.share == 0.0 {
         match group.slot == Some(Slot::AVOIDED) {

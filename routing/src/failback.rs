@@ -9,9 +9,6 @@ use std::time::{Duration, Instant};
 use crate::model::FailbackConfig;
 use crate::priority::EPSILON;
 
-/// Longer hold-downs and ramps count as this; it keeps sums of times defined.
-const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
-
 /// The damped health of one priority.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Failback {
@@ -82,7 +79,7 @@ impl Failback {
         // Only a loss of endpoints starts damping: a health that falls because more endpoints
         // are expected is growth, and what follows is the growth arriving.
         let lost = available < self.available && health < self.health - EPSILON;
-        let (hold, ramp) = (config.hold.min(LONGEST), config.ramp.min(LONGEST));
+        let (hold, ramp) = config.bounded();
         let held = Curve {
             from: shown,
             to: health,

@@ -38,6 +38,13 @@ pub(crate) enum Standing {
     Excluded,
 }
 
+impl Standing {
+    /// Whether what is expected there is part of what its priority should have.
+    pub(crate) fn counts(self) -> bool {
+        matches!(self, Self::Usable | Self::PeerUnusable)
+    }
+}
+
 /// What tells groups apart.
 type Key<'a> = (&'a ClusterId, &'a Locality, Option<Slot>);
 

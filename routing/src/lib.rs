@@ -7,12 +7,11 @@
 //!
 //! | step | file |
 //! |---|---|
-//! | which service and port | `table` |
 //! | what is known of it: ports, capacity, endpoints | `model`, `ids` |
 //! | how near each cluster and locality is | `locality` |
 //! | what an operator says instead | `policy`, `slot`, `groups` |
 //! | who is available: outlier detection | `health`, `roster` |
-//! | how much each priority takes; how traffic comes home | `priority`, `failback` |
+//! | how much each priority takes; how traffic comes home | `priority`, `failback`, `undrain` |
 //! | what may leave the own cluster | `allowance`, `draw` |
 //! | which endpoint: subset, two choices by load | `pool`, `pick`, `load` |
 //! | all of it as one value, and its use | `plan`, `balancer` |
@@ -42,12 +41,12 @@ mod roster;
 #[cfg(test)]
 mod simulation;
 mod slot;
-mod table;
 #[cfg(test)]
 mod testing;
+mod undrain;
 
 pub use authorize::{Verdict, authorize};
-pub use balancer::{Balancer, NoEndpoint, Pick, PickReason};
+pub use balancer::{Balancer, NoEndpoint, Pick, PickReason, Try};
 pub use explain::{Share, Why};
 pub use health::{BASE_EJECTION, CONSECUTIVE_ERRORS, FORGET_EJECTIONS, Failure, MAX_EJECTION};
 pub use ids::{ClusterId, ClusterLabel, DnsLabel, EndpointId, IdError, ServiceKey};
@@ -64,4 +63,3 @@ pub use policy::{
 };
 pub use priority::{OVERPROVISIONING, health, loads, panic_loads};
 pub use rehearsal::{Moment, Rehearsal, rehearse};
-pub use table::{NoRoute, Route, RouteTable};

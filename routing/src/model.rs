@@ -171,6 +171,16 @@ pub struct FailbackConfig {
     pub ramp: Duration,
 }
 
+/// Longer hold-downs and ramps count as this; it keeps sums of times defined.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+impl FailbackConfig {
+    /// Hold-down and ramp as they count.
+    pub(crate) fn bounded(self) -> (Duration, Duration) {
+        (self.hold.min(LONGEST), self.ramp.min(LONGEST))
+    }
+}
+
 impl Default for FailbackConfig {
     fn default() -> Self {
         Self {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::allowance::Allowance;
-use crate::balancer::NoEndpoint;
+use crate::balancer::{NoEndpoint, Try};
 use crate::failback::Curve;
 use crate::groups::Group;
 use crate::model::EndpointKey;
@@ -59,6 +59,30 @@ pub(crate) struct Tier {
     /// Ejected endpoints, re-admitted after all others because total health is below 1, or
     /// because what may not leave has nowhere else to go.
     pub(crate) reserve: Vec<Pool>,
+    /// The health that it has without the clusters that come back from a drain, while some do.
+    pub(crate) settled: Option<f64>,
+}
+
+impl Tier {
+    /// The part that a pool takes of this priority's load, which is `share` of all.
+    pub(crate) fn part(&self, pool: usize, share: f64, now: Instant) -> f64 {
+        let of = &self.pools[pool];
+        let Some(settled) = self.settled.filter(|_| share > 0.0) else {
+            return of.part;
+        };
+        let returning = || self.pools.iter().filter(|pool| pool.returning.is_some());
+        let whole: f64 = returning().map(|pool| pool.part).sum();
+        // What the others cannot take is not held back.
+        let least = ((1.0 - settled / share) / whole).clamp(0.0, 1.0);
+        let counted = |pool: &Pool| {
+            let back = pool.returning.map_or(1.0, |curve| curve.at(now));
+            pool.part * back.max(least)
+        };
+        match of.returning {
+            Some(_) => counted(of),
+            None => of.part * (1.0 - returning().map(counted).sum::<f64>()) / (1.0 - whole),
+        }
+    }
 }
 
 /// An ejected endpoint and when it may be tried.
@@ -118,38 +142,61 @@ impl Plan {
         }
     }
 
-    /// Chooses an endpoint that is not in `exclude`.
+    /// Chooses an endpoint for this try.
     pub(crate) fn choose(
         &self,
         now: Instant,
         random: &mut impl FnMut() -> u64,
-        exclude: &[EndpointKey],
+        of: Try<'_>,
     ) -> Result<Chosen<'_>, NoEndpoint> {
-        // A request that has failed somewhere already is not one to try things with.
-        if exclude.is_empty() {
-            if let Some(cap) = &self.cap {
-                cap.allowance.earn(cap.percent);
-            }
-            if let Some(trial) = self.trial(now) {
-                return Ok(self.leaving(trial));
-            }
+        let (exclude, first) = match of {
+            Try::First => (&[][..], true),
+            // What has failed somewhere already is not to try things with.
+            Try::Again(tried) => (tried, false),
+        };
+        if let Some(trial) = first.then(|| self.trial(now)).flatten() {
+            return Ok(trial);
         }
         let drawn = self.draw(now, unit(random()));
-        let abroad = drawn.is_some() && self.affords_abroad();
+        // A first try keeps to its share; a retry, which shares do not know, may leave on what
+        // is saved up where home has nothing for it.
+        let ranges: &[Range] = match (drawn, first) {
+            (Some(_), _) => &[Range::Everywhere, Range::Home],
+            (None, true) => &[Range::Home],
+            (None, false) => &[Range::Home, Range::Everywhere],
+        };
         let mut search = Search {
             now,
             random,
             exclude,
-            abroad,
+            range: Range::Home,
         };
-        let found = match drawn {
-            Some((tier, pool)) => self.from(tier, Some(pool), &mut search),
-            None => self.from(0, None, &mut search),
-        };
-        match found.or_else(|| self.reserve(&mut search)) {
-            Some(chosen) => Ok(self.leaving(chosen)),
-            None => Err(self.refusal(abroad)),
+        let mut ventured = false;
+        for range in ranges {
+            if *range == Range::Everywhere && !self.affords_abroad() {
+                continue;
+            }
+            search.range = *range;
+            match self.find(drawn, &mut search) {
+                Some(chosen) if self.pays(chosen.candidate) => return Ok(chosen),
+                // Somebody else has taken the last one meanwhile.
+                Some(_) => {}
+                None => ventured |= *range == Range::Everywhere,
+            }
         }
+        Err(self.refusal(ventured))
+    }
+
+    fn find<R: FnMut() -> u64>(
+        &self,
+        drawn: Option<(usize, usize)>,
+        search: &mut Search<'_, R>,
+    ) -> Option<Chosen<'_>> {
+        let found = match drawn {
+            Some((tier, pool)) => self.from(tier, Some(pool), search),
+            None => self.from(0, None, search),
+        };
+        found.or_else(|| self.reserve(search))
     }
 
     /// The pool drawn, then what else its priority has, then the priorities after it, then
@@ -182,14 +229,18 @@ impl Plan {
 
     /// A half-open endpoint that has no request under way; takes its place on trial.
     fn trial(&self, now: Instant) -> Option<Chosen<'_>> {
-        let abroad = self.affords_abroad();
         let due = |trial: &&Trial| {
             let candidate = &trial.candidate;
-            now >= trial.from && (abroad || !candidate.remote) && candidate.vitals.begin_trial()
+            let affordable = !candidate.remote || self.affords_abroad();
+            now >= trial.from && affordable && candidate.vitals.begin_trial()
         };
         let Trial {
             tier, candidate, ..
         } = self.trials.iter().find(due)?;
+        if !self.pays(candidate) {
+            candidate.vitals.end_trial();
+            return None;
+        }
         Some(Chosen {
             tier: *tier,
             candidate,
@@ -215,29 +266,30 @@ impl Plan {
         self.cap.as_ref().is_none_or(|cap| cap.allowance.affords())
     }
 
-    /// Counts a choice that leaves the caller's cluster against the cap.
-    fn leaving<'a>(&self, chosen: Chosen<'a>) -> Chosen<'a> {
-        if let Some(cap) = self.cap.as_ref().filter(|_| chosen.candidate.remote) {
-            // Two at once may take the last one; the next then waits the longer.
-            cap.allowance.spend();
-        }
-        chosen
+    /// Counts a choice against the cap if it leaves the caller's cluster; false if it may not.
+    fn pays(&self, candidate: &Candidate) -> bool {
+        let cap = self.cap.as_ref().filter(|_| candidate.remote);
+        cap.is_none_or(|cap| cap.allowance.spend())
     }
 
-    fn refusal(&self, abroad: bool) -> NoEndpoint {
-        let pools = || {
-            self.tiers
-                .iter()
-                .flat_map(|t| t.pools.iter().chain(&t.reserve))
-        };
+    /// Why there is nothing; `ventured` if it was looked for in other clusters, too.
+    fn refusal(&self, ventured: bool) -> NoEndpoint {
+        let mut pools = self
+            .tiers
+            .iter()
+            .flat_map(|tier| tier.pools.iter().chain(&tier.reserve))
+            .peekable();
+        if pools.peek().is_none() {
+            return self.vacancy.clone();
+        }
         match &self.cap {
-            Some(cap) if !abroad && pools().any(|pool| pool.remote) => {
+            // Who has tried all there is at home may do so again.
+            Some(cap) if !ventured && pools.all(|pool| pool.remote) => {
                 NoEndpoint::RemoteShareUsed {
                     percent: cap.percent,
                 }
             }
-            _ if pools().next().is_some() => NoEndpoint::AllExcluded,
-            _ => self.vacancy.clone(),
+            _ => NoEndpoint::AllExcluded,
         }
     }
 }
@@ -247,8 +299,21 @@ struct Search<'a, R> {
     now: Instant,
     random: &'a mut R,
     exclude: &'a [EndpointKey],
-    /// Whether it may leave the caller's cluster.
-    abroad: bool,
+    range: Range,
+}
+
+/// How far a choice may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Range {
+    /// Within the caller's cluster.
+    Home,
+    Everywhere,
+}
+
+impl Range {
+    fn covers(self, pool: &Pool) -> bool {
+        self == Self::Everywhere || !pool.remote
+    }
 }
 
 impl<R: FnMut() -> u64> Search<'_, R> {
@@ -261,13 +326,14 @@ impl<R: FnMut() -> u64> Search<'_, R> {
         let order = (start..pools.len()).chain(0..start);
         order
             .map(|at| &pools[at])
-            .filter(|pool| self.abroad || !pool.remote)
+            .filter(|pool| self.range.covers(pool))
             .find_map(|pool| better_of_two(&pool.candidates, self.now, self.random, self.exclude))
     }
 
     /// A pool drawn by its part, among those that may be used.
     fn start(&mut self, pools: &[Pool]) -> Option<usize> {
-        let allowed = |pool: &&Pool| self.abroad || !pool.remote;
+        let range = self.range;
+        let allowed = |pool: &&Pool| range.covers(pool);
         let sum: f64 = pools.iter().filter(allowed).map(|pool| pool.part).sum();
         let mut usable = pools.iter().enumerate().filter(|(_, pool)| allowed(pool));
         let (only, _) = usable.next()?;
@@ -275,7 +341,6 @@ impl<R: FnMut() -> u64> Search<'_, R> {
             return Some(only);
         }
         let mut left = unit((self.random)()) * sum;
-        let allowed = |pool: &&Pool| self.abroad || !pool.remote;
         for (at, pool) in pools.iter().enumerate().filter(|(_, pool)| allowed(pool)) {
             left -= pool.part;
             if left < 0.0 {

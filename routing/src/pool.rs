@@ -1,48 +1,46 @@
 //! Endpoints among which load decides: a whole priority, or one locality of it where a policy
 //! says how much each locality gets.
 
+use crate::failback::Curve;
 use crate::pick::{Candidate, subset};
 
 /// Some candidates of one priority.
 #[derive(Debug, Clone)]
 pub(crate) struct Pool {
-    /// The group that it is of; none where it is the whole priority.
+    /// The group that it is of; none where it may have several.
     pub(crate) group: Option<usize>,
     /// The part of its priority that it takes; all parts of a priority sum to 1.
     pub(crate) part: f64,
-    /// Whether it is in another cluster; false where it is the whole priority.
+    /// How much of its part it takes by now, if its cluster comes back from a drain.
+    pub(crate) returning: Option<Curve>,
+    /// Whether it is in another cluster; false where it may be in several.
     pub(crate) remote: bool,
     /// This source's subset.
     pub(crate) candidates: Vec<Candidate>,
 }
 
-impl Pool {
-    /// One of them all; none if there are none.
-    pub(crate) fn whole(candidates: Vec<Candidate>, seed: u64) -> Vec<Self> {
-        if candidates.is_empty() {
-            return Vec::new();
-        }
-        vec![Self {
-            group: None,
-            part: 1.0,
-            remote: false,
-            candidates: shortlist(candidates, seed),
-        }]
-    }
+/// What a pool is made of.
+#[derive(Debug)]
+pub(crate) struct Ingredients {
+    pub(crate) group: Option<usize>,
+    pub(crate) returning: Option<Curve>,
+    /// What it takes, relative to the others of its priority.
+    pub(crate) amount: f64,
+    pub(crate) candidates: Vec<Candidate>,
+}
 
-    /// One of each group, which takes its priority in proportion to `amount`.
-    pub(crate) fn of_groups(
-        groups: impl IntoIterator<Item = (usize, Vec<Candidate>)>,
-        amount: impl Fn(usize, &[Candidate]) -> f64,
-        seed: u64,
-    ) -> Vec<Self> {
-        let mut pools: Vec<_> = groups
+impl Pool {
+    /// The pools of one priority.
+    pub(crate) fn of(all: impl IntoIterator<Item = Ingredients>, seed: u64) -> Vec<Self> {
+        let mut pools: Vec<_> = all
             .into_iter()
-            .map(|(group, candidates)| Self {
-                group: Some(group),
-                part: amount(group, &candidates),
-                remote: candidates.iter().any(|candidate| candidate.remote),
-                candidates: shortlist(candidates, seed),
+            .filter(|of| !of.candidates.is_empty())
+            .map(|of| Self {
+                group: of.group,
+                part: of.amount,
+                returning: of.returning,
+                remote: of.group.is_some() && of.candidates.iter().any(|one| one.remote),
+                candidates: shortlist(of.candidates, seed),
             })
             .collect();
         let sum: f64 = pools.iter().map(|pool| pool.part).sum();
@@ -51,6 +49,12 @@ impl Pool {
         }
         pools
     }
+}
+
+/// What candidates take where nothing else is said.
+pub(crate) fn weight(candidates: &[Candidate]) -> f64 {
+    let weights = candidates.iter().map(|one| f64::from(one.weight));
+    weights.sum()
 }
 
 /// This source's subset, with weights relative to one another.

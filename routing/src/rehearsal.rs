@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::balancer::{Balancer, NoEndpoint};
+use crate::balancer::{Balancer, NoEndpoint, Try};
 use crate::explain::Share;
 use crate::ids::ClusterId;
 use crate::model::{Place, Service, UsablePeers};
@@ -48,7 +48,7 @@ pub fn rehearse(
     let sum: f64 = shares.iter().map(|share| share.share).sum();
     let refused = (1.0 - sum).max(0.0);
     // The last point of the unit interval is what nobody gets.
-    let refusal = || balancer.pick(now, &mut || u64::MAX, &[]).err();
+    let refusal = || balancer.pick(now, &mut || u64::MAX, Try::First).err();
     Rehearsal {
         refusal: (refused > EPSILON).then(refusal).flatten(),
         refused,

@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 
 use crate::allowance::Allowance;
 use crate::balancer::NoEndpoint;
-use crate::failback::Failback;
+use crate::failback::{Curve, Failback};
 use crate::groups::{Group, Grouping, Standing, View};
 use crate::health::{FORGET_EJECTIONS, Outlier, Vitals};
 use crate::model::{Endpoint, FailbackConfig, Place, Service, UsablePeers, is_restart};
 use crate::pick::{Candidate, SUBSET};
 use crate::plan::{Cap, Plan, Tier, Trial};
-use crate::policy::FailoverPolicy;
-use crate::pool::Pool;
+use crate::policy::{FailoverPolicy, TierMatch, Unlisted};
+use crate::pool::{Ingredients, Pool, weight};
 use crate::priority::{EPSILON, OVERPROVISIONING, health, loads, panic_loads, relieve};
 use crate::slot::{PerSlot, SLOTS, Slot};
+use crate::undrain::Undrain;
 
 /// How often a plan should be renewed while traffic returns, so that `explain` follows.
 const RAMP_STEP: Duration = Duration::from_millis(500);
@@ -33,6 +34,7 @@ pub(crate) struct Roster {
     groups: Vec<Group>,
     members: Vec<Member>,
     failback: PerSlot<Failback>,
+    undrain: Undrain,
     config: FailbackConfig,
     policy: Option<Arc<FailoverPolicy>>,
     allowance: Arc<Allowance>,
@@ -130,6 +132,7 @@ impl Roster {
             groups: Vec::new(),
             members: Vec::new(),
             failback: [Failback::default(); SLOTS],
+            undrain: Undrain::default(),
             config: FailbackConfig::default(),
             policy: None,
             allowance: Arc::default(),
@@ -154,6 +157,7 @@ impl Roster {
         self.known = true;
         self.config = service.failback;
         self.follow(service.policy.as_ref());
+        self.undrain.observe(now, self.config, &service.drained);
         let view = View {
             place: &self.place,
             port: self.port,
@@ -179,13 +183,24 @@ impl Roster {
 
     /// Priorities of another order are other priorities: what was damped there means nothing.
     fn follow(&mut self, policy: Option<&Arc<FailoverPolicy>>) {
-        let order = |policy: Option<&FailoverPolicy>| {
-            policy.map(|policy| (policy.order.clone(), policy.unlisted))
-        };
-        if order(policy.map(Arc::as_ref)) != order(self.policy.as_deref()) {
+        // No policy and one that says nothing of the order are the same order.
+        fn order(policy: Option<&Arc<FailoverPolicy>>) -> (&[TierMatch], Unlisted) {
+            policy.map_or((&[], Unlisted::default()), |policy| {
+                (&policy.order, policy.unlisted)
+            })
+        }
+        if order(policy) != order(self.policy.as_ref()) {
             self.failback = [Failback::default(); SLOTS];
+            self.undrain.forget();
         }
         self.policy = policy.cloned();
+        let cap = self.policy.as_deref().and_then(|of| of.max_remote_share);
+        self.allowance.cap(cap);
+    }
+
+    /// What may leave the caller's cluster, as requests earn and spend it.
+    pub(crate) fn allowance(&self) -> Arc<Allowance> {
+        Arc::clone(&self.allowance)
     }
 
     /// Takes an endpoint out of rotation. False if that is no news.
@@ -327,33 +342,73 @@ impl Roster {
             // there is better than nothing.
             reserve.retain(|candidate: &Candidate| plan.cap.is_some() && !candidate.remote);
         }
+        let pools = self.pools(candidates, (!plan.panic).then_some(plan.built));
+        let returns = pools.iter().any(|pool| pool.returning.is_some());
         plan.tiers.push(Tier {
             slot,
-            pools: self.pools(candidates),
-            reserve: self.pools(reserve),
+            pools,
+            reserve: self.pools(reserve, None),
+            settled: returns.then(|| self.settled(slot, plan.built)),
         });
     }
 
-    /// Without a policy a priority is one pool, in which load decides. With one, each locality
-    /// is a pool of its own that gets the share it is said to get, and load decides only within.
-    fn pools(&self, candidates: Vec<Candidate>) -> Vec<Pool> {
+    /// The health of a slot without the clusters that come back from a drain.
+    fn settled(&self, slot: Slot, now: Instant) -> f64 {
+        let (mut available, mut expected) = (0, 0u32);
+        for group in &self.groups {
+            let counts = group.slot == Some(slot) && group.standing.counts();
+            if counts && self.undrain.curve(&group.cluster, now).is_none() {
+                available += group.available;
+                expected = expected.saturating_add(group.expected);
+            }
+        }
+        health(available, expected, self.overprovisioning())
+    }
+
+    /// Without a policy a priority is one pool, in which load decides; what comes back from a
+    /// drain as of `now` is another meanwhile. With a policy, each locality is a pool of its own
+    /// that gets the share it is said to get, and load decides only within.
+    fn pools(&self, candidates: Vec<Candidate>, now: Option<Instant>) -> Vec<Pool> {
+        let returning = |of: &Candidate| {
+            let cluster = &self.groups[of.group].cluster;
+            now.and_then(|now| self.undrain.curve(cluster, now))
+        };
         let Some(policy) = &self.policy else {
-            return Pool::whole(candidates, self.seed);
+            let mut by_return: Vec<(Option<Curve>, Vec<Candidate>)> = vec![(None, Vec::new())];
+            for candidate in candidates {
+                let curve = returning(&candidate);
+                match by_return.iter_mut().find(|(of, _)| *of == curve) {
+                    Some((_, all)) => all.push(candidate),
+                    None => by_return.push((curve, vec![candidate])),
+                }
+            }
+            let ingredients = |(returning, candidates): (_, Vec<Candidate>)| Ingredients {
+                group: None,
+                returning,
+                amount: weight(&candidates),
+                candidates,
+            };
+            return Pool::of(by_return.into_iter().map(ingredients), self.seed);
         };
         let mut by_group: BTreeMap<usize, Vec<Candidate>> = BTreeMap::new();
         for candidate in candidates {
             by_group.entry(candidate.group).or_default().push(candidate);
         }
-        let amount = |group: usize, of: &[Candidate]| match policy.weights.is_empty() {
-            true => of.iter().map(|one| f64::from(one.weight)).sum(),
-            // Envoy's locality weights: scaled down as the locality loses endpoints.
-            false => {
-                let (group, available) = (&self.groups[group], of.len() as u32);
-                let health = health(available, group.expected, self.overprovisioning());
-                f64::from(group.weight.max(1)) * health
-            }
+        let ingredients = |(group, candidates): (usize, Vec<Candidate>)| Ingredients {
+            group: Some(group),
+            returning: candidates.first().and_then(returning),
+            amount: match policy.weights.is_empty() {
+                true => weight(&candidates),
+                // Envoy's locality weights: scaled down as the locality loses endpoints.
+                false => {
+                    let (group, available) = (&self.groups[group], candidates.len() as u32);
+                    let health = health(available, group.expected, self.overprovisioning());
+                    f64::from(group.weight.max(1)) * health
+                }
+            },
+            candidates,
         };
-        Pool::of_groups(by_group, amount, self.seed)
+        Pool::of(by_group.into_iter().map(ingredients), self.seed)
     }
 
     /// Sorts members into slots and counts them into their groups.
@@ -361,8 +416,7 @@ impl Roster {
         let mut tallies: PerSlot<Tally> = std::array::from_fn(|_| Tally::default());
         for group in &mut self.groups {
             (group.available, group.ejected, group.not_ready) = (0, 0, 0);
-            let counts = matches!(group.standing, Standing::Usable | Standing::PeerUnusable);
-            if let Some(slot) = group.slot.filter(|_| counts) {
+            if let Some(slot) = group.slot.filter(|_| group.standing.counts()) {
                 let expected = &mut tallies[slot.index()].expected;
                 *expected = expected.saturating_add(group.expected);
             }
@@ -426,6 +480,7 @@ impl Roster {
             .failback
             .iter()
             .map(|failback| failback.curve(now))
+            .chain(self.undrain.curves())
             .filter_map(|curve| {
                 let end = curve.start + curve.ramp;
                 let next = if now < curve.start {

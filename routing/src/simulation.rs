@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::{Duration, Instant};
 
-use crate::balancer::{Balancer, Pick};
+use crate::balancer::{Balancer, Pick, Try};
 use crate::ids::EndpointId;
 use crate::testing::{Fixture, endpoint_id, place, random};
 
@@ -61,7 +61,7 @@ impl World {
             }
             let pick = self
                 .balancer
-                .pick(self.start + now, &mut random, &[])
+                .pick(self.start + now, &mut random, Try::First)
                 .unwrap();
             let at = self.names[&pick.endpoint().id];
             counts[at as usize] += u32::from(now >= from);

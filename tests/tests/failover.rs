@@ -1,7 +1,12 @@
 //! Failover policies from the outside: real processes, real requests. What `linkspan explain`
 //! says, what the sidecar says of itself, and what 20,000 requests do must be the same.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -114,8 +119,40 @@ impl World {
     }
 }
 
-/// Shares in thousandths of a percent by cluster and zone, and what is refused.
+impl World {
+    /// Sends requests and checks that they go where it is explained, to three places at least;
+    /// gives what is explained.
+    async fn as_explained(&self, name: &str) -> Result<Spread> {
+        let wanted = self.agreed().await?;
+        let places = wanted.values().filter(|share| **share > 0).count();
+        assert!(places >= 3, "{name}: {wanted:?}");
+        let started = Instant::now();
+        let measured = measure(self.checkout, REQUESTS).await?;
+        println!(
+            "{name}: {measured:?} of {wanted:?} in {:?}",
+            started.elapsed()
+        );
+        assert_close(name, &wanted, &measured);
+        Ok(wanted)
+    }
+}
+
+/// Shares in thousandths of a percent by cluster and zone, and under [`REFUSED`] the rest.
 type Spread = BTreeMap<String, i64>;
+
+/// Stands for no place.
+const REFUSED: &str = "refused";
+
+fn spread(shares: impl IntoIterator<Item = (String, f64)>) -> Spread {
+    let mut spread = Spread::new();
+    let mut rest = 1.0;
+    for (place, share) in shares {
+        *spread.entry(place).or_default() += rounded(share);
+        rest -= share;
+    }
+    spread.insert(REFUSED.to_owned(), rounded(rest));
+    spread
+}
 
 fn key() -> v1::ServiceKey {
     v1::ServiceKey {
@@ -155,28 +192,25 @@ fn rounded(share: f64) -> i64 {
 }
 
 fn explained(answer: &v1::ExplainResponse) -> Spread {
-    let mut spread = Spread::new();
-    for share in &answer.shares {
-        let zone = &share.locality.clone().unwrap_or_default().zone;
-        *spread
-            .entry(format!("{}/{zone}", share.cluster))
-            .or_default() += rounded(share.share);
-    }
-    spread
+    let share = |of: &v1::ExplainedShare| {
+        let zone = of.locality.clone().unwrap_or_default().zone;
+        (format!("{}/{zone}", of.cluster), of.share)
+    };
+    let explained = spread(answer.shares.iter().map(share));
+    assert_eq!(rounded(answer.refused), explained[REFUSED], "{answer:?}");
+    explained
 }
 
 /// What a sidecar says of its only destination.
 fn sidecars_own(debug: &Value) -> Option<Spread> {
-    let mut spread = Spread::new();
-    for share in debug["destinations"][0]["shares"].as_array()? {
-        let place = format!(
-            "{}/{}",
-            share["cluster"].as_str()?,
-            share["locality"]["zone"].as_str()?
-        );
-        *spread.entry(place).or_default() += rounded(share["share"].as_f64()?);
-    }
-    Some(spread)
+    let share = |of: &Value| {
+        let zone = of["locality"]["zone"].as_str()?;
+        let place = format!("{}/{zone}", of["cluster"].as_str()?);
+        Some((place, of["share"].as_f64()?))
+    };
+    let shares = debug["destinations"][0]["shares"].as_array()?;
+    let shares: Option<Vec<_>> = shares.iter().map(share).collect();
+    shares.map(spread)
 }
 
 async fn get(target: SocketAddr, path: &str) -> Result<Value> {
@@ -237,7 +271,7 @@ async fn over_one_connection(
                 .as_str()
                 .context("an answer without its cluster")?
                 .to_owned(),
-            503 => "refused".to_owned(),
+            503 => REFUSED.to_owned(),
             other => anyhow::bail!("{other}: {}", String::from_utf8_lossy(&body)),
         };
         *counts.entry(place).or_default() += 1;
@@ -248,8 +282,9 @@ async fn over_one_connection(
 #[expect(clippy::cast_precision_loss, reason = "counts are small")]
 fn assert_close(name: &str, wanted: &Spread, measured: &BTreeMap<String, usize>) {
     let sum: usize = measured.values().sum();
-    for (place, share) in wanted {
-        let share = *share as f64 / 100_000.0;
+    let places: BTreeSet<_> = wanted.keys().chain(measured.keys()).collect();
+    for place in places {
+        let share = wanted.get(place).copied().unwrap_or(0) as f64 / 100_000.0;
         let got = measured.get(place).copied().unwrap_or(0) as f64 / sum as f64;
         assert!(
             (got - share).abs() < TOLERANCE,
@@ -291,20 +326,22 @@ fn policies() -> Vec<(&'static str, Value)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_thousand_requests_go_where_explain_says() -> Result<()> {
-    let world = World::start(505).await?;
+    let mut world = World::start(505).await?;
     for (name, spec) in policies() {
         world.set(&spec).await?;
-        let wanted = world.agreed().await?;
-        let places = wanted.values().filter(|share| **share > 0).count();
-        assert!(places >= 3, "{name}: {wanted:?}");
-        let started = Instant::now();
-        let measured = measure(world.checkout, REQUESTS).await?;
-        println!(
-            "{name}: {measured:?} of {wanted:?} in {:?}",
-            started.elapsed()
-        );
-        assert_close(name, &wanted, &measured);
+        let wanted = world.as_explained(name).await?;
+        assert_eq!(wanted[REFUSED], 0, "{name}: {wanted:?}");
     }
+    // With home dead, what may not leave is refused; and not a request more leaves.
+    let cap = json!({"order": [{"clusters": ["Own", "west"]}], "maxRemoteShare": 10});
+    world.set(&cap).await?;
+    for app in ["one-app", "three-app"] {
+        world.east.kill(app)?;
+    }
+    let alive = [("east", 0), ("west", 2)];
+    world.east.wait_for_endpoints("checkout", &alive).await?;
+    let wanted = world.as_explained("a cap, and home is dead").await?;
+    assert_eq!(wanted[REFUSED], 90_000, "{wanted:?}");
     Ok(())
 }
 

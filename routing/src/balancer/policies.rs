@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Balancer, NoEndpoint, Pick};
+use super::{Balancer, NoEndpoint, Pick, Try};
 use crate::explain::{Share, Why};
 use crate::health::Failure;
 use crate::model::FailbackConfig;
@@ -40,14 +40,14 @@ fn area(clusters: &[&str], zones: &[&str]) -> Area {
     }
 }
 
-fn tier(clusters: &[&str], zones: &[&str]) -> TierMatch {
+pub(super) fn tier(clusters: &[&str], zones: &[&str]) -> TierMatch {
     TierMatch {
         area: area(clusters, zones),
         ..TierMatch::default()
     }
 }
 
-fn weight(clusters: &[&str], zones: &[&str], weight: u32) -> LocalityWeight {
+pub(super) fn weight(clusters: &[&str], zones: &[&str], weight: u32) -> LocalityWeight {
     LocalityWeight {
         area: area(clusters, zones),
         weight,
@@ -78,7 +78,7 @@ fn balancer(fixture: &Fixture, now: Instant) -> Balancer {
     balancer
 }
 
-type Spread = BTreeMap<(String, String), f64>;
+pub(super) type Spread = BTreeMap<(String, String), f64>;
 
 /// Sends requests that take 2 ms at home, 20 ms elsewhere, and five times that at the last of
 /// each locality's endpoints, with a number of them always under way.
@@ -100,7 +100,8 @@ fn measure(balancer: &Balancer, start: Instant, seed: u64) -> (Spread, f64) {
         }
         sent += 1;
         let part = 1.0 / f64::from(REQUESTS);
-        let took = match balancer.pick(start + now, &mut random, &[]) {
+        balancer.admit();
+        let took = match balancer.pick(start + now, &mut random, Try::First) {
             Err(_) => {
                 refused += part;
                 Duration::from_millis(1)
@@ -121,7 +122,7 @@ fn measure(balancer: &Balancer, start: Instant, seed: u64) -> (Spread, f64) {
     (spread, refused)
 }
 
-fn explained(shares: &[Share]) -> Spread {
+pub(super) fn explained(shares: &[Share]) -> Spread {
     let mut spread = Spread::new();
     for share in shares {
         let key = (share.cluster.to_string(), share.locality.to_string());
@@ -243,12 +244,12 @@ fn also_when_home_is_dead_and_the_cap_refuses_the_rest() {
     assert_as_explained("capped", &balancer, start);
     let mut dice = || 0;
     let abroad = balancer
-        .pick(start, &mut dice, &[])
+        .pick(start, &mut dice, Try::First)
         .map(|pick| pick.endpoint().cluster.clone());
     // The first point of the unit interval is other clusters', the last is nobody's.
     assert_ne!(abroad.unwrap().as_str(), "east");
     let mut dice = || u64::MAX;
-    let refused = balancer.pick(start, &mut dice, &[]).map(drop);
+    let refused = balancer.pick(start, &mut dice, Try::First).map(drop);
     assert_eq!(
         refused.unwrap_err(),
         NoEndpoint::RemoteShareUsed { percent: 30 }
@@ -311,7 +312,7 @@ fn a_drained_cluster_loses_new_requests_at_once_and_gets_them_back_by_and_by() {
     let start = Instant::now();
     let balancer = balancer(&fixture, start);
     let mut dice = random(1);
-    let under_way = balancer.pick(start, &mut dice, &[]).unwrap();
+    let under_way = balancer.pick(start, &mut dice, Try::First).unwrap();
     fixture.edit().drained = ["east".parse().unwrap()].into();
     balancer.update(start, &fixture.service(), &fixture.peers);
     let home = |at: u64| {
@@ -339,6 +340,72 @@ fn a_drained_cluster_loses_new_requests_at_once_and_gets_them_back_by_and_by() {
 }
 
 #[test]
+fn a_cluster_comes_back_from_a_drain_by_and_by_though_others_share_its_priority() {
+    let shared = || order(vec![tier(&["west", "north"], &[])]);
+    for policy in [None, Some(shared())] {
+        // Home is a caller only, or behind the two.
+        let home = u32::from(policy.is_some()) * 3;
+        let mut fixture = Fixture::new().with("west", "a", 3).with("north", "a", 3);
+        if home > 0 {
+            fixture = fixture.with("east", "a", home);
+        }
+        fixture.edit().policy = policy.map(Arc::new);
+        fixture.edit().drained = ["west".parse().unwrap()].into();
+        let start = Instant::now();
+        let balancer = balancer(&fixture, start);
+        let share = |second: u64, cluster: &str| {
+            balancer.refresh(start + Duration::from_secs(second));
+            let shares = balancer.explain();
+            let of = shares.iter().filter(|of| of.cluster.as_str() == cluster);
+            of.map(|of| of.share).sum::<f64>()
+        };
+        let close = |share: f64, wanted: f64| assert!((share - wanted).abs() < 1e-9, "{share}");
+        close(share(0, "north"), 1.0);
+
+        fixture.edit().drained.clear();
+        let undrained = start + Duration::from_secs(10);
+        balancer.update(undrained, &fixture.service(), &fixture.peers);
+        close(share(39, "west"), 0.0);
+        let west = |of: &&Share| of.cluster.as_str() == "west";
+        let why = balancer.explain().iter().find(west).unwrap().why;
+        let wanted = Why::HeldBack {
+            health: 1.0,
+            counted: 0.0,
+        };
+        assert_eq!(why, wanted);
+        close(share(55, "west"), 0.25);
+        // No choice waits for a refresh.
+        let later = start + Duration::from_secs(62);
+        let mut dice = random(5);
+        let to_west = |_: &u32| {
+            let pick = balancer.pick(later, &mut dice, Try::First).unwrap();
+            pick.endpoint().cluster.as_str() == "west"
+        };
+        let measured = (0..REQUESTS).filter(to_west).count() as f64 / f64::from(REQUESTS);
+        assert!((measured - 11.0 / 30.0).abs() < TOLERANCE, "{measured}");
+        close(share(70, "west"), 0.5);
+        close(share(70, "north"), 0.5);
+    }
+}
+
+#[test]
+fn what_others_cannot_take_comes_back_from_a_drain_at_once() {
+    let mut fixture = Fixture::new().with("west", "a", 3).with("north", "a", 3);
+    fixture.edit().drained = ["west".parse().unwrap()].into();
+    let start = Instant::now();
+    let balancer = balancer(&fixture, start);
+    for at in 0..2 {
+        fixture.change(&endpoint_id("north", "a", at), |of| of.ready = false);
+    }
+    fixture.edit().drained.clear();
+    balancer.update(start, &fixture.service(), &fixture.peers);
+    let spread = explained(&balancer.explain());
+    let west = spread[&("west".to_owned(), "eu/a".to_owned())];
+    assert!((west - (1.0 - 1.4 / 3.0)).abs() < 1e-9, "{spread:?}");
+    assert_as_explained("undrained in need", &balancer, start);
+}
+
+#[test]
 fn retries_count_against_the_cap() {
     let fixture = fixture(FailoverPolicy {
         max_remote_share: Some(20),
@@ -351,8 +418,13 @@ fn retries_count_against_the_cap() {
     for _ in 0..REQUESTS {
         // Each request fails wherever it goes and is sent on, up to five times.
         let mut tried = Vec::new();
-        for _ in 0..5 {
-            let Ok(pick) = balancer.pick(start, &mut dice, &tried) else {
+        balancer.admit();
+        for turn in 0..5 {
+            let of = match turn {
+                0 => Try::First,
+                _ => Try::Again(&tried),
+            };
+            let Ok(pick) = balancer.pick(start, &mut dice, of) else {
                 break;
             };
             abroad += u32::from(pick.endpoint().cluster.as_str() != "east");
@@ -367,6 +439,107 @@ fn retries_count_against_the_cap() {
     );
 }
 
+/// One endpoint at home, which is lost or not ready, and two in west.
+fn capped(percent: u32, home_ready: bool) -> Fixture {
+    let mut fixture = Fixture::new().with("east", "a", 1).with("west", "a", 2);
+    fixture.change(&endpoint_id("east", "a", 0), |of| of.ready = home_ready);
+    fixture.edit().policy = Some(Arc::new(FailoverPolicy {
+        max_remote_share: Some(percent),
+        ..FailoverPolicy::default()
+    }));
+    fixture
+}
+
+fn is_abroad(pick: &Pick) -> bool {
+    pick.endpoint().cluster.as_str() != "east"
+}
+
+#[test]
+fn what_is_tried_at_home_is_no_reason_to_speak_of_the_cap() {
+    let start = Instant::now();
+    let balancer = balancer(&capped(0, true), start);
+    let mut dice = random(2);
+    balancer.admit();
+    let pick = balancer.pick(start, &mut dice, Try::First).unwrap();
+    let tried = [pick.endpoint().key()];
+    pick.failed(start, Failure::Reset);
+    let again = balancer.pick(start, &mut dice, Try::Again(&tried));
+    assert_eq!(again.unwrap_err(), NoEndpoint::AllExcluded);
+    // The round begins anew, at the only endpoint there is.
+    let again = balancer.pick(start, &mut dice, Try::Again(&[])).unwrap();
+    assert!(!is_abroad(&again));
+}
+
+#[test]
+fn a_retry_may_leave_on_what_is_saved_and_a_first_try_by_its_share_alone() {
+    let start = Instant::now();
+    let balancer = balancer(&capped(10, false), start);
+    let mut last = || u64::MAX;
+    balancer.admit();
+    let used = NoEndpoint::RemoteShareUsed { percent: 10 };
+    // However often it is asked.
+    for _ in 0..1000 {
+        let refused = balancer.pick(start, &mut last, Try::First);
+        assert_eq!(refused.unwrap_err(), used);
+    }
+    for _ in 0..100 {
+        let again = balancer.pick(start, &mut last, Try::Again(&[])).unwrap();
+        assert!(is_abroad(&again));
+    }
+    let refused = balancer.pick(start, &mut last, Try::Again(&[]));
+    assert_eq!(refused.unwrap_err(), used);
+}
+
+#[test]
+fn the_last_try_abroad_is_had_by_one() {
+    let fixture = fixture(FailoverPolicy {
+        max_remote_share: Some(20),
+        ..order(vec![tier(&["west"], &[]), tier(&["Own"], &[])])
+    });
+    let start = Instant::now();
+    let balancer = balancer(&fixture, start);
+    // By the time at which it has chosen among west's, others have taken all there was.
+    let mut drawn = false;
+    let mut late = || {
+        if std::mem::replace(&mut drawn, true) {
+            let mut dice = || 0;
+            let others = || balancer.pick(start, &mut dice, Try::First);
+            let all = std::iter::repeat_with(others)
+                .take(200)
+                .take_while(|of| is_abroad(of.as_ref().unwrap()));
+            assert!(all.count() <= 100);
+        }
+        0
+    };
+    let pick = balancer.pick(start, &mut late, Try::First).unwrap();
+    assert!(!is_abroad(&pick) && drawn);
+}
+
+#[test]
+fn a_policy_that_leaves_the_order_alone_leaves_damping_alone() {
+    let mut fixture = Fixture::new().with("east", "a", 3).with("west", "a", 3);
+    let start = Instant::now();
+    let balancer = balancer(&fixture, start);
+    let mut at = |second: u64, ready: bool, policy: Option<FailoverPolicy>| {
+        for at in 0..3 {
+            fixture.change(&endpoint_id("east", "a", at), |of| of.ready = ready);
+        }
+        fixture.edit().policy = policy.map(Arc::new);
+        let now = start + Duration::from_secs(second);
+        balancer.update(now, &fixture.service(), &fixture.peers);
+        balancer.explain()[0].share
+    };
+    let plain = || Some(FailoverPolicy::default());
+    assert_eq!(at(0, true, None), 1.0);
+    assert_eq!(at(1, false, None), 0.0);
+    assert_eq!(at(2, true, None), 0.0);
+    assert_eq!(at(3, true, plain()), 0.0);
+    assert_eq!(at(4, true, None), 0.0);
+    // Priorities of another order are others.
+    let other = order(vec![tier(&["Own"], &[])]);
+    assert_eq!(at(5, true, Some(other)), 1.0);
+}
+
 #[test]
 fn where_nothing_may_leave_home_is_asked_though_it_is_ejected() {
     let fixture = fixture(FailoverPolicy {
@@ -377,7 +550,7 @@ fn where_nothing_may_leave_home_is_asked_though_it_is_ejected() {
     let balancer = balancer(&fixture, start);
     let mut dice = random(9);
     for _ in 0..200 {
-        let pick = balancer.pick(start, &mut dice, &[]).unwrap();
+        let pick = balancer.pick(start, &mut dice, Try::First).unwrap();
         assert_eq!(pick.endpoint().cluster.as_str(), "east");
         pick.failed(start, Failure::Connect);
     }

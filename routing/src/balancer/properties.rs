@@ -17,7 +17,7 @@ fn health(available: u32, expected: u32) -> f64 {
 
 /// What an endpoint in the property tests is.
 #[derive(Debug, Clone)]
-struct Made {
+pub(super) struct Made {
     cluster: &'static str,
     zone: &'static str,
     ready: bool,
@@ -25,7 +25,7 @@ struct Made {
     failing: bool,
 }
 
-fn made() -> impl Strategy<Value = Made> {
+pub(super) fn made() -> impl Strategy<Value = Made> {
     (
         prop::sample::select(vec!["east", "west", "north"]),
         prop::sample::select(vec!["a", "b", ""]),
@@ -42,8 +42,8 @@ fn made() -> impl Strategy<Value = Made> {
         })
 }
 
-/// A bench with these endpoints; the failing ones have been ejected where they could be.
-fn bench_of(made: &[Made], usable: [bool; 2], ports: [bool; 3]) -> Bench {
+/// A service with these endpoints.
+pub(super) fn fixture_of(made: &[Made], usable: [bool; 2], ports: [bool; 3]) -> Fixture {
     let mut fixture = Fixture::new();
     for (at, one) in made.iter().enumerate() {
         let mut single = Fixture::new().with(one.cluster, one.zone, 1).service();
@@ -61,6 +61,11 @@ fn bench_of(made: &[Made], usable: [bool; 2], ports: [bool; 3]) -> Bench {
     }
     fixture.peers.insert("west".parse().unwrap(), usable[0]);
     fixture.peers.insert("north".parse().unwrap(), usable[1]);
+    fixture
+}
+
+/// A bench with these; the failing ones have been ejected where they could be.
+pub(super) fn bench_of(made: &[Made], fixture: Fixture) -> Bench {
     let mut bench = Bench::new(fixture);
     for (at, _) in made.iter().enumerate().filter(|(_, one)| one.failing) {
         let others: Vec<EndpointId> = (0..made.len())
@@ -83,7 +88,7 @@ proptest! {
         usable: [bool; 2],
         ports: [bool; 3],
     ) {
-        let mut bench = bench_of(&made, usable, ports);
+        let mut bench = bench_of(&made, fixture_of(&made, usable, ports));
         let sum: f64 = bench.balancer.explain().iter().map(|share| share.share).sum();
         match bench.pick(&[]) {
             Ok(_) => prop_assert!((sum - 1.0).abs() < 1e-9, "{sum}"),
@@ -98,7 +103,7 @@ proptest! {
         ports: [bool; 3],
         excluded in prop::collection::vec(0usize..40, 0..6),
     ) {
-        let mut bench = bench_of(&made, usable, ports);
+        let mut bench = bench_of(&made, fixture_of(&made, usable, ports));
         let exclude: Vec<EndpointId> =
             excluded.iter().map(|at| EndpointId::from_uid(&at.to_string())).collect();
         let allowed = |cluster: &str| match cluster {
@@ -125,7 +130,7 @@ proptest! {
         made in prop::collection::vec(made(), 1..40),
         usable: [bool; 2],
     ) {
-        let mut bench = bench_of(&made, usable, [true; 3]);
+        let mut bench = bench_of(&made, fixture_of(&made, usable, [true; 3]));
         const PICKS: u32 = 4000;
         let mut counts: BTreeMap<(String, String), f64> = BTreeMap::new();
         for _ in 0..PICKS {

@@ -8,7 +8,7 @@ use crate::testing::{Fixture, endpoint_id, place, random};
 
 /// A balancer, its clock and its dice.
 pub(super) struct Bench {
-    fixture: Fixture,
+    pub(super) fixture: Fixture,
     pub(super) balancer: Balancer,
     pub(super) now: Instant,
     random: Box<dyn FnMut() -> u64>,
@@ -33,7 +33,7 @@ impl Bench {
         Self::new(Fixture::new().with("east", "a", 3).with("west", "a", 3))
     }
 
-    fn update(&mut self) {
+    pub(super) fn update(&mut self) {
         self.balancer
             .update(self.now, &self.fixture.service(), &self.fixture.peers);
     }
@@ -49,7 +49,11 @@ impl Bench {
             .iter()
             .filter(|endpoint| exclude.contains(&endpoint.id));
         let exclude: Vec<_> = named.map(|endpoint| endpoint.key()).collect();
-        self.balancer.pick(self.now, &mut self.random, &exclude)
+        let of = match &*exclude {
+            [] => Try::First,
+            tried => Try::Again(tried),
+        };
+        self.balancer.pick(self.now, &mut self.random, of)
     }
 
     /// Fails one request on this endpoint.
@@ -225,9 +229,11 @@ fn an_exclusion_concerns_one_cluster() {
     let mut bench = Bench::new(fixture);
     let home = bench.pick(&[]).unwrap().endpoint().key();
     assert_eq!(home.cluster.as_str(), "east");
-    let away = bench
-        .balancer
-        .pick(bench.now, &mut random(1), std::slice::from_ref(&home));
+    let away = bench.balancer.pick(
+        bench.now,
+        &mut random(1),
+        Try::Again(std::slice::from_ref(&home)),
+    );
     let away = away.unwrap().endpoint().key();
     assert_eq!((away.cluster.as_str(), &away.id), ("west", &home.id));
 }
@@ -282,18 +288,18 @@ fn empty_and_unknown_are_told_apart() {
     let balancer = Balancer::new(place(), 80, 1);
     let now = Instant::now();
     assert_eq!(
-        balancer.pick(now, &mut random(1), &[]).unwrap_err(),
+        balancer.pick(now, &mut random(1), Try::First).unwrap_err(),
         NoEndpoint::NotYetKnown
     );
     assert_eq!(balancer.refresh(now), None);
     assert_eq!(
-        balancer.pick(now, &mut random(1), &[]).unwrap_err(),
+        balancer.pick(now, &mut random(1), Try::First).unwrap_err(),
         NoEndpoint::NotYetKnown
     );
     let fixture = Fixture::new();
     balancer.update(now, &fixture.service(), &fixture.peers);
     assert_eq!(
-        balancer.pick(now, &mut random(1), &[]).unwrap_err(),
+        balancer.pick(now, &mut random(1), Try::First).unwrap_err(),
         NoEndpoint::NoneListed
     );
     assert!(balancer.explain().is_empty());
@@ -362,6 +368,11 @@ fn a_half_open_endpoint_gets_one_request_at_a_time_and_returns_with_a_good_answe
     bench.pass(0.1);
     // A retry is not used to try things.
     assert_ne!(bench.pick(&[west(0)]).unwrap().endpoint().id, east(0));
+    // Nor is one that starts its round anew.
+    let again = bench
+        .balancer
+        .pick(bench.now, &mut random(1), Try::Again(&[]));
+    assert_ne!(again.unwrap().endpoint().id, east(0));
     let trial = bench.pick(&[]).unwrap();
     assert_eq!(
         (trial.endpoint().id.clone(), trial.reason().choice),
@@ -732,7 +743,7 @@ fn sources_use_different_subsets_and_together_all() {
         let mut random = random(seed);
         let mut pick = || {
             balancer
-                .pick(now, &mut random, &[])
+                .pick(now, &mut random, Try::First)
                 .unwrap()
                 .endpoint()
                 .id
@@ -766,7 +777,7 @@ fn many_threads_pick_report_and_update_at_once() {
                     if round % 50 == 0 {
                         balancer.update(now, service, peers);
                     }
-                    let pick = balancer.pick(now, &mut random, &[]).unwrap();
+                    let pick = balancer.pick(now, &mut random, Try::First).unwrap();
                     match random() % 8 {
                         0 => pick.failed(now, failures[(random() % 4) as usize]),
                         _ => pick.succeeded(now, Duration::from_millis(2)),

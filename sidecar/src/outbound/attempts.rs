@@ -9,7 +9,7 @@ use linkspan_dataplane::{
     connect::pool::LeaseError,
     forward::http::{RetryBudget, SendError, retry::pause},
 };
-use linkspan_routing::{ClusterId, EndpointKey, Failure, NoEndpoint, Pick};
+use linkspan_routing::{ClusterId, EndpointKey, Failure, NoEndpoint, Pick, Try};
 use tokio::time::{sleep, timeout_at};
 
 use crate::{dial::DialError, services::Destination};
@@ -192,8 +192,12 @@ impl Attempts {
     /// suspected; then one that was not tried; then, after a pause, any. Waits a little for
     /// one to appear if there is none at all.
     pub(super) async fn pick(&mut self, destination: &Destination) -> Result<Pick, CallError> {
+        if self.tries == 0 {
+            destination.balancer.admit();
+        }
         let pick = match self.pick_now(destination) {
             Ok(pick) => pick,
+            Err(none) if is_final(&none) => return Err(none.into()),
             Err(_) => self.pick_later(destination).await?,
         };
         self.tries += 1;
@@ -207,6 +211,7 @@ impl Attempts {
         loop {
             let none = match self.pick_now(destination) {
                 Ok(pick) => return Ok(pick),
+                Err(none) if is_final(&none) => return Err(none.into()),
                 Err(none) => none,
             };
             if none == NoEndpoint::AllExcluded && !self.tried.is_empty() {
@@ -225,17 +230,21 @@ impl Attempts {
     }
 
     fn pick_now(&self, destination: &Destination) -> Result<Pick, NoEndpoint> {
+        let balancer = &destination.balancer;
         let (now, mut random) = (Instant::now(), rand::random::<u64>);
+        if self.tries == 0 {
+            return balancer.pick(now, &mut random, Try::First);
+        }
         if !self.avoided.is_empty()
             && let Some(known) = destination.known()
         {
             let mut exclude = self.tried.clone();
             exclude.extend(known.endpoints_in(&self.avoided));
-            if let Ok(pick) = destination.balancer.pick(now, &mut random, &exclude) {
+            if let Ok(pick) = balancer.pick(now, &mut random, Try::Again(&exclude)) {
                 return Ok(pick);
             }
         }
-        destination.balancer.pick(now, &mut random, &self.tried)
+        balancer.pick(now, &mut random, Try::Again(&self.tried))
     }
 
     /// A try has failed: notes what it says about the endpoint, and decides whether there may be
@@ -286,6 +295,11 @@ impl Attempts {
             return false;
         }
         // See `forward::http::retry` for why losses are not in the budget.
-        error.is_loss() || self.tries == 1 || budget.take(Instant::now())
+        error.is_loss() || budget.take(Instant::now())
     }
+}
+
+/// Whether it is of no use to ask again: the cap has left this call out.
+fn is_final(none: &NoEndpoint) -> bool {
+    matches!(none, NoEndpoint::RemoteShareUsed { .. })
 }

@@ -1,8 +1,11 @@
 //! Requests outlive the endpoints that they were sent to, where that is safe.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Instant,
 };
 
 use ::http::{Request, StatusCode};
@@ -10,14 +13,19 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use linkspan_dataplane::forward::http::BodyError;
-use linkspan_routing::AppProtocol;
+use linkspan_dataplane::{
+    discover::Snapshot,
+    forward::http::{BodyError, serve},
+};
+use linkspan_routing::{AppProtocol, FailoverPolicy};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::watch,
 };
 
-use super::world::{Server, World, answer, ask, full, get, listener, post, snapshot};
+use super::world::{
+    Server, World, answer, ask, by_gateways, cluster, full, get, key, listener, post, snapshot,
+};
 
 /// An application that takes every request, and falls over it.
 async fn falls_over() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
@@ -120,6 +128,121 @@ async fn an_application_that_takes_no_connection_loses_no_request() {
     for _ in 0..20 {
         assert_eq!(ask(&client, post(full("x"))).await.unwrap().1, "good");
     }
+}
+
+/// The same under a policy that lets so much leave the caller's cluster.
+fn capped(mut known: Snapshot, percent: u32) -> Snapshot {
+    let service = known.services.get_mut(&key()).unwrap();
+    Arc::make_mut(service).policy = Some(Arc::new(FailoverPolicy {
+        max_remote_share: Some(percent),
+        ..FailoverPolicy::default()
+    }));
+    known
+}
+
+#[tokio::test]
+async fn a_cap_loses_no_request_that_home_can_take() {
+    let mut world = World::new();
+    // No more than the retry budget has from the beginning.
+    let (asked, count) = (Arc::new(AtomicUsize::new(0)), 10);
+    let seen = Arc::clone(&asked);
+    // Every other request breaks its connection.
+    let flaps = world
+        .app(move |_| {
+            let falls = seen.fetch_add(1, SeqCst).is_multiple_of(2);
+            async move {
+                if falls {
+                    return Err("falls over".into());
+                }
+                answer("home")
+            }
+        })
+        .await;
+    let home = world.server("east", "home", flaps, AppProtocol::Http).await;
+    let away = good(&mut world, "away").await;
+    let mut away = away.endpoint.clone();
+    (away.cluster, away.address) = (cluster("west"), None);
+    let (_nobody, gateway) = listener().await;
+    let known = snapshot([&home.endpoint, &away], AppProtocol::Http);
+    let known = capped(by_gateways(known, &[gateway], true), 0);
+    let source = world.source(Some(known)).await;
+    let client = source.http2().await;
+    for _ in 0..count {
+        let (status, who) = ask(&client, get()).await.unwrap();
+        assert_eq!((status, &*who), (StatusCode::OK, "home"));
+    }
+    assert_eq!(asked.load(SeqCst), 2 * count);
+}
+
+#[tokio::test]
+async fn what_the_cap_refuses_is_drawn_once() {
+    const CALLS: usize = 2000;
+    let mut world = World::new();
+    let app = world.app(|_| async { answer("away") }).await;
+    let server = world.server("west", "away", app, AppProtocol::Http).await;
+    let mut away = server.endpoint.clone();
+    away.address = Some(server.address);
+    let mut home = away.clone();
+    (home.cluster, home.ready) = (cluster("east"), false);
+    let known = snapshot([&home, &away], AppProtocol::Http);
+    // Reached directly; but without a gateway its cluster would be unusable.
+    let known = capped(by_gateways(known, &[server.address], true), 10);
+    let source = world.source(Some(known)).await;
+    let client = source.http2().await;
+    let answered = stream::iter(0..CALLS)
+        .map(|_| ask(&client, get()))
+        .buffer_unordered(32)
+        .map(|answer| {
+            let (status, text) = answer.unwrap();
+            if status != StatusCode::OK {
+                assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+                assert!(text.contains("maxRemoteShare"), "{text}");
+            }
+            usize::from(status == StatusCode::OK)
+        })
+        .fold(0, async |sum, one| sum + one)
+        .await;
+    // More than four standard deviations; drawn twice, it would be nearly twice as many.
+    assert!((140..=260).contains(&answered), "{answered} of {CALLS}");
+}
+
+#[tokio::test]
+async fn refusals_are_retried_within_the_budget() {
+    const CALLS: usize = 1000;
+    let mut world = World::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let mut endpoints = Vec::new();
+    for name in ["a", "b"] {
+        let seen = Arc::clone(&asked);
+        let app = world
+            .app(move |_| {
+                seen.fetch_add(1, SeqCst);
+                async { Err(serve::refused()) }
+            })
+            .await;
+        let server = world.server("east", name, app, AppProtocol::Http2).await;
+        endpoints.push(server.endpoint);
+    }
+    let known = snapshot(&endpoints, AppProtocol::Http2);
+    let source = world.source(Some(known)).await;
+    let client = source.http2().await;
+    let began = Instant::now();
+    let answers = stream::iter(0..CALLS)
+        .map(|_| ask(&client, get()))
+        .buffer_unordered(32)
+        .map(|answer| answer.unwrap().0)
+        .collect::<Vec<_>>()
+        .await;
+    assert!(
+        answers
+            .iter()
+            .all(|of| *of == StatusCode::SERVICE_UNAVAILABLE)
+    );
+    // Ten at once, one for five requests, ten a second.
+    let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
+    let budget = 10 + CALLS / 5 + 10 * seconds;
+    let retries = asked.load(SeqCst) - CALLS;
+    assert!((1..=budget).contains(&retries), "{retries} of {budget}");
 }
 
 #[tokio::test]
