@@ -69,8 +69,6 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const AGE_GRACE: Duration = Duration::from_secs(30);
 /// No answer to an operator takes longer: an invitation may have three gateways dial in turn.
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(40);
-/// Connections that want to join, on their way: what serves them takes them at once.
-const JOINS: usize = 16;
 /// Pause after statuses could not be written.
 const SINK_RETRY: Duration = Duration::from_secs(5);
 
@@ -306,7 +304,7 @@ impl Site {
         let domain = self.own.trust_domain.clone();
         let following = follow_links(domain.clone(), self.material.clone(), federations, configs);
         self.background(tasks, "tls", following);
-        let (joins, inbound) = mpsc::channel(JOINS);
+        let (joins, inbound) = join::doors();
         let subscribers = Subscribers::default();
         let stop = self.stop.clone();
         let (accepting, incoming) = accept(port, domain, newest, subscribers.clone(), joins, stop);

@@ -22,7 +22,6 @@ mod join;
 pub mod limits;
 pub mod own;
 pub mod peers;
-mod places;
 mod plane;
 mod registration;
 pub mod stall;

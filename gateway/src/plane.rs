@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use linkspan_runtime::BoxError;
+use linkspan_runtime::places::Places;
 use linkspan_runtime::process::{Exit, Tasks};
 use linkspan_runtime::readiness::Gate;
 use linkspan_runtime::stop::Stop;
@@ -19,7 +20,6 @@ use crate::ingress::{Ingress, Streams};
 use crate::join;
 use crate::own::Reaching;
 use crate::peers::{Peers, Table};
-use crate::places::Places;
 use crate::registration;
 use crate::tunnel::close::CloseCode;
 use crate::tunnel::handshake::Own;

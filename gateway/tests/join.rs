@@ -13,6 +13,7 @@ use linkspan_dataplane::frame;
 use linkspan_trust::testing::Pki;
 use linkspan_trust::{ClientPolicy, TrustPolicy, carrier_config};
 use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, ConnectionError, SendStream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -134,16 +135,82 @@ async fn a_join_carries_no_more_than_it_may() {
     sending.abort();
 }
 
+/// Somebody on `from`, who shows no certificate.
+async fn stranger(world: &World, from: [u8; 4], alpn: &[u8]) -> (quinn::Endpoint, Connection) {
+    let tls = QuicClientConfig::try_from(carrier_config(&[alpn]).unwrap()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(tls));
+    let endpoint = quinn::Endpoint::client((from, 0).into()).unwrap();
+    let to = world.west.addresses.tunnel;
+    let connecting = endpoint.connect_with(config, to, "gateway.linkspan.internal");
+    let quic = patiently("a handshake", connecting.unwrap()).await.unwrap();
+    (endpoint, quic)
+}
+
+fn closed_with(error: &ConnectionError) -> Option<u64> {
+    match error {
+        ConnectionError::ApplicationClosed(close) => Some(close.error_code.into_inner()),
+        _ => None,
+    }
+}
+
+/// What keeps a place.
+type Held = (quinn::Endpoint, Connection, SendStream, TcpStream);
+
+/// Takes a place at west's gateway, and keeps it for as long as a join may last.
+async fn take_place(world: &World, from: [u8; 4]) -> Held {
+    let (endpoint, quic) = stranger(world, from, b"linkspan-join/1").await;
+    patiently("it is taken", quic.accept_uni()).await.unwrap();
+    let (mut send, _recv) = quic.open_bi().await.unwrap();
+    send.write_all(b"hm").await.unwrap();
+    let carried = accepted(&world.federation).await;
+    (endpoint, quic, send, carried)
+}
+
+#[tokio::test]
+async fn one_address_has_two_places_and_the_others_go_on() {
+    let world = World::start().await;
+    let other = [127, 0, 0, 2];
+    let _held = [
+        take_place(&world, other).await,
+        take_place(&world, other).await,
+    ];
+    let (_endpoint, third) = stranger(&world, other, b"linkspan-join/1").await;
+    let refused = patiently("a refusal", third.accept_uni()).await;
+    assert_eq!(closed_with(&refused.unwrap_err()), Some(9));
+    // East comes from 127.0.0.1.
+    world.ask(&[world.west.addresses.tunnel], true).await;
+    let (said, _near) = world.comes_back().await;
+    assert!(said.connected, "{said:?}");
+}
+
+#[tokio::test]
+async fn who_finds_no_room_is_told_so() {
+    let world = World::start().await;
+    let own = [127, 0, 0, 1];
+    let _held = [take_place(&world, own).await, take_place(&world, own).await];
+    world.ask(&[world.west.addresses.tunnel], true).await;
+    let (said, _) = world.comes_back().await;
+    assert!(!said.connected && said.tries[0].busy, "{said:?}");
+    assert!(
+        said.tries[0].error.contains("as many joins as it may"),
+        "{said:?}"
+    );
+}
+
+#[tokio::test]
+async fn who_says_nothing_loses_its_place() {
+    let world = World::start().await;
+    let (_endpoint, quic) = stranger(&world, [127, 0, 0, 1], b"linkspan-join/1").await;
+    patiently("it is taken", quic.accept_uni()).await.unwrap();
+    let end = patiently("the end", quic.closed()).await;
+    assert_eq!(closed_with(&end), Some(6), "{end}");
+}
+
 #[tokio::test]
 async fn a_stranger_can_make_the_gateway_hold_little() {
     let world = World::start().await;
     for alpn in [b"linkspan-join/1", b"linkspan-tunnel/1".as_slice()] {
-        let tls = QuicClientConfig::try_from(carrier_config(&[alpn]).unwrap()).unwrap();
-        let config = quinn::ClientConfig::new(Arc::new(tls));
-        let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
-        let to = world.west.addresses.tunnel;
-        let connecting = endpoint.connect_with(config, to, "gateway.linkspan.internal");
-        let quic = patiently("a handshake", connecting.unwrap()).await.unwrap();
+        let (_endpoint, quic) = stranger(&world, [127, 0, 0, 1], alpn).await;
         let (mut send, _recv) = quic.open_bi().await.unwrap();
         // Polled once: the limit came with the handshake.
         let second = timeout(Duration::ZERO, quic.open_bi()).await;

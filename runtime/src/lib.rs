@@ -4,6 +4,7 @@
 //! * [`readiness`], [`admin`]: whether traffic is welcome, and the two HTTP faces that say so
 //! * [`config`], [`logging`], [`telemetry`]: configuration files, logs, the one metrics catalogue
 //! * [`backoff`]: how long to wait before trying again
+//! * [`places`]: how many may be here at a time, and how many of them may be one's
 //!
 //! Nothing here knows about clusters, certificates or connections.
 
@@ -12,6 +13,7 @@ pub mod backoff;
 pub mod config;
 pub mod logging;
 pub mod phase;
+pub mod places;
 pub mod process;
 pub mod readiness;
 pub mod stop;

@@ -1,6 +1,7 @@
 //! We hold somebody's invitation: read it, have a gateway dial, prove it, write the link down.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -157,7 +158,7 @@ impl Linker {
         }
         let start = rand::random_range(0..replicas.len());
         replicas.rotate_left(start);
-        let mut tries = Vec::new();
+        let (mut tries, mut busy) = (Vec::new(), false);
         for replica in replicas.into_iter().take(GATEWAYS) {
             let dialled = self
                 .dials
@@ -165,12 +166,16 @@ impl Linker {
             match dialled.await {
                 Some((said, back)) if said.connected => return Ok(back),
                 Some((said, _)) => {
+                    busy |= said.tries.iter().any(|of| of.busy);
                     tries.extend(said.tries.into_iter().map(|of| tried(replica, &of)));
                 }
                 None => tries.push(format!("gateway `{replica}` did not come back in time")),
             }
         }
-        Err(unreachable(invitation, tries))
+        match busy {
+            true => Err(self::busy(invitation)),
+            false => Err(unreachable(invitation, tries)),
+        }
     }
 
     /// The session with the inviter; nothing is written yet.
@@ -235,9 +240,6 @@ fn tried(replica: &str, one: &v1::JoinTry) -> String {
 
 fn unreachable(invitation: &Invitation, mut tries: Vec<String>) -> Refusal {
     tries.truncate(SHOWN_TRIES);
-    let ports: std::collections::BTreeSet<_> =
-        invitation.addresses.iter().map(|of| of.port).collect();
-    let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
     Refusal::new(
         Problem::Unreachable,
         format!(
@@ -246,9 +248,30 @@ fn unreachable(invitation: &Invitation, mut tries: Vec<String>) -> Refusal {
              other side accept: only the inviter must be reachable)",
             invitation.cluster,
             tries.join("; "),
-            ports.join(", ")
+            ports(invitation)
         ),
     )
+}
+
+/// A gateway of the inviter answered, and had no room for the join.
+fn busy(invitation: &Invitation) -> Refusal {
+    Refusal::new(
+        Problem::Unavailable,
+        format!(
+            "the gateways of `{}` carry as many joins as they may, in all or from this cluster's \
+             address (two at a time, then one a second); wait 10 s, then try again with the same \
+             invitation. If that does not end, somebody besets UDP port {} there: the other side \
+             may accept instead",
+            invitation.cluster,
+            ports(invitation)
+        ),
+    )
+}
+
+fn ports(invitation: &Invitation) -> String {
+    let ports: BTreeSet<_> = invitation.addresses.iter().map(|of| of.port).collect();
+    let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
+    ports.join(", ")
 }
 
 fn too_slow(invitation: &Invitation) -> Refusal {

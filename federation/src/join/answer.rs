@@ -1,7 +1,7 @@
 //! Somebody holds an invitation of ours: prove it, fit, and take it, in that order.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -11,10 +11,14 @@ use linkspan_core::join::{
     Accepter, Candidate, Consumed, Problem, Refusal, Transcript, check_clock, check_fit, verify,
 };
 use linkspan_dataplane::frame;
-use linkspan_runtime::{process::chain, stop::Stop};
+use linkspan_runtime::{
+    places::{Place, Places},
+    process::chain,
+    stop::Stop,
+};
 use tokio::{
     net::TcpStream,
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
 };
 use tokio_rustls::server::TlsStream;
@@ -27,58 +31,109 @@ use super::{
 };
 
 /// Joins at a time: each costs a signature check and, if it is good, a file.
-const MOST: usize = 16;
+const MOST: usize = 64;
+/// Of one source: what one gateway carries, so that one that is beset leaves room to the others.
+const EACH: usize = 32;
+/// Gateways of ours on their way back: each has a few dials under way.
+const MOST_BACK: usize = 64;
 /// The whole session, as the gateways carry it.
 const LIFE: Duration = Duration::from_secs(10);
 /// Longest word of a gateway: eight tries with their reasons.
 const MAX_DIALLED: usize = 16 * 1024;
+/// Connections on their way here, which are taken at once.
+const WAITING: usize = 16;
 
-/// A connection that is not gRPC.
-pub(crate) enum Inbound {
-    /// Somebody who wants to join; nothing is proved.
-    Peer(TlsStream<TcpStream>, SocketAddr),
-    /// A gateway of ours that has dialled; its certificate is proved.
-    Gateway(TlsStream<TcpStream>),
+/// A connection of somebody who wants to join; nothing is proved.
+type Stranger = (TlsStream<TcpStream>, SocketAddr);
+
+/// Where the port leaves connections that are not gRPC. What finds no room is too much. Strangers
+/// cannot take that of our own gateways.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    strangers: mpsc::Sender<Stranger>,
+    gateways: mpsc::Sender<TlsStream<TcpStream>>,
+}
+
+/// Behind the [`Doors`].
+pub(crate) struct Inbound {
+    strangers: mpsc::Receiver<Stranger>,
+    gateways: mpsc::Receiver<TlsStream<TcpStream>>,
+}
+
+/// Doors, and what is behind them.
+pub(crate) fn doors() -> (Doors, Inbound) {
+    let (strangers, inbound) = mpsc::channel(WAITING);
+    let (gateways, back) = mpsc::channel(WAITING);
+    let inbound = Inbound {
+        strangers: inbound,
+        gateways: back,
+    };
+    (
+        Doors {
+            strangers,
+            gateways,
+        },
+        inbound,
+    )
+}
+
+impl Doors {
+    /// Somebody wants to join.
+    pub(crate) fn stranger(&self, tls: TlsStream<TcpStream>, remote: SocketAddr) {
+        drop(self.strangers.try_send((tls, remote)));
+    }
+
+    /// A gateway of ours has dialled; its certificate is proved.
+    pub(crate) fn gateway(&self, tls: TlsStream<TcpStream>) {
+        drop(self.gateways.try_send(tls));
+    }
 }
 
 /// Serves joins until the stop drains.
-pub(crate) async fn serve(linker: Arc<Linker>, mut inbound: mpsc::Receiver<Inbound>, stop: Stop) {
-    let (tasks, permits) = (TaskTracker::new(), Arc::new(Semaphore::new(MOST)));
+pub(crate) async fn serve(linker: Arc<Linker>, mut inbound: Inbound, stop: Stop) {
+    let tasks = TaskTracker::new();
+    let (places, back) = (Places::new(MOST, EACH), Arc::new(Semaphore::new(MOST_BACK)));
     loop {
-        let connection = tokio::select! {
+        // Cancel-safe: channels.
+        tokio::select! {
             () = stop.draining() => break,
-            connection = inbound.recv() => match connection {
-                Some(connection) => connection,
-                None => break,
+            Some((tls, remote)) = inbound.strangers.recv() => match places.take(&remote.ip()) {
+                Ok(place) => drop(tasks.spawn(meet(Arc::clone(&linker), tls, remote, place))),
+                Err(full) => tracing::debug!(%remote, %full, "too many joins"),
             },
-        };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-            tracing::debug!("too many joins");
-            continue;
-        };
-        let linker = Arc::clone(&linker);
-        tasks.spawn(async move {
-            let _ = timeout(LIFE, Box::pin(one(&linker, connection))).await;
-            drop(permit);
-        });
+            Some(tls) = inbound.gateways.recv() => match Arc::clone(&back).try_acquire_owned() {
+                Ok(permit) => drop(tasks.spawn(welcome(Arc::clone(&linker), tls, permit))),
+                Err(_) => tracing::warn!("too many gateways come back at once"),
+            },
+        }
     }
     tasks.close();
     tasks.wait().await;
 }
 
-async fn one(linker: &Linker, connection: Inbound) {
-    match connection {
-        Inbound::Peer(mut tls, remote) => {
-            if let Err(error) = answer(linker, &mut tls).await {
-                tracing::debug!(%remote, error = chain(&error), "a join broke off");
-            }
-        }
-        Inbound::Gateway(mut tls) => {
-            match frame::read_message::<v1::JoinDialled, _>(&mut tls, MAX_DIALLED).await {
-                Ok(dialled) => linker.dials.deliver(dialled, tls),
-                Err(error) => tracing::debug!(error = chain(&error), "a gateway came back mute"),
-            }
-        }
+async fn meet(
+    linker: Arc<Linker>,
+    mut tls: TlsStream<TcpStream>,
+    remote: SocketAddr,
+    _place: Place<IpAddr>,
+) {
+    match timeout(LIFE, Box::pin(answer(&linker, &mut tls))).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%remote, error = chain(&error), "a join broke off"),
+        Err(_) => tracing::debug!(%remote, "a join took too long"),
+    }
+}
+
+async fn welcome(
+    linker: Arc<Linker>,
+    mut tls: TlsStream<TcpStream>,
+    _permit: OwnedSemaphorePermit,
+) {
+    let word = frame::read_message::<v1::JoinDialled, _>(&mut tls, MAX_DIALLED);
+    match timeout(LIFE, word).await {
+        Ok(Ok(dialled)) => linker.dials.deliver(dialled, tls),
+        Ok(Err(error)) => tracing::debug!(error = chain(&error), "a gateway came back mute"),
+        Err(_) => tracing::debug!("a gateway came back and said nothing"),
     }
 }
 

@@ -19,7 +19,7 @@ mod remove;
 pub(crate) mod session;
 mod store;
 
-pub(crate) use answer::{Inbound, serve};
+pub(crate) use answer::{Doors, doors, serve};
 pub(crate) use dials::{Dials, Order};
 pub(crate) use invitation::unix;
 pub(crate) use keeper::keep;

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::{Caller, Connection, Permits, PortConfigs, shares::Shares};
 use crate::{
     identity::issued::Leaf,
-    join::{self, Inbound},
+    join::{self, Doors},
     sync::Subscribers,
 };
 
@@ -43,13 +43,13 @@ pub(crate) type Configs = watch::Receiver<Option<Arc<PortConfigs>>>;
 
 /// Accepts until `stop` drains, for the federation of `own`. The future owns all handshakes and ends after them.
 ///
-/// Connections that are no gRPC go to `joins`; of those that find it full there are too many.
+/// Connections that are no gRPC go to `joins`.
 pub(crate) fn accept(
     listener: TcpListener,
     own: TrustDomain,
     configs: Configs,
     subscribers: Subscribers,
-    joins: mpsc::Sender<Inbound>,
+    joins: Doors,
     stop: Stop,
 ) -> (impl Future<Output = ()> + Send, Incoming) {
     let (sender, receiver) = mpsc::channel(ACCEPTED);
@@ -70,7 +70,7 @@ pub(crate) fn accept(
 struct Accepting {
     configs: Configs,
     sender: mpsc::Sender<io::Result<Connection>>,
-    joins: mpsc::Sender<Inbound>,
+    joins: Doors,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     anonymous: Arc<Semaphore>,
@@ -150,13 +150,8 @@ impl Accepting {
                     };
                     admitted(stream, caller, permit, anonymous, &shares, &subscribers)
                 }),
-                // Bounded by the channel and by what serves them.
-                Ok((Purpose::Join, stream)) => {
-                    return drop(joins.try_send(Inbound::Peer(stream, remote)));
-                }
-                Ok((Purpose::Back, stream)) => {
-                    return drop(joins.try_send(Inbound::Gateway(stream)));
-                }
+                Ok((Purpose::Join, stream)) => return joins.stranger(stream, remote),
+                Ok((Purpose::Back, stream)) => return joins.gateway(stream),
                 Err(error) => Err(error),
             };
             match connection {

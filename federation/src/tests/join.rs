@@ -86,6 +86,7 @@ async fn carry(grpc: SocketAddr, material: MaterialReader, dial: v1::JoinDial, w
         tries: vec![v1::JoinTry {
             address: format!("{}:{}", to.host, to.port),
             error: "refused".into(),
+            busy: false,
         }],
     };
     let mut back = back(grpc, &material).await;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use linkspan_runtime::places::{self, Full, Places};
 use linkspan_trust::{
     ClientPolicy, MaterialError, MaterialReader, SpiffeId, TlsMaterial, TrustPolicy,
 };
@@ -13,8 +14,6 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
-
-use crate::places::{self, Full, Places};
 
 /// The application protocol of the outer TLS.
 pub(super) const ALPN: &[u8] = b"linkspan-control/1";

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use linkspan_dataplane::connect::tcp;
+use linkspan_runtime::places::{Place, Places, source};
+use quinn::{RecvStream, SendStream};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, lookup_host};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -16,7 +18,14 @@ use super::{LIFE, relay};
 use crate::tunnel::close::{self, CloseCode};
 
 /// Joins carried at a time: each costs a stream, a connection to federation and a handshake there.
-const MOST: usize = 16;
+const MOST: usize = 32;
+/// Of one source address: one that is under way, and another try of somebody who lost patience.
+const EACH: usize = 2;
+/// For the stream and its first bytes to come: by then the other side has everything in hand but
+/// one message of its federation's.
+const FIRST: Duration = Duration::from_secs(2);
+/// First bytes that are waited for in one piece: a ClientHello.
+const FIRST_BYTES: usize = 4 << 10;
 
 /// The accepting side.
 #[derive(Debug)]
@@ -24,7 +33,7 @@ pub(crate) struct Accept {
     federation: String,
     connect: Duration,
     limiter: Mutex<Limiter>,
-    permits: Semaphore,
+    places: Places<IpAddr>,
 }
 
 impl Accept {
@@ -34,19 +43,22 @@ impl Accept {
             federation,
             connect,
             limiter: Mutex::default(),
-            permits: Semaphore::new(MOST),
+            places: Places::new(MOST, EACH),
         })
     }
 
     /// Serves one connection to its end.
     pub(crate) async fn serve(&self, quic: quinn::Connection) {
         let remote = quic.remote_address();
-        let admitted = self.admit(remote.ip());
-        let Some(_permit) = self.permits.try_acquire().ok().filter(|_| admitted) else {
-            debug!(%remote, "too many joins");
+        let Some(_place) = self.admit(remote.ip()) else {
+            debug!(%remote, "too many joins, in all or of this address");
             return close::close(&quic, CloseCode::Limit);
         };
-        match timeout(LIFE, self.carry(&quic)).await {
+        let Ok(begun) = timeout(FIRST, begin(&quic)).await else {
+            debug!(%remote, "a join did not begin");
+            return close::close(&quic, CloseCode::HelloTimeout);
+        };
+        match timeout(LIFE, self.carry(begun)).await {
             Ok(Ok(())) => debug!(%remote, "carried a join"),
             // As a string, so that the caller's words in it are escaped.
             Ok(Err(error)) => debug!(%remote, error = error.to_string(), "a join broke off"),
@@ -55,15 +67,17 @@ impl Accept {
         close::close(&quic, CloseCode::Drained);
     }
 
-    fn admit(&self, address: IpAddr) -> bool {
+    fn admit(&self, address: IpAddr) -> Option<Place<IpAddr>> {
+        let address = source(address);
+        let place = self.places.take(&address).ok()?;
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        limiter.admit(address, Instant::now())
+        limiter.admit(address, Instant::now()).then_some(place)
     }
 
-    async fn carry(&self, quic: &quinn::Connection) -> io::Result<()> {
-        // Only this one is ever taken.
-        let stream = quic.accept_bi().await?;
-        relay(stream, self.federation().await?).await
+    async fn carry(&self, begun: io::Result<Begun>) -> io::Result<()> {
+        let (send, recv, first) = begun?;
+        let from = first.as_slice().chain(recv);
+        relay(send, from, self.federation().await?).await
     }
 
     async fn federation(&self) -> io::Result<TcpStream> {
@@ -77,4 +91,18 @@ impl Accept {
         }
         Err(last)
     }
+}
+
+/// A stream, and what it begins with.
+type Begun = (SendStream, RecvStream, Vec<u8>);
+
+/// Says that the join is taken, and waits for the one stream that ever is.
+async fn begin(quic: &quinn::Connection) -> io::Result<Begun> {
+    // Empty: that it is there says all.
+    quic.open_uni().await?.finish()?;
+    let (send, mut recv) = quic.accept_bi().await?;
+    let mut first = vec![0; FIRST_BYTES];
+    let length = recv.read(&mut first).await?;
+    first.truncate(length.ok_or(io::ErrorKind::UnexpectedEof)?);
+    Ok((send, recv, first))
 }

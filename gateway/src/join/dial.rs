@@ -82,16 +82,18 @@ impl Dial {
     }
 
     async fn carry(&self, dial: v1::JoinDial) -> Result<(), BoxError> {
+        // First, since whoever carries the join soon wants to hear something.
+        let mut back = self.back().await?;
         let (reached, tries) = self.reach(&dial).await;
         let dialled = v1::JoinDialled {
             id: dial.id,
             connected: reached.is_some(),
             tries,
         };
-        let mut back = self.back().await?;
         frame::write_message(&mut back, &dialled).await?;
         if let Some((quic, _endpoint)) = reached {
-            let carried = relay(quic.open_bi().await?, back).await;
+            let (send, recv) = quic.open_bi().await?;
+            let carried = relay(send, recv, back).await;
             close::close(&quic, CloseCode::Drained);
             carried?;
         }
@@ -118,7 +120,10 @@ impl Dial {
         while let Some(ended) = dialling.join_next().await {
             match ended {
                 Ok((_, Ok(reached))) => return (Some(reached), tries),
-                Ok((address, Err(error))) => tries.push(failed(address, chain(error.as_ref()))),
+                Ok((address, Err(error))) => tries.push(v1::JoinTry {
+                    busy: error.is::<Busy>(),
+                    ..failed(address, chain(error.as_ref()))
+                }),
                 Err(_) => {}
             }
         }
@@ -181,12 +186,23 @@ async fn connect(
     let quic = timeout(limit, connecting)
         .await
         .map_err(|_| format!("no answer within {limit:?}"))??;
-    Ok((quic, endpoint))
+    match timeout(limit, quic.accept_uni()).await {
+        Ok(Ok(_)) => Ok((quic, endpoint)),
+        Ok(Err(error)) if close::code_of(&error) == Some(CloseCode::Limit) => Err(Busy.into()),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(format!("it answers, but did not take the join within {limit:?}").into()),
+    }
 }
+
+/// It was reached, and has no room now.
+#[derive(Debug, thiserror::Error)]
+#[error("it answers, but carries as many joins as it may, in all or from this address")]
+struct Busy;
 
 fn failed(address: impl ToString, error: impl ToString) -> v1::JoinTry {
     v1::JoinTry {
         address: address.to_string(),
         error: error.to_string(),
+        busy: false,
     }
 }

@@ -18,12 +18,11 @@ pub(super) struct Limiter {
 }
 
 impl Limiter {
-    /// Whether one more of `address` is admitted now.
+    /// Whether one more of `address`, of which each source has one, is admitted now.
     pub(super) fn admit(&mut self, address: IpAddr, now: Instant) -> bool {
         if self.full_at.len() >= MOST {
             self.full_at.retain(|_, full_at| *full_at > now);
         }
-        let address = network(address);
         if self.full_at.len() >= MOST && !self.full_at.contains_key(&address) {
             return false;
         }
@@ -37,16 +36,10 @@ impl Limiter {
     }
 }
 
-/// A host has a whole /64 of IPv6.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(ip) => IpAddr::from((u128::from(ip) & !u128::from(u64::MAX)).to_be_bytes()),
-        v4 => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use linkspan_runtime::places::source;
+
     use super::*;
 
     #[test]
@@ -64,8 +57,8 @@ mod tests {
     fn addresses_of_one_ipv6_network_count_as_one() {
         let (mut limiter, now) = (Limiter::default(), Instant::now());
         let host = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last]);
-        assert!((0..BURST as u16).all(|last| limiter.admit(host(last), now)));
-        assert!(!limiter.admit(host(999), now));
+        assert!((0..BURST as u16).all(|last| limiter.admit(source(host(last)), now)));
+        assert!(!limiter.admit(source(host(999)), now));
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //!        ▲                    │
 //!        └──── TLS, id ───────┘
 //! ```
+//! Whoever accepts says that it carries the join by opening a stream of its own, before anything
+//! else; whoever dials waits for that, so that a refusal is a try that failed like any other.
 
 pub(crate) mod accept;
 pub(crate) mod dial;
@@ -15,7 +17,7 @@ mod limiter;
 use std::io;
 use std::time::Duration;
 
-use quinn::{RecvStream, SendStream};
+use quinn::SendStream;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy};
 
 /// The application protocol of a connection that carries one join.
@@ -27,9 +29,11 @@ const LIFE: Duration = Duration::from_secs(10);
 /// For the peer to take the last bytes.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Copies until both directions have ended, or the one that has more than it may.
-async fn relay<S>((mut send, recv): (SendStream, RecvStream), other: S) -> io::Result<()>
+/// Copies between the stream that `send` and `from` are of and `other`, until both directions have
+/// ended, or the one that has more than it may.
+async fn relay<R, S>(mut send: SendStream, from: R, other: S) -> io::Result<()>
 where
+    R: AsyncRead + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (read, mut write) = tokio::io::split(other);
@@ -38,7 +42,7 @@ where
         send.finish().map_err(io::Error::from)
     };
     let inward = async {
-        copy(&mut recv.take(MOST_BYTES), &mut write).await?;
+        copy(&mut from.take(MOST_BYTES), &mut write).await?;
         write.shutdown().await
     };
     let relayed = tokio::try_join!(outward, inward).map(drop);

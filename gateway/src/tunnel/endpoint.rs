@@ -45,13 +45,14 @@ pub(crate) fn listening(timers: &Timers, limits: &Limits) -> Arc<TransportConfig
     Arc::new(transport)
 }
 
-/// Those of a dial to join: whoever answers may send as little, on the stream that we open.
+/// Those of a dial to join: whoever answers may send as little, on the stream that we open, and
+/// says that it takes the join by one of its own.
 pub(crate) fn joining() -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
     transport
         .receive_window(window(STRANGER_WINDOW))
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(1))
         .datagram_receive_buffer_size(None);
     Arc::new(transport)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_runtime::logging::Sparing;
+use linkspan_runtime::places::{self, Full, Place, Places};
 use linkspan_runtime::process::chain;
 use linkspan_runtime::stop::Stop;
 use tokio::time::timeout;
@@ -16,7 +17,6 @@ use super::close::{self, CloseCode};
 use super::endpoint;
 use super::handshake::{self, Refused};
 use crate::join::{self, accept::Accept};
-use crate::places::{self, Full, Place, Places};
 
 /// Warnings of refused peers.
 static REFUSALS: Sparing = Sparing::new(Duration::from_secs(10));

@@ -3892,6 +3892,9 @@ pub struct JoinTry {
     pub address: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub error: ::prost::alloc::string::String,
+    /// It was reached, and has no room now.
+    #[prost(bool, tag = "3")]
+    pub busy: bool,
 }
 /// What can be wrong with joining; the command line has an exit code for each class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

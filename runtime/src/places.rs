@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The places, shared by all who hand them out to holders that `K` tells apart.
 #[derive(Clone, Debug)]
-pub(crate) struct Places<K> {
+pub struct Places<K> {
     most: usize,
     /// Of one holder.
     share: usize,
@@ -23,28 +23,32 @@ struct Taken<K> {
 
 /// One place; free again when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place<K: Ord> {
+pub struct Place<K: Ord> {
     of: K,
     taken: Arc<Mutex<Taken<K>>>,
 }
 
 /// Why there is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Full {
+pub enum Full {
+    /// Everything is taken.
     #[error("there is no room for more of anybody")]
     All,
+    /// This holder has all that one may have.
     #[error("this one has its share of all that there is room for")]
     Share,
 }
 
 impl<K: Ord + Clone> Places<K> {
     /// So many in all, and half of them for one holder.
-    pub(crate) fn halves(most: usize) -> Self {
+    #[must_use]
+    pub fn halves(most: usize) -> Self {
         Self::new(most, (most / 2).max(1))
     }
 
     /// So many in all, and `share` of them for one holder.
-    pub(crate) fn new(most: usize, share: usize) -> Self {
+    #[must_use]
+    pub fn new(most: usize, share: usize) -> Self {
         let taken = Taken {
             total: 0,
             by_holder: BTreeMap::new(),
@@ -57,7 +61,10 @@ impl<K: Ord + Clone> Places<K> {
     }
 
     /// One place for `holder`.
-    pub(crate) fn take(&self, holder: &K) -> Result<Place<K>, Full> {
+    ///
+    /// # Errors
+    /// [`Full`], saying of whom there are too many.
+    pub fn take(&self, holder: &K) -> Result<Place<K>, Full> {
         let mut taken = lock(&self.taken);
         if taken.total >= self.most {
             return Err(Full::All);
@@ -90,7 +97,8 @@ impl<K: Ord> Drop for Place<K> {
 
 /// Whose address this is, as far as one can tell: of IPv6 the network of 64 bits, all of which one
 /// machine commonly has (RFC 4291 §2.5.4).
-pub(crate) fn source(address: IpAddr) -> IpAddr {
+#[must_use]
+pub fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();
