@@ -3,7 +3,7 @@
 //! One task writes it, from the links of the newest snapshot and from what the sessions report;
 //! everybody else reads an `Arc<Peers>`. The same task tells federation which peers are up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use linkspan_trust::SpiffeId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info};
 
-use crate::tunnel::close::CloseCode;
+use crate::tunnel::close::{self, CloseCode};
 use crate::tunnel::connection::Connection;
 use crate::tunnel::handshake;
 use crate::tunnel::plan::{Held, Purpose};
@@ -31,8 +31,9 @@ const REFRESH: Duration = Duration::from_secs(5);
 pub struct Peers {
     by_id: BTreeMap<ClusterId, Peer>,
     by_label: BTreeMap<ClusterLabel, ClusterId>,
-    /// Gateways of clusters that were unlinked and may not know it.
-    unlinked: BTreeSet<SpiffeId>,
+    /// Gateways of clusters that were unlinked and may not know it, and the invitations of which
+    /// the links came.
+    unlinked: BTreeMap<SpiffeId, String>,
 }
 
 /// One linked peer.
@@ -42,8 +43,9 @@ pub struct Peer {
     pub link: Arc<LinkInfo>,
     /// What there is, suspect and draining connections included.
     pub connections: Vec<Arc<Connection>>,
-    /// Its gateway said that it has removed the link.
-    pub removed: bool,
+    /// Its gateway said that it has removed a link: that which came of this invitation, or one that
+    /// was declared if it is empty. Whether that is this link, federation knows.
+    pub removed: Option<String>,
 }
 
 impl Peers {
@@ -65,16 +67,17 @@ impl Peers {
         self.by_id.values().find(|peer| peer.link.gateway == *id)
     }
 
-    /// Whether these are the gateways of a cluster that was unlinked and may not know it.
+    /// If these are the gateways of a cluster that was unlinked and may not know it: the invitation
+    /// of which the link came, empty where it was declared.
     #[must_use]
-    pub fn is_unlinked(&self, gateway: &SpiffeId) -> bool {
-        self.unlinked.contains(gateway)
+    pub fn unlinked(&self, gateway: &SpiffeId) -> Option<&str> {
+        self.unlinked.get(gateway).map(String::as_str)
     }
 
     /// The gateways that may finish a handshake: the peers', and those that are to be told.
     pub fn admitted(&self) -> impl Iterator<Item = &SpiffeId> {
         let peers = self.by_id.values().map(|peer| &peer.link.gateway);
-        peers.chain(&self.unlinked)
+        peers.chain(self.unlinked.keys())
     }
 
     /// All peers, by id.
@@ -91,9 +94,9 @@ impl Peers {
                 Some(peer) if same_peer(&peer.link, link) => (peer.connections, peer.removed),
                 Some(peer) => {
                     orphans.extend(peer.connections);
-                    (Vec::new(), false)
+                    (Vec::new(), None)
                 }
-                None => (Vec::new(), false),
+                None => (Vec::new(), None),
             };
             let peer = Peer {
                 link: Arc::new(link.clone()),
@@ -123,7 +126,7 @@ impl Peers {
         }
         peer.connections.push(connection);
         // Linked anew at the other side, and accepted again.
-        peer.removed = false;
+        peer.removed = None;
         Ok(())
     }
 
@@ -186,7 +189,8 @@ impl Peer {
             up: self.is_up(),
             connections: u32::try_from(self.connections.len()).unwrap_or(u32::MAX),
             rtt_micros: self.rtt().map_or(0, micros),
-            removed: self.removed,
+            removed: self.removed.is_some(),
+            removed_invitation: self.removed.clone().unwrap_or_default(),
         }
     }
 }
@@ -196,7 +200,7 @@ enum Report {
     Opened(Arc<Connection>, oneshot::Sender<Result<(), CloseCode>>),
     Changed,
     Closed(Arc<Connection>),
-    Unlinked(ClusterId),
+    Unlinked(ClusterId, String),
 }
 
 /// How sessions report to the table.
@@ -224,9 +228,11 @@ impl Reporter {
         let _ = self.0.send(Report::Changed).await;
     }
 
-    /// A gateway of `cluster`, having proved itself, said that the link is removed.
-    pub(crate) async fn unlinked(&self, cluster: &ClusterId) {
-        let _ = self.0.send(Report::Unlinked(cluster.clone())).await;
+    /// A gateway of `cluster`, having proved itself, said that the link is removed that came of
+    /// `invitation`, or if it is empty, one that was declared.
+    pub(crate) async fn unlinked(&self, cluster: &ClusterId, invitation: String) {
+        let report = Report::Unlinked(cluster.clone(), invitation);
+        let _ = self.0.send(report).await;
     }
 
     /// A connection has ended.
@@ -310,13 +316,11 @@ impl Table {
         self.peers.unlinked = snapshot.tombstones.clone();
         for orphan in self.peers.set_links(&snapshot.links) {
             info!(peer = %orphan.cluster, replica = %orphan.replica, "link removed; closing its connection");
-            let told =
-                handshake::identity(&orphan.quic).is_ok_and(|id| self.peers.is_unlinked(&id));
-            orphan.close(if told {
-                CloseCode::Unlinked
-            } else {
-                CloseCode::Removed
-            });
+            let identity = handshake::identity(&orphan.quic).ok();
+            match identity.and_then(|id| self.peers.unlinked(&id).map(str::to_owned)) {
+                Some(invitation) => close::unlinked(&orphan.quic, &invitation),
+                None => orphan.close(CloseCode::Removed),
+            }
         }
         self.publish();
     }
@@ -333,10 +337,10 @@ impl Table {
             }
             Report::Changed => {}
             Report::Closed(connection) => self.peers.remove(&connection),
-            Report::Unlinked(cluster) => {
+            Report::Unlinked(cluster, invitation) => {
                 if let Some(peer) = self.peers.by_id.get_mut(&cluster) {
-                    info!(peer = %cluster, "the peer says that it has removed the link");
-                    peer.removed = true;
+                    info!(peer = %cluster, invitation, "the peer says that it has removed the link");
+                    peer.removed = Some(invitation);
                 }
             }
         }
@@ -385,6 +389,7 @@ fn same_but_rtt(old: &v1::LinkHealth, new: &v1::LinkHealth) -> bool {
                     peer.up,
                     peer.connections,
                     peer.removed,
+                    peer.removed_invitation.clone(),
                 )
             })
             .collect()

@@ -241,6 +241,18 @@ async fn who_cannot_be_reached_is_told_with_all_that_was_tried() {
     assert_eq!(said.tries[0].address, gone.to_string());
 }
 
+/// Of which the link came that is removed.
+const INVITATION: &str = "00112233445566778899aabbccddeeff";
+
+/// That the link is removed, and which one.
+async fn hears_it(gateway: &mut Gateway) {
+    let said = |peer: &v1::PeerHealth| peer.removed && peer.removed_invitation == INVITATION;
+    let told = gateway
+        .health
+        .wait_for(|health| health.peers.iter().any(said));
+    patiently("it is heard", told).await.unwrap();
+}
+
 /// West was unlinked while it was away: east's gateway recognises it and says so.
 #[tokio::test]
 async fn a_returning_peer_is_told_that_it_was_unlinked() {
@@ -248,15 +260,12 @@ async fn a_returning_peer_is_told_that_it_was_unlinked() {
     let east = Gateway::start(&pki, "east", "east-1").await;
     let mut west = Gateway::start(&pki, "west", "west-1").await;
     let snapshot = Snapshot {
-        tombstones: [gateway_id("west")].into(),
+        tombstones: [(gateway_id("west"), INVITATION.to_owned())].into(),
         ..Snapshot::default()
     };
     east.snapshot.send_replace(Some(Arc::new(snapshot)));
     west.tell(vec![link("east", &[east.addresses.tunnel])], Vec::new());
-    let told = west
-        .health
-        .wait_for(|health| health.peers.iter().any(|peer| peer.removed));
-    patiently("west hears it", told).await.unwrap();
+    hears_it(&mut west).await;
     assert!(!west.peers.borrow().iter().next().unwrap().is_up());
     assert_eq!(east.peers.borrow().iter().count(), 0);
 
@@ -280,12 +289,9 @@ async fn a_connected_peer_is_told_by_the_close() {
     east.until_up("west").await;
     west.until_up("east").await;
     let snapshot = Snapshot {
-        tombstones: [gateway_id("west")].into(),
+        tombstones: [(gateway_id("west"), INVITATION.to_owned())].into(),
         ..Snapshot::default()
     };
     east.snapshot.send_replace(Some(Arc::new(snapshot)));
-    let told = west
-        .health
-        .wait_for(|health| health.peers.iter().any(|peer| peer.removed));
-    patiently("west hears it", told).await.unwrap();
+    hears_it(&mut west).await;
 }

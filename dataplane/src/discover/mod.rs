@@ -10,7 +10,7 @@ mod failover;
 mod records;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
 };
@@ -33,8 +33,9 @@ pub struct Snapshot {
     pub gateways: Vec<GatewayInfo>,
     /// Linked clusters (gateways).
     pub links: Vec<LinkInfo>,
-    /// Gateways of clusters that were unlinked and may not know it (gateways).
-    pub tombstones: BTreeSet<SpiffeId>,
+    /// Gateways of clusters that were unlinked and may not know it, and the invitations of which
+    /// the links came, empty for those that were declared (gateways).
+    pub tombstones: BTreeMap<SpiffeId, String>,
     /// Whether linked clusters' endpoints may be used (sidecars).
     pub peers: Vec<PeerInfo>,
     /// Services that the own workload serves (sidecars).

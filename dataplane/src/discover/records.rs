@@ -58,8 +58,8 @@ enum Record {
     Peer(PeerInfo),
     Inbound(InboundService),
     Exported(ExportedService),
-    /// The gateways of a peer that was unlinked.
-    Tombstone(SpiffeId),
+    /// The gateways of a peer that was unlinked, and the invitation of which the link came.
+    Tombstone(SpiffeId, String),
 }
 
 /// All records of a stream, by key.
@@ -109,9 +109,10 @@ impl Records {
                 usable: peer.usable,
                 stale: peer.stale,
             }),
-            Body::Tombstone(of) => {
-                Record::Tombstone(parse("gateway_spiffe_id", &of.gateway_spiffe_id)?)
-            }
+            Body::Tombstone(of) => Record::Tombstone(
+                parse("gateway_spiffe_id", &of.gateway_spiffe_id)?,
+                of.invitation,
+            ),
             Body::Inbound(inbound) => Record::Inbound(self::inbound(inbound)?),
             Body::Exported(exported) => Record::Exported(ExportedService {
                 key: key(exported.key)?,
@@ -169,7 +170,9 @@ impl Records {
                 Record::Gateway(gateway) => snapshot.gateways.push(gateway),
                 Record::Link(link) => snapshot.links.push(link),
                 Record::Peer(peer) => snapshot.peers.push(peer),
-                Record::Tombstone(gateway) => drop(snapshot.tombstones.insert(gateway)),
+                Record::Tombstone(gateway, invitation) => {
+                    snapshot.tombstones.insert(gateway, invitation);
+                }
                 Record::Inbound(inbound) => snapshot.inbound.push(inbound),
                 Record::Endpoint(..) | Record::Bundle(_) => {}
             }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::join::InvitationId;
 use crate::model::{Address, ClusterId};
 use crate::presence::{Heard, Presence, Registry, Session, Terms};
 
@@ -45,8 +46,15 @@ pub struct PeerHealth {
     pub connections: u32,
     /// Smoothed round-trip time of the best connection; zero if unknown.
     pub rtt: Duration,
-    /// The peer's gateway said that it has removed the link.
-    pub removed: bool,
+    /// The peer's gateway said that it has removed a link.
+    pub removed: Option<Removed>,
+}
+
+/// A peer's word that it has removed a link: which one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// The invitation of which that link came; `None` where it was declared.
+    pub invitation: Option<InvitationId>,
 }
 
 /// Why a replica's word is refused.
@@ -98,9 +106,6 @@ pub struct LinkSummary {
     pub connections: u32,
     /// Best round-trip time; zero if unknown.
     pub rtt: Duration,
-    /// Some replica was told by the peer's gateway that it has removed the link, and none has the
-    /// peer up.
-    pub removed: bool,
 }
 
 /// The registry.
@@ -220,15 +225,18 @@ impl Gateways {
             .filter_map(|gateway| gateway.health.get(peer))
         {
             summary.gateways_up += u32::from(health.up);
-            summary.removed |= health.removed;
             summary.connections = summary.connections.saturating_add(health.connections);
             if !health.rtt.is_zero() && (summary.rtt.is_zero() || health.rtt < summary.rtt) {
                 summary.rtt = health.rtt;
             }
         }
-        // A word from before the peer was linked anew; a tunnel that is up knows better.
-        summary.removed &= summary.gateways_up == 0;
         summary
+    }
+
+    /// What replicas that count were told of links that `peer` has removed.
+    pub fn removals(&self, peer: &ClusterId) -> impl Iterator<Item = Removed> {
+        self.counting()
+            .filter_map(|gateway| gateway.health.get(peer)?.removed)
     }
 
     /// The addresses at which peers can dial this cluster's live replicas, without doubles.

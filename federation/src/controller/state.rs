@@ -372,7 +372,9 @@ impl State {
         let bundles = bundles(&self.own.trust_domain, &self.own_bundle, &desired);
         let buried = buried(&self.book.borrow(), &declared);
         self.young.observe(&self.gateways, now.instant);
-        let removed = self.young.removed(&declared, &self.gateways);
+        let removed = self
+            .young
+            .removed(&declared, &self.gateways, &self.book.borrow());
         World {
             generation: 0,
             settled: self.settled(own_settled, &peers, now),

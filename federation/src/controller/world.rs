@@ -1,9 +1,16 @@
 //! What the rest of federation reads: one immutable snapshot per change.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use linkspan_core::{
-    Address, ClusterId, SpiffeId, declared::Declared, gateways::Gateways, join::LinkBook,
+    Address, ClusterId, SpiffeId,
+    declared::Declared,
+    gateways::Gateways,
+    join::{InvitationId, LinkBook},
     plan::Desired,
 };
 use linkspan_trust::{Bundle, BundleSet, TrustDomain};
@@ -35,8 +42,9 @@ pub(crate) struct World {
     pub(crate) own_addresses: Vec<Address>,
     /// Peers that are to be told, if they return, that they were unlinked.
     pub(crate) buried: Vec<Buried>,
-    /// Peers that told our gateways that they have removed the link.
-    pub(crate) removed: BTreeSet<ClusterId>,
+    /// Links whose peers told our gateways that they have removed them, by the invitations of which
+    /// these links came.
+    pub(crate) removed: BTreeMap<ClusterId, Option<InvitationId>>,
     /// Links whose tunnel may be that of a former link of that name.
     pub(crate) stale: BTreeSet<ClusterId>,
 }
@@ -47,6 +55,8 @@ pub(crate) struct Buried {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) gateway: SpiffeId,
     pub(crate) roots: Bundle,
+    /// Of which invitation the link came; `None` where it was declared.
+    pub(crate) invitation: Option<InvitationId>,
 }
 
 /// The tombstones in force: a domain that is linked again has none.
@@ -63,6 +73,7 @@ pub(super) fn buried(book: &LinkBook, declared: &Declared) -> Vec<Buried> {
                 gateway: of.gateway_id.clone(),
                 // Written by us from a bundle that was good.
                 roots: Bundle::from_pem(0, of.roots.as_bytes()).ok()?,
+                invitation: of.invitation,
             })
         })
         .collect()

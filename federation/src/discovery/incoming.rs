@@ -8,7 +8,7 @@ use std::{
 use linkspan_api::v1;
 use linkspan_core::{
     Address, ClusterId, Locality, SYSTEM_NAMESPACE, ServiceKey, SpiffeId,
-    gateways::{GatewayRegistration, PeerHealth},
+    gateways::{GatewayRegistration, PeerHealth, Removed},
     workloads::Registration,
 };
 use tonic::Status;
@@ -114,7 +114,7 @@ pub(crate) fn health(said: v1::LinkHealth) -> BTreeMap<ClusterId, PeerHealth> {
             up: peer.up,
             connections: peer.connections,
             rtt: Duration::from_micros(peer.rtt_micros),
-            removed: peer.removed,
+            removed: removed(&peer),
         };
         peer.cluster.parse().ok().map(|cluster| (cluster, health))
     };
@@ -123,6 +123,15 @@ pub(crate) fn health(said: v1::LinkHealth) -> BTreeMap<ClusterId, PeerHealth> {
         .take(MAX_PEERS)
         .filter_map(one)
         .collect()
+}
+
+/// A word that names nothing that can be meant is none.
+fn removed(peer: &v1::PeerHealth) -> Option<Removed> {
+    let invitation = match peer.removed_invitation.as_str() {
+        "" => None,
+        id => Some(id.parse().ok()?),
+    };
+    peer.removed.then_some(Removed { invitation })
 }
 
 /// The services that a proxy follows.

@@ -117,6 +117,11 @@ fn bundle(domain: &TrustDomain, roots: &Bundle) -> v1::DiscoverRecord {
 fn tombstone(of: &Buried) -> [v1::DiscoverRecord; 2] {
     let body = v1::Tombstone {
         gateway_spiffe_id: of.gateway.to_string(),
+        invitation: of
+            .invitation
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
     };
     [
         bundle(&of.trust_domain, &of.roots),

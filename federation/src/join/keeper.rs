@@ -111,7 +111,7 @@ impl End {
 
 /// The links that end now.
 fn ends(world: &World, book: &LinkBook, now: SystemTime) -> BTreeMap<ClusterId, End> {
-    let removed = world.removed.iter().map(|of| (of.clone(), End::Removed));
+    let removed = world.removed.keys().map(|of| (of.clone(), End::Removed));
     let overdue = book.overdue(now).into_iter();
     let begun = book.removing().into_iter();
     // The later one counts.
@@ -128,10 +128,16 @@ async fn clean(
     end: End,
 ) -> Result<(), Refusal> {
     let declared = world.declared.links.get(cluster);
-    if end == End::Removed {
-        return linker.unlink(cluster, None).await;
-    }
     let book = linker.store.current();
+    if end == End::Removed {
+        let meant = world.removed.get(cluster);
+        // It may have been made anew since that world was.
+        let made_by = declared.map(|link| book.made_by(cluster, &link.trust_domain));
+        return match meant == made_by.as_ref() {
+            true => linker.unlink(cluster, None).await,
+            false => Ok(()),
+        };
+    }
     let Some((_, held)) = book.links().find(|(name, _)| *name == cluster) else {
         return Ok(());
     };

@@ -212,6 +212,13 @@ impl Linker {
         })
     }
 
+    /// Whether the link to `cluster` is known to have come of another invitation than `id`.
+    pub(crate) fn is_another(&self, cluster: &ClusterId, id: &str) -> bool {
+        let book = self.store.current();
+        let held = book.links().find(|(name, _)| *name == cluster);
+        !id.is_empty() && held.is_some_and(|(_, held)| held.invitation.to_string() != id)
+    }
+
     /// Waits a moment for the removal of a former link of that name or domain.
     pub(crate) async fn await_removal(&self, cluster: &ClusterId, domain: &TrustDomain) {
         let mut books = self.store.subscribe();

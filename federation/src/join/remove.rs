@@ -8,8 +8,8 @@ use std::{
 
 use linkspan_api::v1::{self, sync_client::SyncClient};
 use linkspan_core::{
-    ClusterId, Link,
-    join::{Problem, Refusal, TOMBSTONE_LIFE},
+    ClusterId, Link, TrustDomain,
+    join::{InvitationId, Problem, Refusal, TOMBSTONE_LIFE},
 };
 use tokio::time::timeout;
 
@@ -43,7 +43,7 @@ impl Linker {
             federation: link.federation_id.clone(),
         };
         let untold = match up {
-            true => self.tell(&destination).await.err(),
+            true => self.tell(&destination, &link.trust_domain).await.err(),
             false => Some("no tunnel to it is up".to_owned()),
         };
         let buried = untold.is_some().then(|| in_force(&world, link));
@@ -55,8 +55,9 @@ impl Linker {
         })
     }
 
-    async fn tell(&self, peer: &Destination) -> Result<(), String> {
-        let told = timeout(TELLING, ask_to_unlink(&*self.peers, peer)).await;
+    async fn tell(&self, peer: &Destination, domain: &TrustDomain) -> Result<(), String> {
+        let made_by = self.store.current().made_by(&peer.cluster, domain);
+        let told = timeout(TELLING, ask_to_unlink(&*self.peers, peer, made_by)).await;
         let late = || format!("it did not answer within {} s", TELLING.as_secs());
         told.map_err(|_| late())?
             .map_err(|error| super::messages::shown(&error.to_string()))
@@ -64,10 +65,17 @@ impl Linker {
 }
 
 /// Asks a peer's federation to remove its side.
-async fn ask_to_unlink(dial: &dyn Dial, peer: &Destination) -> io::Result<()> {
+async fn ask_to_unlink(
+    dial: &dyn Dial,
+    peer: &Destination,
+    made_by: Option<InvitationId>,
+) -> io::Result<()> {
+    let request = v1::UnlinkRequest {
+        invitation: made_by.map(|id| id.to_string()).unwrap_or_default(),
+    };
     let io = dial.dial(peer).await?;
     let channel = channel(io).await?;
-    let asked = SyncClient::new(channel).unlink(v1::UnlinkRequest {}).await;
+    let asked = SyncClient::new(channel).unlink(request).await;
     asked
         .map(drop)
         .map_err(|status| io::Error::other(status.message().to_owned()))

@@ -113,8 +113,14 @@ impl v1::sync_server::Sync for SyncService {
         let identity = Caller::of(&request)?.authenticated()?.clone();
         let peer =
             linked(&self.shared.worlds.borrow(), &identity).ok_or_else(|| not_linked(&identity))?;
-        tracing::info!(%peer, "the peer removes the link");
         let linker = Arc::clone(&self.shared.linker);
+        let meant = request.into_inner().invitation;
+        if linker.is_another(&peer, &meant) {
+            return Err(Status::failed_precondition(
+                "that link is removed already; there is a newer one",
+            ));
+        }
+        tracing::info!(%peer, "the peer removes the link");
         let (told, answer) = oneshot::channel();
         // A task of its own: what has begun is finished, also when the caller hangs up. It hears of
         // the first step, since its connection ends with the second.

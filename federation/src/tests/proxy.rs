@@ -230,6 +230,7 @@ pub(super) fn health(peer: &str, up: bool) -> Said {
         connections: 1,
         rtt_micros: 100,
         removed: false,
+        removed_invitation: String::new(),
     };
     Said::LinkHealth(v1::LinkHealth { peers: vec![peer] })
 }

@@ -27,7 +27,8 @@ pub enum CloseCode {
     Drained = 8,
     /// More connections than one link may have.
     Limit = 9,
-    /// The link was removed on purpose while the peer was away; it is to clean up, too.
+    /// The link was removed on purpose while the peer was away; it is to clean up, too. The reason
+    /// names the invitation of which that link came, and is empty where it was declared.
     Unlinked = 10,
 }
 
@@ -84,6 +85,34 @@ pub(crate) fn code_of(error: &quinn::ConnectionError) -> Option<CloseCode> {
         quinn::ConnectionError::ApplicationClosed(close) => CloseCode::from_wire(close.error_code),
         _ => None,
     }
+}
+
+/// Hexadecimal digits of an invitation's id.
+const INVITATION: usize = 32;
+
+/// Tells a peer that its link is removed, and which one.
+pub(crate) fn unlinked(connection: &quinn::Connection, invitation: &str) {
+    connection.close(CloseCode::Unlinked.wire(), invitation.as_bytes());
+}
+
+/// The invitation of the link of which the other side said that it is removed; empty for a link
+/// that was declared.
+pub(crate) fn unlinked_of(error: &quinn::ConnectionError) -> Option<String> {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close)
+            if close.error_code == CloseCode::Unlinked.wire() =>
+        {
+            invitation(&close.reason)
+        }
+        _ => None,
+    }
+}
+
+/// A reason that names nothing that can be meant says nothing.
+fn invitation(reason: &[u8]) -> Option<String> {
+    let named = reason.len() == INVITATION && reason.iter().all(u8::is_ascii_hexdigit);
+    let text = (named || reason.is_empty()).then_some(reason)?;
+    String::from_utf8(text.to_vec()).ok()
 }
 
 /// Closes a connection with a code.
@@ -153,6 +182,21 @@ mod tests {
             assert_eq!(CloseCode::from_wire(code.wire()), Some(code));
         }
         assert_eq!(CloseCode::from_wire(VarInt::from_u32(999)), None);
+    }
+
+    #[test]
+    fn a_removed_link_is_named_or_nothing_is_said() {
+        let id = "00112233445566778899aabbccddeeff";
+        assert_eq!(invitation(id.as_bytes()).as_deref(), Some(id));
+        assert_eq!(invitation(b"").as_deref(), Some(""));
+        for wrong in [
+            b"unlinked".as_slice(),
+            &[b'x'; 32],
+            &[0xff; 32],
+            &[b'a'; 33],
+        ] {
+            assert_eq!(invitation(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]

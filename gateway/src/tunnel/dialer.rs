@@ -218,8 +218,9 @@ async fn dial(
     let (hello, control) = match greeted {
         Ok(greeted) => greeted,
         Err(refused) => {
-            if quic.close_reason().as_ref().and_then(close::code_of) == Some(CloseCode::Unlinked) {
-                tunnel.unlinked(&link.cluster).await;
+            let closed = quic.close_reason();
+            if let Some(invitation) = closed.as_ref().and_then(close::unlinked_of) {
+                tunnel.unlinked(&link.cluster, invitation).await;
             }
             close::close(&quic, refused.code());
             return Err(refused.into());

@@ -124,11 +124,10 @@ async fn greet(tunnel: &Tunnel, quic: &quinn::Connection) -> Result<(), Refused>
     let peers = tunnel.peers();
     let Some(peer) = peers.by_gateway(&identity) else {
         // Unlinked, and it has not heard of it; or linked when the handshake began, but no longer.
-        let code = match peers.is_unlinked(&identity) {
-            true => CloseCode::Unlinked,
-            false => CloseCode::NotLinked,
-        };
-        close::close(quic, code);
+        match peers.unlinked(&identity) {
+            Some(invitation) => close::unlinked(quic, invitation),
+            None => close::close(quic, CloseCode::NotLinked),
+        }
         return Ok(());
     };
     // Before the hello, so that the peer may use it as soon as it has ours.

@@ -102,9 +102,10 @@ impl Tunnel {
         connection
     }
 
-    /// The peer's gateway, having proved itself, says that the link is removed.
-    async fn unlinked(&self, cluster: &ClusterId) {
-        self.shared.reporter.unlinked(cluster).await;
+    /// The peer's gateway, having proved itself, says that the link that came of `invitation` is
+    /// removed.
+    async fn unlinked(&self, cluster: &ClusterId, invitation: String) {
+        self.shared.reporter.unlinked(cluster, invitation).await;
     }
 
     /// Completes once every session has ended; none may be started any more.

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant as TokioInstant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
-use super::close::{CloseCode, ResetCode, code_of};
+use super::close::{CloseCode, ResetCode, code_of, unlinked_of};
 use super::connection::Connection;
 use super::control::{self, Control};
 use super::handshake::ControlStream;
@@ -95,8 +95,12 @@ impl Session {
         );
         let end = self.live(control).await;
         self.end(&end);
-        if matches!(&end, End::Lost(error) if code_of(error) == Some(CloseCode::Unlinked)) {
-            reporter.unlinked(&self.connection.cluster).await;
+        if let End::Lost(error) = &end
+            && let Some(invitation) = unlinked_of(error)
+        {
+            reporter
+                .unlinked(&self.connection.cluster, invitation)
+                .await;
         }
         reporter.closed(self.connection.clone()).await;
     }

@@ -757,9 +757,13 @@ pub struct PeerHealth {
     /// Smoothed round-trip time of the best connection, microseconds; 0 if unknown.
     #[prost(uint64, tag = "4")]
     pub rtt_micros: u64,
-    /// The peer's gateway, having proved itself, said that it has removed the link.
+    /// The peer's gateway, having proved itself, said that it has removed a link.
     #[prost(bool, tag = "5")]
     pub removed: bool,
+    /// Which one, if so: that which came of this invitation (hexadecimal), or one that was declared
+    /// (empty).
+    #[prost(string, tag = "6")]
+    pub removed_invitation: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DiscoverAck {
@@ -934,6 +938,10 @@ pub struct Link {
 pub struct Tombstone {
     #[prost(string, tag = "1")]
     pub gateway_spiffe_id: ::prost::alloc::string::String,
+    /// Of which invitation the link came (hexadecimal); empty where it was declared. They are told
+    /// this, too: they may have been linked anew since.
+    #[prost(string, tag = "2")]
+    pub invitation: ::prost::alloc::string::String,
 }
 /// Whether a linked cluster's endpoints may be used now, to sidecars.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1293,8 +1301,13 @@ pub mod discovery_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct UnlinkRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnlinkRequest {
+    /// Of which invitation the link came (hexadecimal); empty if it was declared. A link that is
+    /// known to be another one stays.
+    #[prost(string, tag = "1")]
+    pub invitation: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UnlinkResponse {}
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -27,7 +27,7 @@ fn up(connections: u32, millis: u64) -> BTreeMap<ClusterId, PeerHealth> {
             up: true,
             connections,
             rtt: Duration::from_millis(millis),
-            removed: false,
+            removed: None,
         },
     )])
 }
@@ -56,7 +56,6 @@ fn a_peer_is_up_while_any_replica_has_it_up() {
         gateways_up: 2,
         connections: 3,
         rtt: Duration::from_millis(7),
-        removed: false,
     };
     assert_eq!(gateways.summary(&west()), both);
     gateways.disconnect("g2", Session(2), clock.now().instant);
@@ -71,31 +70,25 @@ fn a_peer_is_up_while_any_replica_has_it_up() {
 }
 
 #[test]
-fn a_removal_counts_only_while_no_replica_has_the_peer_up() {
-    let (clock, mut gateways) = (Clock::default(), Gateways::default());
+fn a_removal_is_what_a_replica_that_counts_was_told() {
+    let (mut clock, mut gateways) = (Clock::default(), Gateways::default());
     let now = clock.now().instant;
-    for (replica, port) in [("g1", 1), ("g2", 2)] {
-        let session = Session(port.into());
-        gateways
-            .register(gateway(replica, port), session, now)
-            .expect("good");
-    }
-    let mut told = up(0, 0);
-    for health in told.values_mut() {
-        (health.up, health.removed) = (false, true);
-    }
-    gateways.report("g1", Session(1), told);
-    gateways.report("g2", Session(2), up(1, 7));
-    assert!(!gateways.summary(&west()).removed);
-    gateways.report(
-        "g2",
-        Session(2),
-        up(0, 0)
-            .into_keys()
-            .map(|of| (of, PeerHealth::default()))
-            .collect(),
-    );
-    assert!(gateways.summary(&west()).removed);
+    gateways
+        .register(gateway("g1", 1), Session(1), now)
+        .expect("good");
+    assert_eq!(gateways.removals(&west()).count(), 0);
+    let removed = Removed {
+        invitation: Some(InvitationId([7; 16])),
+    };
+    let health = PeerHealth {
+        removed: Some(removed),
+        ..PeerHealth::default()
+    };
+    gateways.report("g1", Session(1), [(west(), health)].into());
+    assert!(gateways.removals(&west()).eq([removed]));
+    let later = clock.pass(LEASE).instant;
+    gateways.tick(later);
+    assert_eq!(gateways.removals(&west()).count(), 0);
 }
 
 #[test]

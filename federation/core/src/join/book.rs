@@ -131,6 +131,10 @@ pub struct Tombstone {
     pub gateway_id: SpiffeId,
     /// The roots by which they prove who they are, PEM.
     pub roots: String,
+    /// Of which invitation the link came; `None` where it was declared. A link that was made since
+    /// is not meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invitation: Option<InvitationId>,
     until_unix: u64,
 }
 
@@ -174,6 +178,11 @@ impl LinkBook {
     pub fn joined(&self, cluster: &ClusterId, domain: &TrustDomain) -> Option<&Joined> {
         let joined = self.links.get(cluster)?;
         (joined.trust_domain == *domain).then_some(joined)
+    }
+
+    /// The invitation of which the link to `cluster` came; `None` where it was declared.
+    pub fn made_by(&self, cluster: &ClusterId, domain: &TrustDomain) -> Option<InvitationId> {
+        self.joined(cluster, domain).map(|joined| joined.invitation)
     }
 
     /// All links that came of invitations.
@@ -340,8 +349,8 @@ impl LinkBook {
 
     /// Forgets the link once its declaration is gone; otherwise as [`LinkBook::begin_removal`].
     pub fn remove(&mut self, cluster: &ClusterId, buried: Option<&Link>, now: SystemTime) {
-        self.links.remove(cluster);
         self.close(cluster, buried, now);
+        self.links.remove(cluster);
     }
 
     fn close(&mut self, cluster: &ClusterId, buried: Option<&Link>, now: SystemTime) {
@@ -363,6 +372,7 @@ impl LinkBook {
             cluster: link.cluster.clone(),
             gateway_id: link.gateway_id.clone(),
             roots: link.bundle.to_pem(),
+            invitation: self.made_by(cluster, &link.trust_domain),
             until_unix: unix(now + TOMBSTONE_LIFE),
         };
         self.tombstones.insert(link.trust_domain.clone(), tombstone);

@@ -1,11 +1,12 @@
 //! What an invitation says. How it is written is the server's part.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::SystemTime;
 
 use zeroize::Zeroizing;
 
-use super::{Hex, hex_serde};
+use super::{Hex, from_hex, hex_serde};
 use crate::model::{Address, ClusterId, TrustDomain};
 
 /// Names an invitation; random, not secret.
@@ -16,6 +17,19 @@ hex_serde!(InvitationId);
 impl fmt::Display for InvitationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Hex(&self.0).fmt(f)
+    }
+}
+
+/// It is not the 32 hexadecimal digits that name an invitation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an invitation's id has 32 hexadecimal digits; `linkspan link list` shows it")]
+pub struct BadInvitationId;
+
+impl FromStr for InvitationId {
+    type Err = BadInvitationId;
+
+    fn from_str(text: &str) -> Result<Self, BadInvitationId> {
+        from_hex(text).map(Self).ok_or(BadInvitationId)
     }
 }
 

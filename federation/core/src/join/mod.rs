@@ -20,7 +20,7 @@ pub use book::{
     Tombstone,
 };
 pub use fit::{Candidate, Clocks, Site, check_clock, check_fit};
-pub use invitation::{Invitation, InvitationId, Seed};
+pub use invitation::{BadInvitationId, Invitation, InvitationId, Seed};
 pub use proof::{Party, RootsDigest, Transcript, public_key, roots_digest, sign, verify};
 
 /// What is wrong with joining, for machines.
