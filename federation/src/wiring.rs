@@ -46,11 +46,11 @@ use crate::{
     bound::{Bound, own_cluster},
     config::Config,
     controller::{self, Foundation, INPUTS, Input, State, World},
-    discovery::{self, AppliedWriter, DiscoveryService, applied, gate},
+    discovery::{self, AppliedReader, AppliedWriter, DiscoveryService, applied, gate},
     dumps,
     home::{AnyDeclarations, Backend, Leading, keep_journal},
     identity::{IdentityService, Issuer, keep_authority, keep_fresh},
-    join::{self, Dials, LinkStore, Linker},
+    join::{self, Dials, InHand, LinkStore, Linker},
     listener::{accept, follow_links},
     operator::OperatorService,
     state::{Epoch, Remembered, StateDir, kept, roots::Kept},
@@ -133,7 +133,12 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
         // It ends by itself: once those that write have ended.
         tasks.essential("lease", done(task));
     }
-    let linker = Arc::new(site.linker(bound.links, Arc::clone(&dial), links));
+    let linker = Arc::new(site.linker(
+        bound.links,
+        Arc::clone(&dial),
+        links,
+        applied_reader.clone(),
+    ));
     let wait = site.config.timers.export_wait;
 
     let book = linker.store.subscribe();
@@ -223,6 +228,7 @@ impl Site {
         store: Arc<LinkStore>,
         peers: Arc<dyn Dial>,
         home: Box<dyn LinkHome>,
+        applied: AppliedReader,
     ) -> Linker {
         Linker {
             own: self.own.clone(),
@@ -232,6 +238,8 @@ impl Site {
             home,
             dials: Arc::default(),
             peers,
+            applied,
+            in_hand: InHand::default(),
             clock_skew: self.config.timers.tolerated_skew(),
         }
     }

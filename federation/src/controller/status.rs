@@ -10,7 +10,7 @@ use linkspan_core::{
     ClusterId, Condition, Service, ServiceKey, TrustDomain,
     declared::Declared,
     gateways::Gateway,
-    join::{InvitationId, Invited, Joined, Tombstone},
+    join::{InvitationId, Invited, Joined, LinkBook, Tombstone},
     peer::{Now, PeerState, PeerView},
     workloads::Workload,
 };
@@ -50,7 +50,7 @@ impl State {
                 .map(gateway)
                 .collect(),
             workloads: self.workloads.iter().map(workload).collect(),
-            problems: declared.problems.clone(),
+            problems: problems(declared, &book),
             tombstones: book.tombstones().map(tombstone).collect(),
             invitations: book
                 .invitations()
@@ -122,6 +122,20 @@ impl State {
         };
         keys.into_iter().map(one).collect()
     }
+}
+
+/// What is wrong with what is declared, and links that were made and are declared nowhere.
+fn problems(declared: &Declared, book: &LinkBook) -> Vec<String> {
+    let lost = book.links().filter(|(cluster, joined)| {
+        !joined.is_removing() && !declared.links.contains_key(*cluster)
+    });
+    let lost = lost.map(|(cluster, _)| {
+        format!(
+            "the link to `{cluster}` was made by invitation and is not declared; accept the \
+             invitation again, or forget the link (`linkspan link remove {cluster}`)"
+        )
+    });
+    declared.problems.iter().cloned().chain(lost).collect()
 }
 
 fn imports(peer: &PeerView) -> Vec<String> {

@@ -10,8 +10,14 @@ pub(crate) trait Generation {
     fn generation(&self) -> u64;
 }
 
-/// Session of a gateway → the newest generation that it has applied whole; zero for none.
-type Applied = BTreeMap<u64, u64>;
+/// Connected gateways, by session.
+type Applied = BTreeMap<u64, Progress>;
+
+struct Progress {
+    replica: String,
+    /// The newest generation that it has applied whole; zero for none.
+    generation: u64,
+}
 
 /// Shared by the sessions of gateways.
 #[derive(Clone)]
@@ -28,9 +34,13 @@ pub(crate) fn applied() -> (AppliedWriter, AppliedReader) {
 
 impl AppliedWriter {
     /// A gateway has connected. It counts until the guard is dropped.
-    pub(crate) fn connected(&self, session: u64) -> AppliedGuard {
+    pub(crate) fn connected(&self, session: u64, replica: &str) -> AppliedGuard {
         self.0.send_modify(|applied| {
-            applied.insert(session, 0);
+            let progress = Progress {
+                replica: replica.to_owned(),
+                generation: 0,
+            };
+            applied.insert(session, progress);
         });
         AppliedGuard {
             writer: self.clone(),
@@ -49,9 +59,11 @@ impl AppliedGuard {
     /// The gateway has applied `generation` whole.
     pub(crate) fn reached(&self, generation: u64) {
         self.writer.0.send_if_modified(|applied| {
-            let entry = applied.entry(self.session).or_default();
-            let news = *entry < generation;
-            *entry = generation.max(*entry);
+            let Some(progress) = applied.get_mut(&self.session) else {
+                return false;
+            };
+            let news = progress.generation < generation;
+            progress.generation = generation.max(progress.generation);
             news
         });
     }
@@ -67,9 +79,31 @@ impl Drop for AppliedGuard {
 
 impl AppliedReader {
     async fn all_reached(&mut self, generation: u64) {
-        let reached = |applied: &Applied| applied.values().all(|applied| *applied >= generation);
+        let reached = |applied: &Applied| applied.values().all(|of| of.generation >= generation);
         // Without a writer there are no gateways to wait for.
         let _ = self.0.wait_for(reached).await;
+    }
+
+    /// Waits until each of `replicas` has applied `generation`. After `wait`, those that have not.
+    pub(crate) async fn late(
+        &self,
+        replicas: Vec<String>,
+        generation: u64,
+        wait: Duration,
+    ) -> Vec<String> {
+        let late = |applied: &Applied| -> Vec<String> {
+            let done = |replica: &&String| {
+                let mut all = applied.values();
+                all.any(|of| of.replica == **replica && of.generation >= generation)
+            };
+            replicas.iter().filter(|of| !done(of)).cloned().collect()
+        };
+        let mut reader = self.0.clone();
+        let all = timeout(wait, reader.wait_for(|applied| late(applied).is_empty())).await;
+        match all {
+            Ok(Ok(_)) => Vec::new(),
+            _ => late(&self.0.borrow()),
+        }
     }
 }
 
@@ -124,7 +158,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn waits_for_every_gateway() {
         let mut f = start();
-        let (a, b) = (f.writer.connected(1), f.writer.connected(2));
+        let (a, b) = (f.writer.connected(1, "a"), f.writer.connected(2, "b"));
         let begun = Instant::now();
         f.worlds.send_replace(Arc::new(5));
         a.reached(5);
@@ -138,7 +172,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn waits_no_longer_than_a_second() {
         let mut f = start();
-        let _silent = f.writer.connected(1);
+        let _silent = f.writer.connected(1, "a");
         let begun = Instant::now();
         f.worlds.send_replace(Arc::new(5));
         f.cleared.wait_for(|world| **world == 5).await.unwrap();
@@ -146,9 +180,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn those_that_are_late_are_named_also_where_they_have_no_stream() {
+        let (writer, reader) = applied();
+        let (a, _b) = (writer.connected(1, "a"), writer.connected(2, "b"));
+        a.reached(5);
+        let replicas = || ["a", "b", "c"].map(str::to_owned).to_vec();
+        let wait = Duration::from_secs(3);
+        assert_eq!(reader.late(replicas(), 5, wait).await, ["b", "c"]);
+        assert!(reader.late(vec!["a".into()], 5, wait).await.is_empty());
+        // A newer stream of the same replica is it.
+        let waiting = tokio::spawn({
+            let reader = reader.clone();
+            async move { reader.late(replicas(), 5, wait).await }
+        });
+        writer.connected(3, "b").reached(4);
+        let (b, c) = (writer.connected(4, "b"), writer.connected(5, "c"));
+        b.reached(6);
+        c.reached(5);
+        assert!(waiting.await.unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_gateway_that_left_is_not_waited_for() {
         let mut f = start();
-        let gateway = f.writer.connected(1);
+        let gateway = f.writer.connected(1, "a");
         let begun = Instant::now();
         f.worlds.send_replace(Arc::new(5));
         drop(gateway);

@@ -29,7 +29,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) use applied::{AppliedWriter, Generation, applied, gate};
+pub(crate) use applied::{AppliedReader, AppliedWriter, Generation, applied, gate};
 pub(crate) use outbox::Removals;
 
 use self::session::Session;

@@ -145,7 +145,7 @@ impl Session {
         }
         let replica = said.replica.clone();
         self.register_gateway(said).await?;
-        let applied = self.shared.applied.connected(self.number.0);
+        let applied = self.shared.applied.connected(self.number.0, &replica);
         Ok(Role::Gateway { replica, applied })
     }
 

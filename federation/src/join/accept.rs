@@ -135,7 +135,7 @@ impl Linker {
             clusterset,
             trust_domain,
             version: version.unwrap_or(site.version),
-            again: joined.is_some_and(|joined| joined.invitation == invitation.id),
+            again: joined.is_some_and(|joined| joined.invitation == Some(invitation.id)),
         };
         check_fit(&site, &candidate)
     }

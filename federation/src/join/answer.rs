@@ -218,7 +218,7 @@ async fn take(linker: &Linker, request: &Request, now: SystemTime) -> Result<Sys
         clusterset: &card.clusterset,
         trust_domain: &card.trust_domain,
         version: &card.version,
-        again: joined.is_some_and(|joined| joined.invitation == request.invitation),
+        again: joined.is_some_and(|joined| joined.invitation == Some(request.invitation)),
     };
     check_fit(&linker.site(&world), &candidate)?;
     let mut links = world.declared.links.values();

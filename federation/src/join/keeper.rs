@@ -58,7 +58,8 @@ async fn tend(linker: &Linker, failing: &mut Failing) {
         tracing::error!(reason = refusal.message, "links cannot be kept up to date");
     }
     failing.book = noted.is_err();
-    let ends = ends(&world, &linker.store.current(), SystemTime::now());
+    let mut ends = ends(&world, &linker.store.current(), SystemTime::now());
+    ends.retain(|cluster, _| !linker.in_hand.has(cluster));
     failing.links.retain(|cluster| ends.contains_key(cluster));
     for (cluster, end) in ends {
         if !failing.links.contains(&cluster) {

@@ -20,11 +20,14 @@ use zeroize::Zeroizing;
 
 use super::{
     dials::Dials,
+    in_hand::InHand,
     invitation::{self, MAX_ADDRESSES, MAX_PINS},
     messages::{self, Card},
     store::LinkStore,
 };
-use crate::{controller::World, identity::Authority, sync::Dial, version::VERSION};
+use crate::{
+    controller::World, discovery::AppliedReader, identity::Authority, sync::Dial, version::VERSION,
+};
 
 /// Life of an invitation where nobody says otherwise.
 const DEFAULT_TTL: Duration = Duration::from_secs(15 * 60);
@@ -46,6 +49,9 @@ pub(crate) struct Linker {
     pub(crate) dials: Arc<Dials>,
     /// The way to peers that are linked, to tell them that they are not any more.
     pub(crate) peers: Arc<dyn Dial>,
+    /// What our gateways have applied.
+    pub(crate) applied: AppliedReader,
+    pub(crate) in_hand: InHand,
     pub(crate) clock_skew: Duration,
 }
 
@@ -216,7 +222,8 @@ impl Linker {
     pub(crate) fn is_another(&self, cluster: &ClusterId, id: &str) -> bool {
         let book = self.store.current();
         let held = book.links().find(|(name, _)| *name == cluster);
-        !id.is_empty() && held.is_some_and(|(_, held)| held.invitation.to_string() != id)
+        let known = held.and_then(|(_, held)| held.invitation);
+        !id.is_empty() && known.is_some_and(|known| known.to_string() != id)
     }
 
     /// Waits a moment for the removal of a former link of that name or domain.
@@ -261,9 +268,14 @@ impl Linker {
         cluster: &ClusterId,
         buried: Option<Link>,
     ) -> Result<(), Refusal> {
-        let cluster = cluster.clone();
-        self.write(move |book| book.begin_removal(&cluster, buried.as_ref(), SystemTime::now()))
-            .await
+        let (cluster, worlds) = (cluster.clone(), self.worlds.clone());
+        self.write(move |book| {
+            let world = Arc::clone(&worlds.borrow());
+            let declared = world.declared.links.get(&cluster);
+            let domain = declared.map(|link| &link.trust_domain);
+            book.begin_removal(&cluster, domain, buried.as_ref(), SystemTime::now());
+        })
+        .await
     }
 
     /// Forgets the link once it is declared nowhere.

@@ -11,6 +11,7 @@
 mod accept;
 mod answer;
 mod dials;
+mod in_hand;
 pub(crate) mod invitation;
 mod keeper;
 mod linker;
@@ -21,6 +22,7 @@ mod store;
 
 pub(crate) use answer::{Doors, doors, serve};
 pub(crate) use dials::{Dials, Order};
+pub(crate) use in_hand::InHand;
 pub(crate) use invitation::unix;
 pub(crate) use keeper::keep;
 pub(crate) use linker::Linker;

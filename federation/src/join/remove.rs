@@ -1,6 +1,7 @@
 //! Unlinking: the peer is asked to do the same; one that is not there is told when it returns.
 
 use std::{
+    collections::BTreeSet,
     io,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -8,10 +9,13 @@ use std::{
 
 use linkspan_api::v1::{self, sync_client::SyncClient};
 use linkspan_core::{
-    ClusterId, Link, TrustDomain,
+    ClusterId, Link,
     join::{InvitationId, Problem, Refusal, TOMBSTONE_LIFE},
 };
-use tokio::time::timeout;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout},
+};
 
 use super::linker::Linker;
 use crate::{
@@ -22,42 +26,109 @@ use crate::{
 /// For the peer to do its part; after that it is as good as dead.
 const TELLING: Duration = Duration::from_secs(5);
 
+/// For the peer to hear that its wish is granted, before the tunnel is cut over which it hears it.
+const HEARING: Duration = Duration::from_secs(2);
+/// For our gateways to let go of the peer: a lease, in which removals wait after a restart, and
+/// some.
+const LETTING_GO: Duration = Duration::from_secs(15);
+
 /// What came of removing a link.
 pub(crate) struct Removed {
     /// Why the peer does not know it; `None` if it does.
     pub(crate) untold: Option<String>,
-    /// Until when it is told if it returns.
-    pub(crate) tombstone_until: SystemTime,
+    /// Until when it is told if it returns; `None` if it is not.
+    pub(crate) tombstone_until: Option<SystemTime>,
+    /// Gateways of ours that have not confirmed that they let go of the peer.
+    pub(crate) late: Vec<String>,
 }
 
 impl Linker {
-    /// Removes a link on both sides, or on ours alone. When this returns, our side is clean.
+    /// Removes a link on both sides, or on ours alone; also one that is pending, or of which only
+    /// the book knows. When this returns, our side is clean, but for the gateways that are named.
     pub(crate) async fn remove(&self, cluster: &ClusterId) -> Result<Removed, Refusal> {
-        let world = Arc::clone(&self.worlds.borrow());
-        let Some(link) = world.declared.links.get(cluster) else {
-            return Err(not_linked(cluster, world.declared.links.keys()));
+        let (world, book) = (self.known_world().await?, self.store.current());
+        let untold = match world.declared.links.get(cluster) {
+            Some(link) => self.tell(&world, link).await.err(),
+            None if book.links().any(|(name, _)| name == cluster) => {
+                Some("the link was not declared (any more)".to_owned())
+            }
+            None => {
+                let noted = book.links().map(|(name, _)| name);
+                return Err(not_linked(
+                    cluster,
+                    world.declared.links.keys().chain(noted),
+                ));
+            }
         };
-        let up = world.desired.links.get(cluster).is_some_and(|link| link.up);
-        let destination = Destination {
-            cluster: cluster.clone(),
-            federation: link.federation_id.clone(),
-        };
-        let untold = match up {
-            true => self.tell(&destination, &link.trust_domain).await.err(),
-            false => Some("no tunnel to it is up".to_owned()),
-        };
-        let buried = untold.is_some().then(|| in_force(&world, link));
+        let declared = world.declared.links.get(cluster);
+        let buried = declared
+            .filter(|_| untold.is_some())
+            .map(|link| in_force(&world, link));
+        let tombstone_until = buried.as_ref().map(|_| SystemTime::now() + TOMBSTONE_LIFE);
         self.unlink(cluster, buried).await?;
-        tracing::info!(peer = %cluster, told = untold.is_none(), "link removed");
+        let late = self.let_go(cluster).await;
+        tracing::info!(peer = %cluster, told = untold.is_none(), ?late, "link removed");
         Ok(Removed {
             untold,
-            tombstone_until: SystemTime::now() + TOMBSTONE_LIFE,
+            tombstone_until,
+            late,
         })
     }
 
-    async fn tell(&self, peer: &Destination, domain: &TrustDomain) -> Result<(), String> {
-        let made_by = self.store.current().made_by(&peer.cluster, domain);
-        let told = timeout(TELLING, ask_to_unlink(&*self.peers, peer, made_by)).await;
+    /// Removes a link because its peer asks for it. It is `told` once that is certain to happen;
+    /// then the peer has a moment to hear it, until it has `gone`, before the tunnel is cut.
+    pub(crate) async fn follow(
+        &self,
+        cluster: &ClusterId,
+        told: oneshot::Sender<Result<(), Refusal>>,
+        gone: impl Future<Output = ()>,
+    ) -> Result<(), Refusal> {
+        let _hold = self.in_hand.take(cluster);
+        let marked = self.mark(cluster, None).await;
+        let certain = marked.is_ok();
+        let _ = told.send(marked);
+        if !certain {
+            return Ok(());
+        }
+        let _ = timeout(HEARING, gone).await;
+        self.unlink(cluster, None).await
+    }
+
+    /// Waits until our gateways have let go of a peer whose link is gone; names those that have not
+    /// in time.
+    async fn let_go(&self, cluster: &ClusterId) -> Vec<String> {
+        let begun = Instant::now();
+        let mut worlds = self.worlds.clone();
+        let gone =
+            |world: &Arc<World>| world.own_settled && !world.declared.links.contains_key(cluster);
+        let told = matches!(timeout(LETTING_GO, worlds.wait_for(gone)).await, Ok(Ok(_)));
+        let world = Arc::clone(&self.worlds.borrow());
+        let replicas = world.gateways.iter().map(|of| of.replica.clone());
+        match told {
+            true => {
+                let left = LETTING_GO.saturating_sub(begun.elapsed());
+                let late = self
+                    .applied
+                    .late(replicas.collect(), world.generation, left);
+                late.await
+            }
+            false => replicas.collect(),
+        }
+    }
+
+    /// Why the peer cannot be told, if so.
+    async fn tell(&self, world: &World, link: &Link) -> Result<(), String> {
+        let planned = world.desired.links.get(&link.cluster);
+        if !planned.is_some_and(|planned| planned.up) {
+            return Err("no tunnel to it is up".to_owned());
+        }
+        let peer = Destination {
+            cluster: link.cluster.clone(),
+            federation: link.federation_id.clone(),
+        };
+        let book = self.store.current();
+        let made_by = book.made_by(&link.cluster, &link.trust_domain);
+        let told = timeout(TELLING, ask_to_unlink(&*self.peers, &peer, made_by)).await;
         let late = || format!("it did not answer within {} s", TELLING.as_secs());
         told.map_err(|_| late())?
             .map_err(|error| super::messages::shown(&error.to_string()))
@@ -92,7 +163,12 @@ pub(super) fn in_force(world: &World, link: &Link) -> Link {
 }
 
 fn not_linked<'a>(cluster: &ClusterId, known: impl Iterator<Item = &'a ClusterId>) -> Refusal {
-    let known: Vec<_> = known.take(20).map(ToString::to_string).collect();
+    let known: BTreeSet<_> = known.collect();
+    let known: Vec<_> = known
+        .into_iter()
+        .take(20)
+        .map(ToString::to_string)
+        .collect();
     let known = match known.is_empty() {
         true => "none".to_owned(),
         false => known.join(", "),

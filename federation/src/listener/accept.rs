@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Caller, Connection, Permits, PortConfigs, shares::Shares};
 use crate::{
@@ -147,6 +147,7 @@ impl Accepting {
                         identity,
                         leaf,
                         remote,
+                        ended: CancellationToken::new(),
                     };
                     admitted(stream, caller, permit, anonymous, &shares, &subscribers)
                 }),
@@ -192,6 +193,7 @@ fn admitted(
     Ok(Connection {
         stream,
         metering: peer.map(|id| subscribers.metering(id)),
+        _ended: caller.ended.clone().drop_guard(),
         caller,
         end,
         _permits: permits,

@@ -23,6 +23,7 @@ use tokio::{
     time::Sleep,
 };
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Status, transport::server::Connected};
 
 use self::shares::Share;
@@ -40,6 +41,8 @@ pub(crate) struct Caller {
     /// The certificate itself.
     pub(crate) leaf: Option<Leaf>,
     pub(crate) remote: SocketAddr,
+    /// Cancelled when the connection has ended.
+    pub(crate) ended: CancellationToken,
 }
 
 impl Caller {
@@ -67,6 +70,7 @@ pub(crate) struct Connection {
     caller: Caller,
     /// When the connection ends whatever it is doing; for those that proved nothing.
     end: Option<Pin<Box<Sleep>>>,
+    _ended: DropGuard,
     _permits: Permits,
 }
 

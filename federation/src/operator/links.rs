@@ -79,11 +79,13 @@ pub(super) async fn remove(
     let Removed {
         untold,
         tombstone_until,
+        late,
     } = removed.map_err(refused)?;
     Ok(v1::RemoveLinkResponse {
         told: untold.is_none(),
-        tombstone_until_unix: untold.as_ref().map_or(0, |_| unix(tombstone_until)),
+        tombstone_until_unix: tombstone_until.map_or(0, unix),
         problem: untold.unwrap_or_default(),
+        late_gateways: late,
     })
 }
 

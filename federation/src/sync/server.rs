@@ -114,28 +114,25 @@ impl v1::sync_server::Sync for SyncService {
         let peer =
             linked(&self.shared.worlds.borrow(), &identity).ok_or_else(|| not_linked(&identity))?;
         let linker = Arc::clone(&self.shared.linker);
-        let meant = request.into_inner().invitation;
-        if linker.is_another(&peer, &meant) {
+        if linker.is_another(&peer, &request.get_ref().invitation) {
             return Err(Status::failed_precondition(
                 "that link is removed already; there is a newer one",
             ));
         }
         tracing::info!(%peer, "the peer removes the link");
         let (told, answer) = oneshot::channel();
-        // A task of its own: what has begun is finished, also when the caller hangs up. It hears of
-        // the first step, since its connection ends with the second.
+        let ended = Caller::of(&request)?.ended.clone();
+        // A task of its own: what has begun is finished, also when the caller hangs up.
         self.tasks.spawn(async move {
-            let detached = linker.detach(&peer, None).await;
-            let gone = detached.is_ok();
-            let _ = told.send(detached);
-            if gone && let Err(refusal) = linker.settle(&peer, None).await {
+            let unlinking = linker.follow(&peer, told, ended.cancelled());
+            if let Err(refusal) = unlinking.await {
                 tracing::warn!(%peer, reason = refusal.message, "the link is not removed yet");
             }
         });
-        let detached = answer
+        let begun = answer
             .await
             .map_err(|_| Status::unavailable("federation is stopping"))?;
-        detached.map_err(|refusal| Status::internal(refusal.message))?;
+        begun.map_err(|refusal| Status::internal(refusal.message))?;
         Ok(Response::new(v1::UnlinkResponse {}))
     }
 }

@@ -9,3 +9,4 @@ mod operator;
 mod path;
 mod proxy;
 mod sync;
+mod unlink;

@@ -39,6 +39,8 @@ struct View {
     told: bool,
     problem: Option<String>,
     told_until: Option<String>,
+    /// Gateways that have not confirmed that they let go of the peer.
+    late_gateways: Vec<String>,
 }
 
 pub(crate) fn unlink(args: &Args) -> Result<(), Failure> {
@@ -52,19 +54,39 @@ pub(crate) fn unlink(args: &Args) -> Result<(), Failure> {
         told: reply.told,
         problem: Some(reply.problem).filter(|text| !text.is_empty()),
         told_until: Some(rfc3339(reply.tombstone_until_unix)).filter(|text| !text.is_empty()),
+        late_gateways: reply.late_gateways,
     };
-    args.output.print(&view, text)
+    args.output.print(&view, text)?;
+    match view.late_gateways.is_empty() {
+        true => Ok(()),
+        false => Err(late(&view)),
+    }
+}
+
+/// The link is gone, and yet streams of the peer may go on.
+fn late(view: &View) -> Failure {
+    Failure::TimedOut(anyhow!(
+        "these gateways of this cluster have not confirmed that they let go of {}: {}; see whether \
+         they run and reach federation (`linkspan status`, their logs), or stop them: until then \
+         they may carry its streams",
+        view.cluster,
+        view.late_gateways.join(", ")
+    ))
 }
 
 fn text(view: &View) -> String {
     match &view.problem {
         None => format!("link to {} removed on both sides\n", view.cluster),
-        Some(problem) => format!(
-            "link to {0} removed here; {0} could not be told ({problem}) and will be if it comes \
-             back before {1}\n",
-            view.cluster,
-            view.told_until.as_deref().unwrap_or("long")
-        ),
+        Some(problem) => {
+            let later = match &view.told_until {
+                Some(until) => format!("and will be if it comes back before {until}"),
+                None => "and will not be: if it has the link, remove it there, too".to_owned(),
+            };
+            format!(
+                "link to {0} removed here; {0} could not be told ({problem}) {later}\n",
+                view.cluster
+            )
+        }
     }
 }
 
@@ -85,5 +107,41 @@ fn confirm(args: &Args) -> Result<(), Failure> {
         _ => Err(Failure::Failed(anyhow!(
             "not confirmed; nothing was changed"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(told_until: Option<&str>) -> View {
+        View {
+            cluster: "west".into(),
+            told: false,
+            problem: Some("no tunnel to it is up".into()),
+            told_until: told_until.map(str::to_owned),
+            late_gateways: vec!["gateway-2".into()],
+        }
+    }
+
+    #[test]
+    fn who_was_not_told_and_whether_it_will_be_is_said() {
+        let will = text(&view(Some("2027-01-15T08:00:00Z")));
+        assert!(
+            will.contains("comes back before 2027-01-15T08:00:00Z"),
+            "{will}"
+        );
+        let never = text(&view(None));
+        assert!(never.contains("remove it there, too"), "{never}");
+    }
+
+    #[test]
+    fn a_gateway_that_did_not_confirm_is_named() {
+        let failure = late(&view(None));
+        assert_eq!(failure.code(), 4);
+        assert!(
+            failure.to_string().contains("west: gateway-2;"),
+            "{failure}"
+        );
     }
 }

@@ -1601,7 +1601,8 @@ pub mod sync_client {
                 .insert(GrpcMethod::new("linkspan.v1.Sync", "Subscribe"));
             self.inner.streaming(req, path, codec).await
         }
-        /// The caller removes the link; the callee removes its side before it answers.
+        /// The caller removes the link. The callee answers once it is certain to remove its side, and does
+        /// so when the caller has hung up, or a moment later: the answer needs the tunnel.
         pub async fn unlink(
             &mut self,
             request: impl tonic::IntoRequest<super::UnlinkRequest>,
@@ -1645,7 +1646,8 @@ pub mod sync_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::SyncRequest>>,
         ) -> std::result::Result<tonic::Response<Self::SubscribeStream>, tonic::Status>;
-        /// The caller removes the link; the callee removes its side before it answers.
+        /// The caller removes the link. The callee answers once it is certain to remove its side, and does
+        /// so when the caller has hung up, or a moment later: the answer needs the tunnel.
         async fn unlink(
             &self,
             request: tonic::Request<super::UnlinkRequest>,
@@ -2097,9 +2099,12 @@ pub struct RemoveLinkResponse {
     /// Why not, if so.
     #[prost(string, tag = "2")]
     pub problem: ::prost::alloc::string::String,
-    /// Where not: until when the peer is told if it returns.
+    /// Where not: until when the peer is told if it returns; 0 if it is not.
     #[prost(int64, tag = "3")]
     pub tombstone_until_unix: i64,
+    /// Gateways of this cluster that have not confirmed in time that they let go of the peer.
+    #[prost(string, repeated, tag = "4")]
+    pub late_gateways: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BundleRequest {}

@@ -81,14 +81,15 @@ pub struct Accepter {
     pub roots: RootsDigest,
 }
 
-/// A link that came of an invitation.
+/// A link that came of an invitation, or one that is being removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Joined {
     /// The link's trust domain: a link declared later under the same name is another one.
     pub trust_domain: TrustDomain,
-    /// Of which invitation.
-    pub invitation: InvitationId,
+    /// Of which invitation; `None` for a declared link that is being removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invitation: Option<InvitationId>,
     since_unix: u64,
     /// Until when a tunnel must have been up; absent once one has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -182,10 +183,10 @@ impl LinkBook {
 
     /// The invitation of which the link to `cluster` came; `None` where it was declared.
     pub fn made_by(&self, cluster: &ClusterId, domain: &TrustDomain) -> Option<InvitationId> {
-        self.joined(cluster, domain).map(|joined| joined.invitation)
+        self.joined(cluster, domain)?.invitation
     }
 
-    /// All links that came of invitations.
+    /// All links that came of invitations, and those that are being removed.
     pub fn links(&self) -> impl Iterator<Item = (&ClusterId, &Joined)> {
         self.links.iter()
     }
@@ -193,7 +194,7 @@ impl LinkBook {
     /// Whether another invitation has made a link of that cluster or trust domain, active or not.
     pub fn has_rival(&self, id: &InvitationId, cluster: &ClusterId, domain: &TrustDomain) -> bool {
         self.links.iter().any(|(name, held)| {
-            held.invitation != *id && (name == cluster || held.trust_domain == *domain)
+            held.invitation != Some(*id) && (name == cluster || held.trust_domain == *domain)
         })
     }
 
@@ -314,14 +315,15 @@ impl LinkBook {
         self.tombstones.remove(&trust_domain);
         let joined = Joined {
             trust_domain,
-            invitation,
+            invitation: Some(invitation),
             since_unix: unix(now),
             pending_until_unix: Some(unix(until)),
             removing: false,
         };
         match self.links.get(&cluster) {
             Some(held)
-                if held.invitation == invitation && held.trust_domain == joined.trust_domain => {}
+                if held.invitation == joined.invitation
+                    && held.trust_domain == joined.trust_domain => {}
             _ => drop(self.links.insert(cluster, joined)),
         }
     }
@@ -338,11 +340,28 @@ impl LinkBook {
         }
     }
 
-    /// Marks the link as being removed, and lets nobody come back by the invitation it came of.
-    /// With `buried` the peer is told when it returns.
-    pub fn begin_removal(&mut self, cluster: &ClusterId, buried: Option<&Link>, now: SystemTime) {
-        if let Some(joined) = self.links.get_mut(cluster) {
-            joined.removing = true;
+    /// Marks the link as being removed, also one that is only `declared`, with that domain; and lets
+    /// nobody come back by the invitation it came of. With `buried` the peer is told when it returns.
+    pub fn begin_removal(
+        &mut self,
+        cluster: &ClusterId,
+        declared: Option<&TrustDomain>,
+        buried: Option<&Link>,
+        now: SystemTime,
+    ) {
+        match (self.links.get_mut(cluster), declared) {
+            (Some(joined), _) => joined.removing = true,
+            (None, Some(domain)) => {
+                let joined = Joined {
+                    trust_domain: domain.clone(),
+                    invitation: None,
+                    since_unix: unix(now),
+                    pending_until_unix: None,
+                    removing: true,
+                };
+                self.links.insert(cluster.clone(), joined);
+            }
+            (None, None) => {}
         }
         self.close(cluster, buried, now);
     }

@@ -132,7 +132,7 @@ fn a_link_that_is_being_removed_never_becomes_active() {
     take(&mut book, accepter("east", 1), now()).unwrap();
     let east = link("east");
     let name = &east.cluster;
-    book.begin_removal(name, Some(&east), now());
+    book.begin_removal(name, None, Some(&east), now());
     assert!(!book.activate(name, now()));
     assert!(!book.joined(name, &east.trust_domain).unwrap().is_active());
     assert_eq!(book.removing(), std::slice::from_ref(name));
@@ -147,7 +147,20 @@ fn a_link_that_is_being_removed_never_becomes_active() {
     assert!(book.is_leaving(&cluster("new"), &east.trust_domain));
     book.remove(name, None, now());
     assert!(book.removing().is_empty());
-    assert_eq!(book.tombstones().count(), 1);
+    let stones: Vec<_> = book.tombstones().map(|(_, of)| of.invitation).collect();
+    assert_eq!(stones, [Some(ID)], "it says which link");
+}
+
+#[test]
+fn a_declared_link_is_marked_too_and_came_of_nothing() {
+    let (mut book, east) = (LinkBook::default(), link("east"));
+    book.begin_removal(&east.cluster, None, None, now());
+    assert!(book.removing().is_empty(), "there is no such link");
+    book.begin_removal(&east.cluster, Some(&east.trust_domain), Some(&east), now());
+    assert!(book.is_leaving(&east.cluster, &east.trust_domain));
+    assert_eq!(book.made_by(&east.cluster, &east.trust_domain), None);
+    book.remove(&east.cluster, Some(&east), now());
+    assert!(book.tombstones().all(|(_, of)| of.invitation.is_none()));
 }
 
 #[test]
