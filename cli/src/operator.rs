@@ -118,6 +118,15 @@ impl Operator {
         answer(self.client.invite(request).await)
     }
 
+    /// Takes an invitation back.
+    pub async fn revoke_invitation(
+        &mut self,
+        id: &str,
+    ) -> Result<v1::RevokeInvitationResponse, Failure> {
+        let request = v1::RevokeInvitationRequest { id: id.to_owned() };
+        answer(self.client.revoke_invitation(request).await)
+    }
+
     /// Accepts an invitation.
     pub async fn accept(
         &mut self,

@@ -221,6 +221,29 @@ async fn each_mistake_has_its_own_answer_and_exit_code() -> Result<()> {
         "{used:?}"
     );
 
+    // One that was taken back is good for nobody, and one that was used is undone otherwise.
+    let taken_back = invite(&["north"])?;
+    let list = west.cli(&["link", "list", "-o", "json"], "")?.success()?;
+    let list: serde_json::Value = serde_json::from_str(&list)?;
+    let open = list["invitations"].as_array().context("invitations")?;
+    let of_north = open.iter().find(|of| of["peer"] == "north");
+    let id = of_north
+        .and_then(|of| of["id"].as_str())
+        .context("its id")?;
+    west.cli(&["link", "revoke", id], "")?.success()?;
+    let gone = north.cli(&["link", "accept", "-", "--allow-loopback"], &taken_back)?;
+    ensure!(
+        gone.code == Some(11) && gone.err.contains("taken back"),
+        "{gone:?}"
+    );
+    let again = west.cli(&["link", "revoke", id], "")?;
+    ensure!(
+        again.code == Some(11) && again.err.contains("link list"),
+        "{again:?}"
+    );
+    let wrong = west.cli(&["link", "revoke", "everything"], "")?;
+    ensure!(wrong.code == Some(2), "{wrong:?}");
+
     let late = north.cli(&["link", "wait", "west", "--timeout", "0s"], "")?;
     ensure!(late.code == Some(4), "{late:?}");
     Ok(())

@@ -181,8 +181,8 @@ fn check_proof(linker: &Linker, request: &Request, transcript: &Transcript) -> R
         return Err(Refusal::new(
             Problem::Unknown,
             format!(
-                "cluster `{}` does not know this invitation: it has expired, or its link was \
-                 removed; ask for a new one (`linkspan link invite`)",
+                "cluster `{}` does not know this invitation: it has expired or was taken back, or \
+                 its link was removed; ask for a new one (`linkspan link invite`)",
                 linker.own.cluster
             ),
         ));

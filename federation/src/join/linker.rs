@@ -57,6 +57,7 @@ pub(crate) struct Linker {
 
 /// An invitation as its maker sees it, once.
 pub(crate) struct Invited {
+    pub(crate) id: InvitationId,
     pub(crate) text: Zeroizing<String>,
     pub(crate) expires: SystemTime,
     pub(crate) addresses: Vec<Address>,
@@ -135,10 +136,18 @@ impl Linker {
         })?;
         tracing::info!(invitation = %id, "made an invitation to link");
         Ok(Invited {
+            id,
             text: invitation::encode(&invitation),
             expires,
             addresses: invitation.addresses,
         })
+    }
+
+    /// Takes an invitation back. Blocks on the disk.
+    pub(crate) fn revoke(&self, id: &InvitationId, now: SystemTime) -> Result<Offer, Refusal> {
+        let offer = self.store.change(|book| book.revoke(id, now))?;
+        tracing::info!(invitation = %id, "took an invitation back");
+        Ok(offer)
     }
 
     /// Better now than when the peer comes.

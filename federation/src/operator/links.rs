@@ -8,7 +8,7 @@ use std::{
 use linkspan_api::v1;
 use linkspan_core::{
     ClusterId,
-    join::{Offer, Problem, Refusal},
+    join::{BadInvitationId, InvitationId, Offer, Problem, Refusal},
 };
 use linkspan_resources::{ImportPattern, Object, parse_documents};
 use tonic::{Code, Status, metadata::MetadataValue};
@@ -48,6 +48,23 @@ pub(super) async fn invite(
         invitation: made.text.to_string(),
         expires_unix: unix(made.expires),
         addresses: made.addresses.iter().map(wire_address).collect(),
+        id: made.id.to_string(),
+    })
+}
+
+pub(super) async fn revoke(
+    linker: &Arc<Linker>,
+    asked: v1::RevokeInvitationRequest,
+) -> Result<v1::RevokeInvitationResponse, Status> {
+    let id: InvitationId = asked
+        .id
+        .parse()
+        .map_err(|error: BadInvitationId| Status::invalid_argument(error.to_string()))?;
+    let linker = Arc::clone(linker);
+    let revoked = tokio::task::spawn_blocking(move || linker.revoke(&id, SystemTime::now())).await;
+    let offer = revoked.map_err(|_| stopping())?.map_err(refused)?;
+    Ok(v1::RevokeInvitationResponse {
+        peer: offer.peer.map(|peer| peer.to_string()).unwrap_or_default(),
     })
 }
 

@@ -253,6 +253,15 @@ impl<D: Declarations> v1::operator_server::Operator for OperatorService<D> {
             .map(Response::new)
     }
 
+    async fn revoke_invitation(
+        &self,
+        request: Request<v1::RevokeInvitationRequest>,
+    ) -> Result<Response<v1::RevokeInvitationResponse>, Status> {
+        links::revoke(&self.linker, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
     async fn accept(
         &self,
         request: Request<v1::AcceptRequest>,

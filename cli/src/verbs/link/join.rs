@@ -79,6 +79,7 @@ pub(super) struct AcceptArgs {
 
 #[derive(Serialize)]
 struct Invited {
+    id: String,
     invitation: Option<String>,
     expires: String,
     addresses: Vec<String>,
@@ -118,6 +119,7 @@ pub(super) fn invite(args: &InviteArgs) -> Result<(), Failure> {
         file.write(&format!("{}\n", reply.invitation))?;
     }
     let view = Invited {
+        id: reply.id.clone(),
         invitation: args.out.is_none().then(|| reply.invitation.clone()),
         expires: rfc3339(reply.expires_unix),
         addresses: addresses(&reply.addresses),
@@ -137,8 +139,9 @@ pub(super) fn invite(args: &InviteArgs) -> Result<(), Failure> {
                 false => how,
             };
             eprintln!(
-                "good for one use until {}; in {whose}: linkspan link accept {how}",
-                view.expires
+                "good for one use until {}; in {whose}: linkspan link accept {how}\n\
+                 to take it back: linkspan link revoke {}",
+                view.expires, view.id
             );
             match &view.invitation {
                 Some(invitation) => write_out(format!("{invitation}\n").as_bytes()),

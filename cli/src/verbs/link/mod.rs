@@ -2,6 +2,7 @@
 
 mod join;
 mod remove;
+mod revoke;
 mod show;
 mod wait;
 
@@ -35,6 +36,8 @@ enum LinkVerb {
     /// It is printed alone on standard output and is a secret until it is used: send it to
     /// whoever runs the other cluster, who gives it to `linkspan link accept`.
     Invite(join::InviteArgs),
+    /// Takes an invitation back that nobody has used
+    Revoke(revoke::Args),
     /// Links this cluster to the one that made an invitation
     Accept(join::AcceptArgs),
     /// Lists links, removed ones whose peer does not know it yet, and open invitations
@@ -54,6 +57,7 @@ enum LinkVerb {
 pub(crate) fn link(args: Args) -> Result<(), Failure> {
     match args.verb {
         LinkVerb::Invite(args) => join::invite(&args),
+        LinkVerb::Revoke(args) => revoke::revoke(&args),
         LinkVerb::Accept(args) => join::accept(&args),
         LinkVerb::List(args) => show::list(&args),
         LinkVerb::Show(args) => show::show(&args),

@@ -217,7 +217,10 @@ impl LinkBook {
         if self.invitations.len() >= MAX_INVITATIONS {
             return Err(Refusal::new(
                 Problem::Unavailable,
-                format!("{MAX_INVITATIONS} invitations are open already; wait until some expire"),
+                format!(
+                    "{MAX_INVITATIONS} invitations are open already; wait until some expire, or \
+                     take some back (`linkspan link list`, `linkspan link revoke ID`)"
+                ),
             ));
         }
         let invited = Invited {
@@ -228,6 +231,36 @@ impl LinkBook {
         };
         self.invitations.insert(id, invited);
         Ok(())
+    }
+
+    /// Takes an invitation back that nobody has used; tells what was decided when it was made.
+    ///
+    /// # Errors
+    /// If it is not there (any more), or has been used; nothing is changed then.
+    pub fn revoke(&mut self, id: &InvitationId, now: SystemTime) -> Result<Offer, Refusal> {
+        let held = self.invitations.get(id).filter(|of| of.expires() > now);
+        let Some(invited) = held else {
+            return Err(Refusal::new(
+                Problem::Unknown,
+                format!(
+                    "there is no open invitation `{id}`: it has expired or was taken back already; \
+                     `linkspan link list` shows those there are"
+                ),
+            ));
+        };
+        if let Some(by) = &invited.used_by {
+            let peer = &by.cluster;
+            return Err(Refusal::new(
+                Problem::Used,
+                format!(
+                    "invitation `{id}` has been used by cluster `{peer}`; to undo that, remove the \
+                     link (`linkspan link remove {peer}`)"
+                ),
+            ));
+        }
+        let offer = invited.offer.clone();
+        self.invitations.remove(id);
+        Ok(offer)
     }
 
     /// Whether `accepter` may use the invitation; changes nothing.
@@ -244,8 +277,8 @@ impl LinkBook {
         let Some(invited) = self.invitations.get(id) else {
             return refuse(
                 Problem::Unknown,
-                "the inviting cluster does not know this invitation: it has expired, or was made \
-                 elsewhere; ask for a new one (`linkspan link invite`)"
+                "the inviting cluster does not know this invitation: it has expired or was taken \
+                 back, or its link was removed; ask for a new one (`linkspan link invite`)"
                     .into(),
             );
         };

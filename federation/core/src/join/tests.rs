@@ -75,6 +75,26 @@ fn unknown_expired_and_others_invitations_are_refused() {
 }
 
 #[test]
+fn an_invitation_can_be_taken_back_until_it_is_used() {
+    let mut book = offered(Offer {
+        peer: Some(cluster("east")),
+        ..Offer::default()
+    });
+    let other = book.revoke(&InvitationId([8; 16]), now());
+    assert_eq!(problem(other), Problem::Unknown);
+    let late = book.revoke(&ID, now() + 15 * MINUTE);
+    assert_eq!(problem(late), Problem::Unknown);
+    let mut used = book.clone();
+    take(&mut used, accepter("east", 1), now()).unwrap();
+    let refused = used.revoke(&ID, now()).unwrap_err();
+    assert_eq!(refused.problem, Problem::Used);
+    assert!(refused.message.contains("link remove east"), "{refused}");
+    assert_eq!(book.revoke(&ID, now()).unwrap().peer, Some(cluster("east")));
+    let gone = take(&mut book, accepter("east", 1), now());
+    assert_eq!(problem(gone), Problem::Unknown);
+}
+
+#[test]
 fn a_link_is_pending_until_its_first_tunnel_and_overdue_without_one() {
     let mut book = offered(Offer::default());
     take(&mut book, accepter("east", 1), now()).unwrap();
