@@ -24,6 +24,8 @@ Exit codes:
   15   the two clusters do not fit: ids, clusterset, trust domains or versions
   16   the clocks of the two clusters are too far apart
   17   whoever answered is not the inviter, or meddled with the connection
+  18   what the other side said cannot be used
+  19   it cannot be done now; the same invitation may be tried again
   130  interrupted"
     };
 }
@@ -52,7 +54,7 @@ pub enum Failure {
     Unreachable(anyhow::Error),
     /// It did not come in time: 4.
     TimedOut(anyhow::Error),
-    /// The clusters were not linked; each class of reasons has its own code: 10 to 17.
+    /// The clusters were not linked; each class of reasons has its own code: 10 to 19.
     NotLinked(u8, anyhow::Error),
     /// It failed, and the verb has already said how: 1.
     Reported,

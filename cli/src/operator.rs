@@ -262,7 +262,9 @@ fn not_linked(status: &tonic::Status) -> Option<u8> {
         P::DuplicateCluster | P::OtherClusterset | P::TrustDomainTaken | P::Version => Some(15),
         P::ClockSkew => Some(16),
         P::WrongRoots | P::BadProof => Some(17),
-        P::Unavailable | P::Unspecified => None,
+        P::Garbled => Some(18),
+        P::Unavailable => Some(19),
+        P::Failed | P::Unspecified => None,
     }
 }
 

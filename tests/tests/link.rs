@@ -264,7 +264,7 @@ async fn no_gateway_and_no_answer_are_told_apart() -> Result<()> {
     west.kill("federation")?;
     let dumb = accept(&east)?;
     ensure!(
-        dumb.code == Some(1) && dumb.err.contains("is it running"),
+        dumb.code == Some(19) && dumb.err.contains("is it running"),
         "{dumb:?}"
     );
     west.kill("gateway-1")?;

@@ -186,16 +186,15 @@ impl Linker {
         back: Back,
     ) -> Result<(Card, SystemTime), Refusal> {
         let mut tls = session::open(back, invitation).await?;
-        let peer = session::hear(&mut tls, invitation).await?;
+        let hello = session::hear(&mut tls, invitation).await?;
         let now = SystemTime::now();
         let show = |time| humantime::format_rfc3339_seconds(time).to_string();
-        let clocks = self.clocks(now, peer.now);
-        check_clock(&self.own.cluster, &peer.cluster, clocks, show)?;
-        self.check_candidate(invitation, world, &peer.clusterset, Some(&peer.version))?;
+        let clocks = self.clocks(now, hello.now);
+        check_clock(&self.own.cluster, &invitation.cluster, clocks, show)?;
         let own = self.card(now);
-        let expires = session::ask(&mut tls, invitation, &own, &peer).await?;
-        let expires = by_own_clock(now, peer.now, expires);
-        Ok((peer, expires))
+        let (peer, expires) = session::ask(&mut tls, invitation, &own, hello.roots).await?;
+        self.check_candidate(invitation, world, &peer.clusterset, Some(&peer.version))?;
+        Ok((peer, by_own_clock(now, hello.now, expires)))
     }
 
     /// Before the link is declared, so that it is never taken for one that is proved.

@@ -152,7 +152,7 @@ async fn answer(linker: &Linker, tls: &mut TlsStream<TcpStream>) -> Result<(), f
         }
         Err(refusal) => Err(refusal),
     };
-    session::tell(tls, &verdict).await
+    session::tell(tls, &own, &verdict).await
 }
 
 /// The verdict; with a yes, the link is declared and pending.
@@ -180,11 +180,8 @@ fn check_proof(linker: &Linker, request: &Request, transcript: &Transcript) -> R
     let Some(invited) = book.invitation(&request.invitation) else {
         return Err(Refusal::new(
             Problem::Unknown,
-            format!(
-                "cluster `{}` does not know this invitation: it has expired or was taken back, or \
-                 its link was removed; ask for a new one (`linkspan link invite`)",
-                linker.own.cluster
-            ),
+            "the inviting cluster does not know this invitation: it has expired or was taken back, \
+             or its link was removed; ask for a new one (`linkspan link invite`)",
         ));
     };
     if verify(invited.public_key(), transcript, &request.proof) {

@@ -58,7 +58,8 @@ pub(crate) fn encode(invitation: &Invitation) -> Zeroizing<String> {
 /// Reads an invitation.
 ///
 /// # Errors
-/// [`Problem::Malformed`], saying whether it is none, or not all of one.
+/// [`Problem::Malformed`], saying whether it is none, or not all of one; [`Problem::Version`] for one
+/// that is whole, and says more than is known here.
 pub(crate) fn decode(text: &str) -> Result<Invitation, Refusal> {
     // Chats break lines and add quotes; neither can be part of it.
     let text: String = text
@@ -140,7 +141,8 @@ fn cut_short() -> Refusal {
 }
 
 fn newer() -> Refusal {
-    malformed(
+    Refusal::new(
+        Problem::Version,
         "the invitation is whole, but cannot be read here; was it made by a newer Linkspan? \
          upgrade this cluster",
     )
@@ -206,7 +208,9 @@ mod tests {
         let sum = checksum(&body);
         body.extend_from_slice(&sum);
         let other = format!("lsp1.{}", URL_SAFE_NO_PAD.encode(body));
-        assert!(message(&other).contains("newer"));
+        let refused = decode(&other).unwrap_err();
+        assert_eq!(refused.problem, Problem::Version);
+        assert!(refused.message.contains("newer"));
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::{
 /// Life of an invitation where nobody says otherwise.
 const DEFAULT_TTL: Duration = Duration::from_secs(15 * 60);
 /// Longest life of an invitation: it is a way in, and lies about in somebody's chat.
-pub(super) const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(crate) const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// For our own side to be clean: one look at the directory, one plan.
 const CLEAN: Duration = Duration::from_secs(5);
@@ -84,7 +84,8 @@ impl Linker {
         }
     }
 
-    /// Makes an invitation; only its public half is kept. Blocks on the disk.
+    /// Makes an invitation for `ttl`, [`MAX_TTL`] at most; only its public half is kept. Blocks on
+    /// the disk.
     pub(crate) fn invite(
         &self,
         offer: Offer,
@@ -92,10 +93,6 @@ impl Linker {
         now: SystemTime,
     ) -> Result<Invited, Refusal> {
         let ttl = if ttl.is_zero() { DEFAULT_TTL } else { ttl };
-        if ttl > MAX_TTL {
-            let message = "an invitation lives 7 days at most; choose a shorter --ttl";
-            return Err(Refusal::new(Problem::Malformed, message));
-        }
         self.check_peer(offer.peer.as_ref())?;
         let world = Arc::clone(&self.worlds.borrow());
         let addresses: Vec<_> = world
@@ -112,9 +109,8 @@ impl Linker {
                  inviting side must be reachable",
             ));
         }
-        let pins = root_pins(&self.authority.bundle()).map_err(|error| {
-            Refusal::new(Problem::Unavailable, format!("the own roots: {error}"))
-        })?;
+        let pins = root_pins(&self.authority.bundle())
+            .map_err(|error| Refusal::new(Problem::Failed, format!("the own roots: {error}")))?;
         let seconds = Duration::from_secs(invitation::unix(now).unsigned_abs());
         let created = SystemTime::UNIX_EPOCH + seconds;
         let invitation = Invitation {
@@ -221,7 +217,7 @@ impl Linker {
             let reason = linkspan_runtime::process::chain(&error);
             tracing::error!(peer = %peer.cluster, %reason, "the link cannot be written");
             Refusal::new(
-                Problem::Unavailable,
+                Problem::Failed,
                 format!("the ClusterLink cannot be written: {reason}; then try again"),
             )
         })
@@ -265,7 +261,7 @@ impl Linker {
         self.home.remove(cluster).await.map_err(|error| {
             let reason = linkspan_runtime::process::chain(&error);
             Refusal::new(
-                Problem::Unavailable,
+                Problem::Failed,
                 format!("the ClusterLink `{cluster}` cannot be removed: {reason}"),
             )
         })
@@ -300,7 +296,7 @@ impl Linker {
                 "the ClusterLink `{cluster}` is still declared; look for it among the problems of \
                  `linkspan status`, and remove it by hand"
             );
-            return Err(Refusal::new(Problem::Unavailable, message));
+            return Err(Refusal::new(Problem::Failed, message));
         }
         self.forget(cluster, buried).await
     }
@@ -362,7 +358,7 @@ fn cluster_link(
 
 /// What a peer says must make a good resource; else a later reader would stumble over it.
 fn check_readable(own: &OwnCluster, link: &ClusterLink) -> Result<(), Refusal> {
-    let refuse = |problem: String| Refusal::new(Problem::Malformed, problem);
+    let refuse = |problem: String| Refusal::new(Problem::Garbled, problem);
     let yaml = Object::ClusterLink(link.clone())
         .to_yaml()
         .map_err(refuse)?;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use linkspan_api::v1::{self, JoinProblem};
 use linkspan_core::{
     Address, Bundle, ClusterId, SpiffeId, TrustDomain,
-    join::{InvitationId, Party, Problem, Refusal, roots_digest},
+    join::{InvitationId, Party, Problem, Refusal, RootsDigest, roots_digest},
 };
 use rustls_pki_types::CertificateDer;
 
@@ -46,8 +46,24 @@ impl Card {
         }
     }
 
+    /// What of it the inviter says to anybody.
     pub(crate) fn hello(&self) -> v1::JoinHello {
         v1::JoinHello {
+            roots_digest: Bytes::copy_from_slice(&self.party().roots.0),
+            now_unix_millis: millis(self.now),
+        }
+    }
+
+    pub(crate) fn request(&self, invitation: InvitationId, proof: Vec<u8>) -> v1::JoinRequest {
+        v1::JoinRequest {
+            invitation: Bytes::copy_from_slice(&invitation.0),
+            accepter: Some(self.message()),
+            proof: proof.into(),
+        }
+    }
+
+    fn message(&self) -> v1::JoinCard {
+        v1::JoinCard {
             cluster: self.cluster.to_string(),
             clusterset: self.clusterset.clone(),
             trust_domain: self.trust_domain.to_string(),
@@ -60,25 +76,8 @@ impl Card {
         }
     }
 
-    pub(crate) fn request(&self, invitation: InvitationId, proof: Vec<u8>) -> v1::JoinRequest {
-        let hello = self.hello();
-        v1::JoinRequest {
-            invitation: Bytes::copy_from_slice(&invitation.0),
-            cluster: hello.cluster,
-            clusterset: hello.clusterset,
-            trust_domain: hello.trust_domain,
-            version: hello.version,
-            roots: hello.roots,
-            addresses: hello.addresses,
-            gateway_spiffe_id: hello.gateway_spiffe_id,
-            federation_spiffe_id: hello.federation_spiffe_id,
-            now_unix_millis: hello.now_unix_millis,
-            proof: proof.into(),
-        }
-    }
-
-    /// Reads what the inviter says.
-    pub(crate) fn of_hello(said: v1::JoinHello) -> Result<Self, Refusal> {
+    /// Reads what a side says of itself.
+    fn of(said: v1::JoinCard) -> Result<Self, Refusal> {
         let trust_domain: TrustDomain = parsed("trust domain", &said.trust_domain)?;
         Ok(Self {
             cluster: parsed("cluster id", &said.cluster)?,
@@ -94,6 +93,23 @@ impl Card {
     }
 }
 
+/// What the inviter says before anything is proved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Hello {
+    pub(crate) roots: RootsDigest,
+    pub(crate) now: SystemTime,
+}
+
+impl Hello {
+    pub(crate) fn of(said: &v1::JoinHello) -> Result<Self, Refusal> {
+        let roots: Result<[u8; 32], _> = said.roots_digest.as_ref().try_into();
+        Ok(Self {
+            roots: RootsDigest(roots.map_err(|_| garbled("hello", "its length"))?),
+            now: time(said.now_unix_millis),
+        })
+    }
+}
+
 /// What an accepter asks.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Request {
@@ -105,31 +121,22 @@ pub(crate) struct Request {
 impl Request {
     pub(crate) fn of(said: v1::JoinRequest) -> Result<Self, Refusal> {
         let id: Result<[u8; 16], _> = said.invitation.as_ref().try_into();
-        let id = id.map_err(|_| malformed("invitation id", "its length"))?;
+        let id = id.map_err(|_| garbled("invitation id", "its length"))?;
         Ok(Self {
             invitation: InvitationId(id),
             proof: said.proof.to_vec(),
-            card: Card::of_hello(v1::JoinHello {
-                cluster: said.cluster,
-                clusterset: said.clusterset,
-                trust_domain: said.trust_domain,
-                version: said.version,
-                roots: said.roots,
-                addresses: said.addresses,
-                gateway_spiffe_id: said.gateway_spiffe_id,
-                federation_spiffe_id: said.federation_spiffe_id,
-                now_unix_millis: said.now_unix_millis,
-            })?,
+            card: Card::of(said.accepter.unwrap_or_default())?,
         })
     }
 }
 
-/// Writes the inviter's verdict: until when the link may be pending.
-pub(crate) fn answer(verdict: &Result<SystemTime, Refusal>) -> v1::JoinAnswer {
+/// Writes the inviter's verdict: until when the link may be pending, and who the inviter is.
+pub(crate) fn answer(own: &Card, verdict: &Result<SystemTime, Refusal>) -> v1::JoinAnswer {
     use v1::join_answer::Answer;
     let answer = match verdict {
         Ok(expires) => Answer::Accepted(v1::JoinAccepted {
             expires_unix: super::invitation::unix(*expires),
+            inviter: Some(own.message()),
         }),
         Err(refusal) => Answer::Refused(v1::JoinRefused {
             problem: wire_problem(refusal.problem).into(),
@@ -142,19 +149,22 @@ pub(crate) fn answer(verdict: &Result<SystemTime, Refusal>) -> v1::JoinAnswer {
 }
 
 /// Reads the inviter's verdict.
-pub(crate) fn verdict(said: v1::JoinAnswer) -> Result<SystemTime, Refusal> {
+pub(crate) fn verdict(said: v1::JoinAnswer) -> Result<(Card, SystemTime), Refusal> {
     use v1::join_answer::Answer;
     match said.answer {
-        Some(Answer::Accepted(accepted)) => Ok(time(accepted.expires_unix.saturating_mul(1_000))),
+        Some(Answer::Accepted(accepted)) => Ok((
+            Card::of(accepted.inviter.unwrap_or_default())?,
+            time(accepted.expires_unix.saturating_mul(1_000)),
+        )),
         Some(Answer::Refused(refused)) => Err(Refusal::new(
             problem(refused.problem()),
             shown(&refused.message),
         )),
-        None => Err(malformed("answer", "it is neither yes nor no")),
+        None => Err(garbled("answer", "it is neither yes nor no")),
     }
 }
 
-const PROBLEMS: [(Problem, JoinProblem); 15] = [
+const PROBLEMS: [(Problem, JoinProblem); 17] = [
     (Problem::Malformed, JoinProblem::Malformed),
     (Problem::Expired, JoinProblem::Expired),
     (Problem::Used, JoinProblem::Used),
@@ -170,6 +180,8 @@ const PROBLEMS: [(Problem, JoinProblem); 15] = [
     (Problem::WrongRoots, JoinProblem::WrongRoots),
     (Problem::BadProof, JoinProblem::BadProof),
     (Problem::Unavailable, JoinProblem::Unavailable),
+    (Problem::Garbled, JoinProblem::Garbled),
+    (Problem::Failed, JoinProblem::Failed),
 ];
 
 pub(crate) fn wire_problem(problem: Problem) -> JoinProblem {
@@ -183,23 +195,23 @@ fn problem(wire: JoinProblem) -> Problem {
     found.map_or(Problem::Unavailable, |(ours, _)| *ours)
 }
 
-fn malformed(what: &str, why: impl Display) -> Refusal {
+fn garbled(what: &str, why: impl Display) -> Refusal {
     let why = shown(&why.to_string());
     Refusal::new(
-        Problem::Malformed,
+        Problem::Garbled,
         format!("the other side's {what} cannot be used ({why}); are both sides up to date?"),
     )
 }
 
 fn parsed<T: std::str::FromStr<Err: Display>>(what: &str, text: &str) -> Result<T, Refusal> {
-    text.parse().map_err(|error| malformed(what, error))
+    text.parse().map_err(|error| garbled(what, error))
 }
 
 fn short(what: &str, text: String) -> Result<String, Refusal> {
     let plain = text.chars().all(|c| c.is_ascii_graphic());
     match (1..=128).contains(&text.len()) && plain {
         true => Ok(text),
-        false => Err(malformed(what, "use 1 to 128 printable characters")),
+        false => Err(garbled(what, "use 1 to 128 printable characters")),
     }
 }
 
@@ -209,15 +221,15 @@ fn bundle(roots: Vec<Bytes>) -> Result<Bundle, Refusal> {
         .map(|der| CertificateDer::from(der.to_vec()))
         .collect();
     if roots.is_empty() {
-        return Err(malformed("bundle", "it has no roots"));
+        return Err(garbled("bundle", "it has no roots"));
     }
-    Bundle::new(0, None, roots).map_err(|error| malformed("bundle", error))
+    Bundle::new(0, None, roots).map_err(|error| garbled("bundle", error))
 }
 
 fn identity(what: &str, text: &str, domain: &TrustDomain) -> Result<SpiffeId, Refusal> {
     let id: SpiffeId = parsed(what, text)?;
     if id.trust_domain() != domain || id.path().is_empty() {
-        return Err(malformed(
+        return Err(garbled(
             what,
             format_args!("`{id}` is no workload of `{domain}`"),
         ));
@@ -231,7 +243,7 @@ fn addresses(said: Vec<v1::GatewayAddress>) -> Result<Vec<Address>, Refusal> {
             host: of.host,
             port,
         }),
-        _ => Err(malformed("addresses", "one cannot be dialled")),
+        _ => Err(garbled("addresses", "one cannot be dialled")),
     };
     let read = said.into_iter().take(MAX_ADDRESSES);
     read.map(address).collect()
@@ -293,29 +305,43 @@ mod tests {
     #[test]
     fn what_is_said_is_heard() {
         let card = card("east");
-        assert_eq!(Card::of_hello(card.hello()).unwrap(), card);
+        assert_eq!(Card::of(card.message()).unwrap(), card);
+        let hello = Hello::of(&card.hello()).unwrap();
+        assert_eq!((hello.roots, hello.now), (card.party().roots, card.now));
         let request = Request::of(card.request(InvitationId([1; 16]), vec![7; 64])).unwrap();
-        assert_eq!((request.card, request.proof), (card, vec![7; 64]));
+        assert_eq!((request.card, request.proof), (card.clone(), vec![7; 64]));
         let until = UNIX_EPOCH + Duration::from_secs(5);
-        assert_eq!(verdict(answer(&Ok(until))), Ok(until));
+        let yes = verdict(answer(&card, &Ok(until)));
+        assert_eq!(yes, Ok((card.clone(), until)));
         for (ours, _) in PROBLEMS {
             let refusal = Refusal::new(ours, "no");
-            assert_eq!(verdict(answer(&Err(refusal.clone()))), Err(refusal));
+            assert_eq!(verdict(answer(&card, &Err(refusal.clone()))), Err(refusal));
         }
     }
 
     #[test]
+    fn strangers_hear_nothing_of_what_we_are() {
+        let card = card("east");
+        let hello = card.hello().encode_to_vec();
+        let shown = String::from_utf8_lossy(&hello);
+        for part in ["east", "demo", "0.1.0", "gw.example", "spiffe"] {
+            assert!(!shown.contains(part), "{part}: {shown}");
+        }
+        assert!(hello.len() < 64);
+    }
+
+    #[test]
     fn addresses_beyond_those_that_are_read_do_no_harm() {
-        let mut hello = card("east").hello();
-        hello.addresses = vec![hello.addresses[0].clone(); MAX_ADDRESSES + 1];
-        let heard = Card::of_hello(hello).unwrap();
+        let mut said = card("east").message();
+        said.addresses = vec![said.addresses[0].clone(); MAX_ADDRESSES + 1];
+        let heard = Card::of(said).unwrap();
         assert_eq!(heard.addresses.len(), MAX_ADDRESSES);
     }
 
     #[test]
     fn what_cannot_be_used_is_refused() {
         let card = card("east");
-        let changes: [fn(&mut v1::JoinHello); 8] = [
+        let changes: [fn(&mut v1::JoinCard); 8] = [
             |it| it.cluster = "No".into(),
             |it| it.clusterset = String::new(),
             |it| it.trust_domain = "No Domain".into(),
@@ -326,19 +352,24 @@ mod tests {
             |it| it.gateway_spiffe_id = "spiffe://other.test/ns/a/sa/b".into(),
         ];
         for change in changes {
-            let mut hello = card.hello();
-            change(&mut hello);
-            let refused = Card::of_hello(hello.clone()).unwrap_err();
-            assert_eq!(refused.problem, Problem::Malformed, "{hello:?}");
+            let mut said = card.message();
+            change(&mut said);
+            let refused = Card::of(said.clone()).unwrap_err();
+            assert_eq!(refused.problem, Problem::Garbled, "{said:?}");
         }
         let silent = verdict(v1::JoinAnswer::default()).unwrap_err();
-        assert_eq!(silent.problem, Problem::Malformed);
+        assert_eq!(silent.problem, Problem::Garbled);
+        let short = v1::JoinHello {
+            roots_digest: Bytes::from_static(b"short"),
+            now_unix_millis: 0,
+        };
+        assert_eq!(Hello::of(&short).unwrap_err().problem, Problem::Garbled);
     }
 
     #[test]
     fn a_peer_cannot_steer_the_terminal() {
         let refusal = Refusal::new(Problem::Used, format!("\u{1b}[2J{}", "x".repeat(9_000)));
-        let heard = verdict(answer(&Err(refusal))).unwrap_err();
+        let heard = verdict(answer(&card("east"), &Err(refusal))).unwrap_err();
         assert!(!heard.message.contains('\u{1b}') && heard.message.len() <= SHOWN);
     }
 
@@ -346,7 +377,10 @@ mod tests {
         #[test]
         fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             if let Ok(hello) = v1::JoinHello::decode(bytes.as_slice()) {
-                let _ = Card::of_hello(hello);
+                let _ = Hello::of(&hello);
+            }
+            if let Ok(card) = v1::JoinCard::decode(bytes.as_slice()) {
+                let _ = Card::of(card);
             }
             if let Ok(request) = v1::JoinRequest::decode(bytes.as_slice()) {
                 let _ = Request::of(request);
@@ -359,13 +393,13 @@ mod tests {
 
         #[test]
         fn flipped_bytes_never_panic(at in 0..2_000_usize, to: u8, millis: i64) {
-            let mut hello = card("east").hello();
-            hello.now_unix_millis = millis;
-            let mut bytes = hello.encode_to_vec();
+            let mut said = card("east").message();
+            said.now_unix_millis = millis;
+            let mut bytes = said.encode_to_vec();
             let at = at % bytes.len();
             bytes[at] = to;
-            if let Ok(hello) = v1::JoinHello::decode(bytes.as_slice()) {
-                let _ = Card::of_hello(hello);
+            if let Ok(said) = v1::JoinCard::decode(bytes.as_slice()) {
+                let _ = Card::of(said);
             }
         }
     }

@@ -25,7 +25,7 @@ pub(crate) use dials::{Dials, Order};
 pub(crate) use in_hand::InHand;
 pub(crate) use invitation::unix;
 pub(crate) use keeper::keep;
-pub(crate) use linker::Linker;
+pub(crate) use linker::{Linker, MAX_TTL};
 pub(crate) use remove::Removed;
 pub(crate) use store::LinkStore;
 

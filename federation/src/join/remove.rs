@@ -174,5 +174,5 @@ fn not_linked<'a>(cluster: &ClusterId, known: impl Iterator<Item = &'a ClusterId
         false => known.join(", "),
     };
     let message = format!("there is no link to `{cluster}` (there is: {known})");
-    Refusal::new(Problem::Unavailable, message)
+    Refusal::new(Problem::Failed, message)
 }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! accepter (TLS client, no certificate)      inviter (TLS server, its root in the chain)
-//!          ◄──────────── JoinHello ────────────
+//!          ◄──────────── JoinHello ────────────      nothing of what it is
 //!          ──── JoinRequest, with proof ──────►      bound to this session's exporter
-//!          ◄─────────── JoinAnswer ────────────
+//!          ◄─────────── JoinAnswer ────────────      and who the inviter is
 //! ```
 
 use std::{io, sync::Arc};
@@ -12,7 +12,7 @@ use std::{io, sync::Arc};
 use linkspan_api::v1;
 use linkspan_core::{
     SpiffeId,
-    join::{Invitation, Problem, Refusal, Transcript, sign},
+    join::{Invitation, Party, Problem, Refusal, RootsDigest, Transcript, sign},
 };
 use linkspan_dataplane::frame::{self, FrameError};
 use linkspan_trust::pinned_config;
@@ -23,7 +23,7 @@ use tokio_rustls::{TlsConnector, client, server};
 
 use super::{
     ALPN,
-    messages::{self, Card, MAX_MESSAGE, Request},
+    messages::{self, Card, Hello, MAX_MESSAGE, Request},
 };
 
 /// Label of the exporter (RFC 8446, section 7.5).
@@ -42,41 +42,36 @@ where
     connected.map_err(|error| unproved(invitation, &error))
 }
 
-/// Hears who the inviter is.
+/// Hears the inviter's first words: what the proof must sign of it, and its clock.
 pub(crate) async fn hear<S>(
     tls: &mut client::TlsStream<S>,
     invitation: &Invitation,
-) -> Result<Card, Refusal>
+) -> Result<Hello, Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let hello: v1::JoinHello = frame::read_message(tls, MAX_MESSAGE)
         .await
         .map_err(|error| broken(invitation, &error))?;
-    let card = Card::of_hello(hello)?;
-    if card.cluster != invitation.cluster || card.trust_domain != invitation.trust_domain {
-        return Err(Refusal::new(
-            Problem::WrongRoots,
-            format!(
-                "the invitation is from cluster `{}` of trust domain `{}`, but `{}` of `{}` \
-                 answered; ask for a new invitation",
-                invitation.cluster, invitation.trust_domain, card.cluster, card.trust_domain
-            ),
-        ));
-    }
-    Ok(card)
+    Hello::of(&hello)
 }
 
-/// Proves that we hold the invitation, and hears the verdict.
+/// Proves that we hold the invitation, and hears the verdict: with a yes, who the inviter is, and
+/// until when the link may be pending.
 pub(crate) async fn ask<S>(
     tls: &mut client::TlsStream<S>,
     invitation: &Invitation,
     own: &Card,
-    inviter: &Card,
-) -> Result<std::time::SystemTime, Refusal>
+    roots: RootsDigest,
+) -> Result<(Card, std::time::SystemTime), Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let inviter = Party {
+        cluster: invitation.cluster.clone(),
+        trust_domain: invitation.trust_domain.clone(),
+        roots,
+    };
     let transcript = Transcript {
         exporter: exporter(
             &tls.get_ref()
@@ -84,7 +79,7 @@ where
                 .export_keying_material([0; 32], EXPORTER, None),
         )?,
         invitation: invitation.id,
-        inviter: inviter.party(),
+        inviter: inviter.clone(),
         accepter: own.party(),
     };
     let proof = sign(&invitation.seed, &transcript);
@@ -97,10 +92,26 @@ where
         .map_err(|error| lost(invitation, &error))?;
     // The verdict counts, however the stream ends.
     let _ = tls.shutdown().await;
-    messages::verdict(answer)
+    let (card, expires) = messages::verdict(answer)?;
+    match card.party() == inviter {
+        true => Ok((card, expires)),
+        false => Err(another(invitation, &card)),
+    }
 }
 
-/// Says who we are, and hears what the accepter asks, with what its proof must sign.
+/// It says of itself what the invitation does not.
+fn another(invitation: &Invitation, card: &Card) -> Refusal {
+    Refusal::new(
+        Problem::WrongRoots,
+        format!(
+            "the invitation is from cluster `{}` of trust domain `{}`, but `{}` of `{}` answered, \
+             or with other roots than it began with; ask for a new invitation",
+            invitation.cluster, invitation.trust_domain, card.cluster, card.trust_domain
+        ),
+    )
+}
+
+/// Says the first words, and hears what the accepter asks, with what its proof must sign.
 pub(crate) async fn listen<S>(
     tls: &mut server::TlsStream<S>,
     own: &Card,
@@ -119,15 +130,16 @@ where
     Ok((Request::of(request), exporter))
 }
 
-/// Tells the verdict.
+/// Tells the verdict, and who we are with a yes.
 pub(crate) async fn tell<S>(
     tls: &mut server::TlsStream<S>,
+    own: &Card,
     verdict: &Result<std::time::SystemTime, Refusal>,
 ) -> Result<(), FrameError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    frame::write_message(tls, &messages::answer(verdict)).await?;
+    frame::write_message(tls, &messages::answer(own, verdict)).await?;
     tls.shutdown().await.map_err(FrameError::from)
 }
 
@@ -137,7 +149,7 @@ pub(crate) fn exporter(exported: &Result<[u8; 32], rustls::Error>) -> Result<[u8
 
 fn own_fault(error: impl std::fmt::Display) -> Refusal {
     Refusal::new(
-        Problem::Unavailable,
+        Problem::Failed,
         format!("the session cannot be set up: {error}"),
     )
 }

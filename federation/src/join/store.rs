@@ -60,7 +60,7 @@ impl LinkStore {
                 let path = self.path.display();
                 tracing::error!(%path, %error, "links cannot be written down");
                 let message = format!("`{path}` cannot be written ({error}); free space there");
-                Refusal::new(Problem::Unavailable, message)
+                Refusal::new(Problem::Failed, message)
             })?;
             *book = next.clone();
             self.published.send_replace(Arc::new(next));
@@ -105,7 +105,7 @@ mod tests {
         let store = open(&directory.path().join("missing/links.json"));
         let until = SystemTime::now() + Duration::from_secs(900);
         let refused = store.change(|book| book.offer(ID, [2; 32], until, Offer::default()));
-        assert_eq!(refused.unwrap_err().problem, Problem::Unavailable);
+        assert_eq!(refused.unwrap_err().problem, Problem::Failed);
         assert_eq!(*store.current(), LinkBook::default());
     }
 

@@ -16,7 +16,7 @@ use tonic::{Code, Status, metadata::MetadataValue};
 use super::stopping;
 use crate::{
     convert::wire_address,
-    join::{Linker, Removed, messages::wire_problem, unix},
+    join::{Linker, MAX_TTL, Removed, messages::wire_problem, unix},
 };
 
 /// Globs that one link may have.
@@ -41,6 +41,10 @@ pub(super) async fn invite(
         .await_gateways(|world| !world.own_addresses.is_empty())
         .await;
     let (linker, ttl) = (Arc::clone(linker), Duration::from_secs(asked.ttl_seconds));
+    if ttl > MAX_TTL {
+        let message = "an invitation lives 7 days at most; choose a shorter --ttl";
+        return Err(Status::invalid_argument(message));
+    }
     let made =
         tokio::task::spawn_blocking(move || linker.invite(offer, ttl, SystemTime::now())).await;
     let made = made.map_err(|_| stopping())?.map_err(refused)?;
@@ -158,7 +162,9 @@ fn refused(refusal: Refusal) -> Status {
     let code = match refusal.problem {
         Problem::Malformed => Code::InvalidArgument,
         Problem::Unknown => Code::NotFound,
-        Problem::Unavailable | Problem::Unreachable | Problem::NoGateway => Code::Aborted,
+        Problem::Unavailable | Problem::Unreachable | Problem::NoGateway | Problem::Failed => {
+            Code::Aborted
+        }
         _ => Code::FailedPrecondition,
     };
     let mut status = Status::new(code, refusal.message);

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 use linkspan_api::v1::{self, discover_request::Message as Said};
 use linkspan_core::{
     Address,
-    join::{Invitation, Problem, Refusal, Transcript, sign},
+    join::{Invitation, Party, Problem, Refusal, RootsDigest, Transcript, sign},
 };
 use linkspan_dataplane::frame;
 use linkspan_trust::{MaterialReader, SpiffeId, TrustPolicy};
@@ -299,10 +299,10 @@ async fn who_does_not_hold_the_pinned_root_learns_nothing() {
 async fn session_with(
     west: &Federation,
     invitation: &Invitation,
-) -> (TlsStream<TcpStream>, Card, Card, [u8; 32]) {
+) -> (TlsStream<TcpStream>, Card, RootsDigest, [u8; 32]) {
     let tcp = TcpStream::connect(west.addresses.grpc).await.unwrap();
     let mut tls = session::open(tcp, invitation).await.unwrap();
-    let inviter = session::hear(&mut tls, invitation).await.unwrap();
+    let hello = session::hear(&mut tls, invitation).await.unwrap();
     let exporter = session::exporter(&tls.get_ref().1.export_keying_material(
         [0; 32],
         session::EXPORTER,
@@ -321,9 +321,10 @@ async fn session_with(
             port: 15443,
         }],
         now: SystemTime::now(),
-        ..inviter.clone()
+        clusterset: "demo".into(),
+        version: crate::version::VERSION.into(),
     };
-    (tls, own, inviter, exporter.unwrap())
+    (tls, own, hello.roots, exporter.unwrap())
 }
 
 async fn say(
@@ -334,14 +335,18 @@ async fn say(
     let answer = frame::read_message(tls, messages::MAX_MESSAGE)
         .await
         .unwrap();
-    messages::verdict(answer)
+    messages::verdict(answer).map(|(_, until)| until)
 }
 
-fn proof(exporter: [u8; 32], seed: &Invitation, inviter: &Card, own: &Card) -> Vec<u8> {
+fn proof(exporter: [u8; 32], seed: &Invitation, roots: RootsDigest, own: &Card) -> Vec<u8> {
     let transcript = Transcript {
         exporter,
         invitation: seed.id,
-        inviter: inviter.party(),
+        inviter: Party {
+            cluster: seed.cluster.clone(),
+            trust_domain: seed.trust_domain.clone(),
+            roots,
+        },
         accepter: own.party(),
     };
     sign(&seed.seed, &transcript)
@@ -356,7 +361,7 @@ async fn a_proof_is_good_for_its_own_session_and_words_only() {
 
     // Replayed: the very bytes of another session.
     let (_other, own, inviter, exporter) = session_with(&west, &invitation).await;
-    let replayed = own.request(invitation.id, proof(exporter, &invitation, &inviter, &own));
+    let replayed = own.request(invitation.id, proof(exporter, &invitation, inviter, &own));
     let (mut tls, ..) = session_with(&west, &invitation).await;
     assert_eq!(
         say(&mut tls, &replayed).await.unwrap_err().problem,
@@ -375,7 +380,7 @@ async fn a_proof_is_good_for_its_own_session_and_words_only() {
     ];
     for change in changes {
         let (mut tls, own, inviter, exporter) = session_with(&west, &invitation).await;
-        let proof = proof(exporter, &invitation, &inviter, &own);
+        let proof = proof(exporter, &invitation, inviter, &own);
         let mut other = own.clone();
         change(&mut other);
         let domain = other.trust_domain.clone();
@@ -391,17 +396,17 @@ async fn a_proof_is_good_for_its_own_session_and_words_only() {
     // Clocks apart are refused with both, and cost nothing.
     let (mut tls, mut own, inviter, exporter) = session_with(&west, &invitation).await;
     own.now = SystemTime::now() - std::time::Duration::from_secs(3600);
-    let asked = own.request(invitation.id, proof(exporter, &invitation, &inviter, &own));
+    let asked = own.request(invitation.id, proof(exporter, &invitation, inviter, &own));
     let refused = say(&mut tls, &asked).await.unwrap_err();
     assert_eq!(refused.problem, Problem::ClockSkew);
     assert!(refused.message.contains("cluster `east` says"), "{refused}");
 
     // Stolen, and good; then stolen after use, with roots of the thief's own.
     let (mut tls, own, inviter, exporter) = session_with(&west, &invitation).await;
-    let asked = own.request(invitation.id, proof(exporter, &invitation, &inviter, &own));
+    let asked = own.request(invitation.id, proof(exporter, &invitation, inviter, &own));
     say(&mut tls, &asked).await.unwrap();
     let (mut tls, own, inviter, exporter) = session_with(&west, &invitation).await;
-    let stolen = own.request(invitation.id, proof(exporter, &invitation, &inviter, &own));
+    let stolen = own.request(invitation.id, proof(exporter, &invitation, inviter, &own));
     assert_eq!(
         say(&mut tls, &stolen).await.unwrap_err().problem,
         Problem::Used

@@ -3900,9 +3900,20 @@ pub struct Invitation {
     #[prost(int64, tag = "10")]
     pub created_unix: i64,
 }
-/// First, from the inviter: who it is.
-#[derive(Clone, PartialEq, ::prost::Message)]
+/// First, from the inviter, to anybody who comes: nothing of what it is, which who holds the
+/// invitation knows, and nobody else needs to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinHello {
+    /// Digest of the inviter's roots, which the proof signs: SHA-256 over each root in DER, sorted,
+    /// with its length in front (eight bytes, big endian).
+    #[prost(bytes = "bytes", tag = "1")]
+    pub roots_digest: ::prost::bytes::Bytes,
+    #[prost(int64, tag = "2")]
+    pub now_unix_millis: i64,
+}
+/// What a side says of itself.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct JoinCard {
     #[prost(string, tag = "1")]
     pub cluster: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
@@ -3914,6 +3925,7 @@ pub struct JoinHello {
     /// DER certificates.
     #[prost(bytes = "bytes", repeated, tag = "5")]
     pub roots: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// May be empty where only the inviter can be dialled.
     #[prost(message, repeated, tag = "6")]
     pub addresses: ::prost::alloc::vec::Vec<GatewayAddress>,
     #[prost(string, tag = "7")]
@@ -3928,39 +3940,22 @@ pub struct JoinHello {
 pub struct JoinRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub invitation: ::prost::bytes::Bytes,
-    #[prost(string, tag = "2")]
-    pub cluster: ::prost::alloc::string::String,
-    #[prost(string, tag = "3")]
-    pub clusterset: ::prost::alloc::string::String,
-    #[prost(string, tag = "4")]
-    pub trust_domain: ::prost::alloc::string::String,
-    #[prost(string, tag = "5")]
-    pub version: ::prost::alloc::string::String,
-    #[prost(bytes = "bytes", repeated, tag = "6")]
-    pub roots: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    /// May be empty where only the inviter can be dialled.
-    #[prost(message, repeated, tag = "7")]
-    pub addresses: ::prost::alloc::vec::Vec<GatewayAddress>,
-    #[prost(string, tag = "8")]
-    pub gateway_spiffe_id: ::prost::alloc::string::String,
-    #[prost(string, tag = "9")]
-    pub federation_spiffe_id: ::prost::alloc::string::String,
-    #[prost(int64, tag = "10")]
-    pub now_unix_millis: i64,
+    #[prost(message, optional, tag = "2")]
+    pub accepter: ::core::option::Option<JoinCard>,
     /// Ed25519 signature of the transcript: label, exporter of this TLS session, invitation, and of
     /// both sides cluster id, trust domain and digest of the roots.
-    #[prost(bytes = "bytes", tag = "11")]
+    #[prost(bytes = "bytes", tag = "3")]
     pub proof: ::prost::bytes::Bytes,
 }
 /// Last, from the inviter.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JoinAnswer {
     #[prost(oneof = "join_answer::Answer", tags = "1, 2")]
     pub answer: ::core::option::Option<join_answer::Answer>,
 }
 /// Nested message and enum types in `JoinAnswer`.
 pub mod join_answer {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Answer {
         #[prost(message, tag = "1")]
         Accepted(super::JoinAccepted),
@@ -3968,11 +3963,14 @@ pub mod join_answer {
         Refused(super::JoinRefused),
     }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JoinAccepted {
     /// Until when the first tunnel must be up.
     #[prost(int64, tag = "1")]
     pub expires_unix: i64,
+    /// Who the inviter is; its roots are those of the hello.
+    #[prost(message, optional, tag = "2")]
+    pub inviter: ::core::option::Option<JoinCard>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinRefused {
@@ -4035,8 +4033,13 @@ pub enum JoinProblem {
     WrongRoots = 13,
     /// The proof does not fit the invitation and this session.
     BadProof = 14,
-    /// The other side cannot do it now.
+    /// It cannot be done now: starting, stopping, no room, no answer. The same invitation may be
+    /// tried again.
     Unavailable = 15,
+    /// What the other side said cannot be used.
+    Garbled = 16,
+    /// It was tried, and failed here: a disk, a file.
+    Failed = 17,
 }
 impl JoinProblem {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -4061,6 +4064,8 @@ impl JoinProblem {
             Self::WrongRoots => "JOIN_PROBLEM_WRONG_ROOTS",
             Self::BadProof => "JOIN_PROBLEM_BAD_PROOF",
             Self::Unavailable => "JOIN_PROBLEM_UNAVAILABLE",
+            Self::Garbled => "JOIN_PROBLEM_GARBLED",
+            Self::Failed => "JOIN_PROBLEM_FAILED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -4082,6 +4087,8 @@ impl JoinProblem {
             "JOIN_PROBLEM_WRONG_ROOTS" => Some(Self::WrongRoots),
             "JOIN_PROBLEM_BAD_PROOF" => Some(Self::BadProof),
             "JOIN_PROBLEM_UNAVAILABLE" => Some(Self::Unavailable),
+            "JOIN_PROBLEM_GARBLED" => Some(Self::Garbled),
+            "JOIN_PROBLEM_FAILED" => Some(Self::Failed),
             _ => None,
         }
     }

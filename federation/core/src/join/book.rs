@@ -216,7 +216,7 @@ impl LinkBook {
     ) -> Result<(), Refusal> {
         if self.invitations.len() >= MAX_INVITATIONS {
             return Err(Refusal::new(
-                Problem::Unavailable,
+                Problem::Failed,
                 format!(
                     "{MAX_INVITATIONS} invitations are open already; wait until some expire, or \
                      take some back (`linkspan link list`, `linkspan link revoke ID`)"

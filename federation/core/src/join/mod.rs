@@ -54,8 +54,12 @@ pub enum Problem {
     WrongRoots,
     /// The proof does not fit the invitation and this session.
     BadProof,
-    /// It cannot be done now.
+    /// It cannot be done now: starting, stopping, no room, no answer. The same may be tried again.
     Unavailable,
+    /// What the other side said cannot be used.
+    Garbled,
+    /// It was tried, and failed on this side: a disk, a file.
+    Failed,
 }
 
 /// Why two clusters are not linked: what happened, to what, and what to do.

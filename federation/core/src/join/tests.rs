@@ -237,7 +237,7 @@ fn offers_are_bounded_and_swept() {
         offer(&mut book, n, now() + MINUTE).unwrap();
     }
     let full = offer(&mut book, 1_000, now() + MINUTE);
-    assert_eq!(problem(full), Problem::Unavailable);
+    assert_eq!(problem(full), Problem::Failed);
     assert!(book.sweep(&BTreeMap::new(), now() + MINUTE));
     offer(&mut book, 1_000, now() + 2 * MINUTE).unwrap();
 }
