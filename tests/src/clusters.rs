@@ -335,6 +335,12 @@ impl<M: Machine> Cluster<M> {
         })
     }
 
+    /// Everything that its processes read and write: state, resources, configuration, logs.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// The state directory of its federation.
     #[must_use]
     pub fn state(&self) -> PathBuf {

@@ -1,9 +1,19 @@
 //! Linking by invitation and unlinking, from the outside: real processes and the command line.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use linkspan_tests::clusters::{Cluster, Host, Service, binary};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use linkspan_api::v1;
+use linkspan_core::testing::secret::traces;
+use linkspan_tests::clusters::{Cluster, Host, Machine, Service, binary};
+use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -54,7 +64,7 @@ fn resource_files(cluster: &Cluster<Host>) -> Result<Vec<String>> {
 }
 
 /// What a loopback face shows.
-async fn dump(cluster: &Cluster<Host>, part: &str, what: &str) -> Result<String> {
+async fn dump<M: Machine>(cluster: &Cluster<M>, part: &str, what: &str) -> Result<String> {
     let mut stream = TcpStream::connect(cluster.debug_address(part)?).await?;
     let request = format!("GET /{what} HTTP/1.1\r\nhost: local\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
@@ -67,7 +77,7 @@ async fn dump(cluster: &Cluster<Host>, part: &str, what: &str) -> Result<String>
 async fn clean(cluster: &Cluster<Host>, peer: &str) -> Result<()> {
     cluster
         .wait_until("clean", |status| {
-            let of_peer = |of: &linkspan_api::v1::ClusterEndpoints| of.cluster == peer;
+            let of_peer = |of: &v1::ClusterEndpoints| of.cluster == peer;
             status.links.is_empty()
                 && !status
                     .services
@@ -296,33 +306,98 @@ async fn no_gateway_and_no_answer_are_told_apart() -> Result<()> {
     waited.success().context("linked after all").map(drop)
 }
 
-/// Nothing that is kept or logged holds the secret.
+/// A machine whose processes log all that they can.
+#[derive(Clone)]
+struct Talkative(Host);
+
+impl Machine for Talkative {
+    fn address(&self) -> IpAddr {
+        self.0.address()
+    }
+
+    fn port(&self) -> Result<u16> {
+        self.0.port()
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = self.0.command(program);
+        command.env("LINKSPAN_LOG", "trace");
+        command
+    }
+}
+
+/// The secret of an invitation.
+fn seed(invitation: &str) -> Result<Vec<u8>> {
+    let encoded = invitation.strip_prefix("lsp1.").context("its prefix")?;
+    let bytes = URL_SAFE_NO_PAD.decode(encoded)?;
+    // A checksum follows.
+    let message = v1::Invitation::decode(&bytes[..bytes.len() - 4])?;
+    ensure!(message.seed.len() == 32);
+    Ok(message.seed.to_vec())
+}
+
+/// All files below `directory`.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let kind = fs::symlink_metadata(&path)?.file_type();
+        if kind.is_dir() {
+            found.extend(files(&path)?);
+        } else if kind.is_file() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// Nothing that is kept, logged or shown holds the secret, whatever the log level.
 #[tokio::test]
 async fn the_seed_is_nowhere_but_in_the_invitation() -> Result<()> {
-    let host = Host::new(305);
-    let (east, west) = (cluster("east", &host).await?, cluster("west", &host).await?);
+    let host = Talkative(Host::new(305));
+    let east = Cluster::start("east", host.clone(), &[CHECKOUT], 1).await?;
+    let west = Cluster::start("west", host.clone(), &[CHECKOUT], 1).await?;
     east.wait_for_gateways().await?;
     west.wait_for_gateways().await?;
     let invitation = west
         .cli(&["link", "invite", "--allow-loopback"], "")?
         .success()?;
     let invitation = invitation.trim();
+    let seed = seed(invitation)?;
+    // Refused first, since mistakes are told in detail.
+    east.cli(
+        &["link", "accept", "-", "--allow-loopback"],
+        &invitation[..invitation.len() - 6],
+    )?;
+    east.cli(&["link", "accept", "-"], invitation)?;
     east.cli(&["link", "accept", "-", "--allow-loopback"], invitation)?
         .success()?;
     tokio::time::timeout(Duration::from_secs(30), east.wait_for_link(true)).await??;
-    // Any stretch of it would be enough to begin guessing.
-    let secret = &invitation[invitation.len() - 120..invitation.len() - 60];
+    let mut looked = 0;
     for cluster in [&east, &west] {
-        ensure!(!cluster.logs().contains(secret));
-        for entry in fs::read_dir(cluster.state())? {
-            let path = entry?.path();
-            if path.is_file() {
-                ensure!(!fs::read_to_string(&path)?.contains(secret), "{path:?}");
-            }
+        for path in files(cluster.directory())? {
+            let bytes = fs::read(&path)?;
+            ensure!(traces(&seed, &bytes).is_empty(), "{}", path.display());
+            looked += bytes.len();
         }
-        for what in ["config", "snapshot"] {
-            ensure!(!dump(cluster, "federation", what).await?.contains(secret));
+        for (part, what) in [
+            ("federation", "config"),
+            ("federation", "snapshot"),
+            ("gateway-1", "config"),
+            ("gateway-1", "debug"),
+        ] {
+            let text = dump(cluster, part, what).await?;
+            ensure!(text.contains("200 OK"), "{part}/{what}: {text}");
+            ensure!(traces(&seed, text.as_bytes()).is_empty(), "{part}/{what}");
+        }
+        for verb in [&["link", "list"][..], &["status"]] {
+            let said = cluster.cli(&[verb, &["-o", "json"]].concat(), "")?;
+            let shown = said.success()?;
+            ensure!(traces(&seed, shown.as_bytes()).is_empty(), "{verb:?}");
         }
     }
+    ensure!(looked > 100_000, "the logs were read: {looked}");
+    // And it would have been found.
+    ensure!(traces(&seed, invitation.as_bytes()).contains(&"base64url"));
     Ok(())
 }

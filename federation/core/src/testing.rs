@@ -17,6 +17,7 @@ use crate::record::{ReceivedRecord, RecordBody};
 use crate::workloads::Registration;
 
 mod contract;
+pub mod secret;
 #[cfg(test)]
 mod tests;
 

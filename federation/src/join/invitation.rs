@@ -161,6 +161,7 @@ fn time(unix: i64) -> Option<SystemTime> {
 
 #[cfg(test)]
 mod tests {
+    use linkspan_core::testing::secret::traces;
     use proptest::prelude::*;
 
     use super::*;
@@ -215,8 +216,31 @@ mod tests {
 
     #[test]
     fn debug_output_has_no_seed() {
-        let one = invitation([0xab; 32], 1, false);
-        assert!(!format!("{one:?}").contains("171"));
+        let seed: [u8; 32] =
+            std::array::from_fn(|at| 73_u8.wrapping_mul(at as u8).wrapping_add(200));
+        let one = invitation(seed, 1, false);
+        let text = encode(&one);
+        let accept = v1::AcceptRequest {
+            invitation: text.to_string(),
+            ..Default::default()
+        };
+        let invited = v1::InviteResponse {
+            invitation: text.to_string(),
+            ..Default::default()
+        };
+        let encoded = text.strip_prefix(PREFIX).unwrap();
+        let message = URL_SAFE_NO_PAD.decode(encoded).unwrap();
+        let message = v1::Invitation::decode(&message[..message.len() - CHECKSUM]).unwrap();
+        for shown in [
+            format!("{one:?} {one:#?}"),
+            format!("{message:?}"),
+            format!("{accept:?} {invited:?}"),
+        ] {
+            assert!(!shown.contains("lsp1"), "{shown}");
+            assert!(traces(&seed, shown.as_bytes()).is_empty(), "{shown}");
+        }
+        // It is found where it is.
+        assert!(traces(&seed, text.as_bytes()).contains(&"base64url"));
     }
 
     proptest! {
