@@ -31,14 +31,14 @@ use crate::{
 
 /// What the relay does to the bytes in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     Honest,
     /// Everything arrives but the answer.
     LosesTheAnswer,
 }
 
 /// A gateway that waits to be dialled at `tunnel`, for as long as it lives.
-async fn dialled_at(federation: &Federation, tunnel: SocketAddr) -> Living {
+pub(super) async fn dialled_at(federation: &Federation, tunnel: SocketAddr) -> Living {
     let material = federation.gateway().await;
     let proxy = Proxy::open(federation, &material).await.unwrap();
     let registration = v1::GatewayRegistration {
@@ -56,7 +56,7 @@ async fn dialled_at(federation: &Federation, tunnel: SocketAddr) -> Living {
 }
 
 /// A gateway that dials as often as it is asked to.
-async fn dialling(federation: &Federation, way: Way) -> JoinHandle<()> {
+pub(super) async fn dialling(federation: &Federation, way: Way) -> JoinHandle<()> {
     let material = federation.gateway().await;
     let mut proxy = Proxy::open(federation, &material).await.unwrap();
     proxy.say(Said::Gateway(gateway("gateway-1"))).await;
@@ -137,7 +137,7 @@ async fn without_answer(back: TlsStream<TcpStream>, peer: TcpStream) {
     }
 }
 
-async fn invite(federation: &Federation, peer: &str) -> String {
+pub(super) async fn invite(federation: &Federation, peer: &str) -> String {
     let request = v1::InviteRequest {
         peer: peer.into(),
         ..Default::default()
@@ -146,7 +146,10 @@ async fn invite(federation: &Federation, peer: &str) -> String {
     reply.into_inner().invitation
 }
 
-async fn accept(federation: &Federation, invitation: &str) -> Result<v1::AcceptResponse, Status> {
+pub(super) async fn accept(
+    federation: &Federation,
+    invitation: &str,
+) -> Result<v1::AcceptResponse, Status> {
     let request = v1::AcceptRequest {
         invitation: invitation.into(),
         ..Default::default()
@@ -157,16 +160,20 @@ async fn accept(federation: &Federation, invitation: &str) -> Result<v1::AcceptR
 }
 
 #[track_caller]
-fn problem_of(status: &Status) -> Problem {
+pub(super) fn problem_of(status: &Status) -> Problem {
     let number = status
         .metadata()
         .get("linkspan-problem")
         .expect("a problem");
     let number: i32 = number.to_str().unwrap().parse().unwrap();
     [
+        Problem::Malformed,
         Problem::Expired,
         Problem::Used,
         Problem::Unknown,
+        Problem::OtherPeer,
+        Problem::OtherClusterset,
+        Problem::ClockSkew,
         Problem::Unreachable,
         Problem::NoGateway,
         Problem::DuplicateCluster,
@@ -179,11 +186,11 @@ fn problem_of(status: &Status) -> Problem {
     .unwrap_or_else(|| panic!("{number}: {status}"))
 }
 
-fn linked(world: &crate::controller::World, peer: &str) -> bool {
+pub(super) fn linked(world: &crate::controller::World, peer: &str) -> bool {
     world.declared.links.contains_key(&cluster(peer))
 }
 
-fn pending(world: &crate::controller::World, peer: &str) -> Option<bool> {
+pub(super) fn pending(world: &crate::controller::World, peer: &str) -> Option<bool> {
     let link = world.declared.links.get(&cluster(peer));
     link.map(|link| link.pending)
 }
@@ -296,7 +303,7 @@ async fn who_does_not_hold_the_pinned_root_learns_nothing() {
 }
 
 /// East's side of a session with west, without gateways, to say what an honest side never would.
-async fn session_with(
+pub(super) async fn session_with(
     west: &Federation,
     invitation: &Invitation,
 ) -> (TlsStream<TcpStream>, Card, RootsDigest, [u8; 32]) {
@@ -327,7 +334,7 @@ async fn session_with(
     (tls, own, hello.roots, exporter.unwrap())
 }
 
-async fn say(
+pub(super) async fn say(
     tls: &mut TlsStream<TcpStream>,
     request: &v1::JoinRequest,
 ) -> Result<SystemTime, Refusal> {
@@ -338,7 +345,12 @@ async fn say(
     messages::verdict(answer).map(|(_, until)| until)
 }
 
-fn proof(exporter: [u8; 32], seed: &Invitation, roots: RootsDigest, own: &Card) -> Vec<u8> {
+pub(super) fn proof(
+    exporter: [u8; 32],
+    seed: &Invitation,
+    roots: RootsDigest,
+    own: &Card,
+) -> Vec<u8> {
     let transcript = Transcript {
         exporter,
         invitation: seed.id,

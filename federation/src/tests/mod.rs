@@ -5,6 +5,7 @@ mod discovery;
 mod failover;
 mod identity;
 mod join;
+mod mistakes;
 mod operator;
 mod path;
 mod proxy;
