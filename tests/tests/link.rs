@@ -1,6 +1,7 @@
 //! Linking by invitation and unlinking, from the outside: real processes and the command line.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -232,14 +233,20 @@ async fn each_mistake_has_its_own_answer_and_exit_code() -> Result<()> {
     );
 
     // One that was taken back is good for nobody, and one that was used is undone otherwise.
+    let open = || -> Result<BTreeSet<String>> {
+        let list = west.cli(&["link", "list", "-o", "json"], "")?.success()?;
+        let list: serde_json::Value = serde_json::from_str(&list)?;
+        let open = list["invitations"].as_array().context("invitations")?;
+        Ok(open
+            .iter()
+            .filter_map(|of| of["id"].as_str().map(str::to_owned))
+            .collect())
+    };
+    // The first one for north is still open, too.
+    let before = open()?;
     let taken_back = invite(&["north"])?;
-    let list = west.cli(&["link", "list", "-o", "json"], "")?.success()?;
-    let list: serde_json::Value = serde_json::from_str(&list)?;
-    let open = list["invitations"].as_array().context("invitations")?;
-    let of_north = open.iter().find(|of| of["peer"] == "north");
-    let id = of_north
-        .and_then(|of| of["id"].as_str())
-        .context("its id")?;
+    let after = open()?;
+    let id = after.difference(&before).next().context("its id")?;
     west.cli(&["link", "revoke", id], "")?.success()?;
     let gone = north.cli(&["link", "accept", "-", "--allow-loopback"], &taken_back)?;
     ensure!(

@@ -64,6 +64,8 @@ impl Linker {
         let buried = declared
             .filter(|_| untold.is_some())
             .map(|link| in_force(&world, link));
+        // Or the keeper would remove it, too, as one whose removal has begun.
+        let _hold = self.in_hand.take(cluster);
         let tombstone_until = buried.as_ref().map(|_| SystemTime::now() + TOMBSTONE_LIFE);
         self.unlink(cluster, buried).await?;
         let late = self.let_go(cluster).await;

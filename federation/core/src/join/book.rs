@@ -420,11 +420,15 @@ impl LinkBook {
             };
             self.tombstones.remove(&domain);
         }
+        // Once the link is forgotten, only the tombstone still says what it came of: a second word
+        // about the same removal must not unname it, or the peer would never believe it.
+        let buried = self.tombstones.get(&link.trust_domain);
+        let named = buried.and_then(|tombstone| tombstone.invitation);
         let tombstone = Tombstone {
             cluster: link.cluster.clone(),
             gateway_id: link.gateway_id.clone(),
             roots: link.bundle.to_pem(),
-            invitation: self.made_by(cluster, &link.trust_domain),
+            invitation: self.made_by(cluster, &link.trust_domain).or(named),
             until_unix: unix(now + TOMBSTONE_LIFE),
         };
         self.tombstones.insert(link.trust_domain.clone(), tombstone);

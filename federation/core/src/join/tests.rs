@@ -170,6 +170,10 @@ fn a_link_that_is_being_removed_never_becomes_active() {
     assert!(book.removing().is_empty());
     let stones: Vec<_> = book.tombstones().map(|(_, of)| of.invitation).collect();
     assert_eq!(stones, [Some(ID)], "it says which link");
+    // Whoever removes it once more knows less by now, and must not unname it.
+    book.remove(name, Some(&east), now());
+    let stones: Vec<_> = book.tombstones().map(|(_, of)| of.invitation).collect();
+    assert_eq!(stones, [Some(ID)]);
 }
 
 #[test]
