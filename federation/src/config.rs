@@ -10,7 +10,7 @@ use std::{
 
 use linkspan_routing::{ClusterId, DnsLabel, FailbackConfig};
 use linkspan_runtime::config::{ConfigError, HumanDuration, Problems, read_yaml};
-use linkspan_trust::TrustDomain;
+use linkspan_trust::{SYSTEM_NAMESPACE, TrustDomain};
 use serde::Deserialize;
 
 /// What one federation needs to know to start.
@@ -140,7 +140,7 @@ struct RawKubernetes {
 }
 
 fn system_namespace() -> String {
-    linkspan_trust::SYSTEM_NAMESPACE.to_owned()
+    SYSTEM_NAMESPACE.to_owned()
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -235,7 +235,7 @@ impl Check {
                 resources: of.resources_dir,
             }),
             (None, Some(RawHome::Kubernetes(of))) => Some(Home::Kubernetes {
-                namespace: self.label("home.kubernetes.namespace", &of.namespace)?,
+                namespace: self.system_namespace(&of.namespace)?,
                 kubeconfig: of.kubeconfig,
             }),
             (Some(resources), Some(_)) => {
@@ -249,6 +249,20 @@ impl Check {
                 None
             }
         }
+    }
+
+    /// The namespace of our own parts. It is part of their identities: were it another one, whoever
+    /// can make a namespace of this name would get these.
+    fn system_namespace(&mut self, text: &str) -> Option<String> {
+        if text == SYSTEM_NAMESPACE {
+            return Some(text.to_owned());
+        }
+        let fix = format!(
+            "write `{SYSTEM_NAMESPACE}`: the identities of gateways and federation name it"
+        );
+        self.0
+            .add("home.kubernetes.namespace", format_args!("`{text}`"), fix);
+        None
     }
 
     fn label(&mut self, key: &str, text: &str) -> Option<String> {
@@ -331,7 +345,7 @@ debugListen: 127.0.0.1:15021
             (format!("{GOOD}{kubernetes}"), "one home"),
             (without.clone(), "name a directory"),
             (
-                format!("{without}home: {{kubernetes: {{namespace: a.b}}}}\n"),
+                format!("{without}home: {{kubernetes: {{namespace: mesh}}}}\n"),
                 "home.kubernetes.namespace",
             ),
         ] {
