@@ -12,7 +12,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::certificate::Signing;
 use crate::material::checked_alpn;
-use crate::verify::{MAX_INTERMEDIATES, Refusal, Rejection, Role, Verifier, prove, tls12_refused};
+use crate::verify::{
+    MAX_INTERMEDIATES, Refusal, Rejection, Role, Verifier, algorithms, prove, tls12_refused,
+};
 use crate::{
     Bundle, BundleError, BundleSet, MaterialError, SpiffeId, TlsMaterial, TrustPolicy, tls,
 };
@@ -173,11 +175,11 @@ impl ServerCertVerifier for Pinned {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &algorithms())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        schemes()
+        algorithms().supported_schemes()
     }
 }
 
@@ -212,27 +214,12 @@ impl ServerCertVerifier for Anyone {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &algorithms())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        schemes()
+        algorithms().supported_schemes()
     }
-}
-
-fn signature(
-    message: &[u8],
-    cert: &CertificateDer<'_>,
-    dss: &DigitallySignedStruct,
-) -> Result<HandshakeSignatureValid, rustls::Error> {
-    let algorithms = tls::provider().signature_verification_algorithms;
-    verify_tls13_signature(message, cert, dss, &algorithms)
-}
-
-fn schemes() -> Vec<SignatureScheme> {
-    tls::provider()
-        .signature_verification_algorithms
-        .supported_schemes()
 }
 
 #[cfg(test)]

@@ -186,7 +186,7 @@ fn check_issuers(domain: &TrustDomain, path: &VerifiedPath<'_>) -> Result<(), Re
 const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 const CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
 
-fn algorithms() -> WebPkiSupportedAlgorithms {
+pub(crate) fn algorithms() -> WebPkiSupportedAlgorithms {
     tls::provider().signature_verification_algorithms
 }
 
