@@ -14,6 +14,8 @@ use std::{
 };
 
 use linkspan_clusters::BareServer;
+use linkspan_dataplane::identity::{FederationClient, IdentityError, first_contact};
+use linkspan_trust::Bundle;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -24,6 +26,7 @@ const LOOK: Duration = Duration::from_millis(50);
 
 struct Federation {
     process: Child,
+    listen: SocketAddr,
     admin: SocketAddr,
 }
 
@@ -45,6 +48,7 @@ impl Federation {
         command.args(["run", "federation", "--config"]).arg(&path);
         Self {
             process: command.spawn().expect("it starts"),
+            listen,
             admin,
         }
     }
@@ -100,6 +104,67 @@ fn service_and_export(name: &str) -> String {
     )
 }
 
+const POD: &str = "
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: web, namespace: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop}
+spec:
+  serviceAccountName: web
+  automountServiceAccountToken: false
+  containers: [{name: app, image: app}]
+";
+
+/// By its projected token, as the kubelet would make it; and none once the pod is gone.
+fn a_living_pod_gets_its_certificate(server: &BareServer, federation: &Federation, folder: &Path) {
+    server.apply(POD).expect("a pod");
+    let kubectl = |line: &str| {
+        let words: Vec<_> = line.split(' ').collect();
+        let said = server.kubectl(&words).expect(line);
+        said.trim().to_owned()
+    };
+    let uid = kubectl("get pod web-1 -n shop -o jsonpath={.metadata.uid}");
+    let bound =
+        format!("--bound-object-kind Pod --bound-object-name web-1 --bound-object-uid {uid}");
+    let token = |audience: &str| {
+        kubectl(&format!(
+            "create token web -n shop --audience {audience} {bound}"
+        ))
+    };
+    let bundle = Command::new(env!("CARGO_BIN_EXE_linkspan"))
+        .args(["bundle", "--state-dir"])
+        .arg(folder.join("state"))
+        .output()
+        .expect("it runs");
+    let file = folder.join("token");
+    let client = FederationClient {
+        address: federation.listen.to_string(),
+        trust_domain: "east.demo.linkspan.internal".parse().expect("a domain"),
+        roots: Bundle::from_pem(0, &bundle.stdout).expect("roots"),
+        token: file.clone(),
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let ask = |token: &str| {
+        fs::write(&file, token).expect("a file");
+        runtime.block_on(first_contact(&client))
+    };
+
+    let good = token("linkspan:east");
+    let (_writer, reader) = ask(&good).expect("a certificate");
+    let id = reader.current().svid().id().to_string();
+    assert_eq!(id, "spiffe://east.demo.linkspan.internal/ns/shop/sa/web");
+    let refused = |token: &str| match ask(token) {
+        Err(IdentityError::Refused { message, .. }) => message,
+        other => panic!("{:?}", other.err()),
+    };
+    assert!(refused(&token("linkspan:west")).contains("audience"));
+    kubectl("delete pod web-1 -n shop --force --grace-period 0");
+    assert!(refused(&good).contains("living pod"));
+}
+
 fn wait_for(server: &BareServer, what: &str, state: &str) {
     let timeout = format!("--timeout={}s", PATIENCE.as_secs());
     let state = format!("--for={state}");
@@ -150,6 +215,8 @@ fn federation_lives_in_the_api_and_outlives_its_server() {
                   metadata: {name: nothing, namespace: shop}\n";
     server.apply(orphan).expect("declares");
     wait_for(&server, "serviceexport/nothing", "condition=Valid=False");
+
+    a_living_pod_gets_its_certificate(&server, &federation, folder.path());
 
     server.kill().expect("it runs");
     // Nothing about federation depends on it just now.
