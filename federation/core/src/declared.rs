@@ -33,6 +33,9 @@ pub struct Declared {
     /// What is wrong with what is declared, each with its place and fix; what it concerns
     /// is left out, or is as it was before.
     pub problems: Vec<String>,
+    /// Whether something is declared that is or may be a ClusterLink and cannot be taken as it is
+    /// written: then a link that is missing here need not be gone.
+    pub links_in_doubt: bool,
 }
 
 /// A Service of this cluster.
@@ -97,28 +100,64 @@ pub struct Sourced {
     pub created: SystemTime,
 }
 
+/// Links of a snapshot, by peer.
+pub type Links = BTreeMap<ClusterId, Link>;
+
 /// Puts a snapshot together. Resources that contradict each other or this cluster are left
-/// out, with a problem that names both places; of two with one name the first stands.
-pub fn assemble(own: &OwnCluster, objects: impl IntoIterator<Item = Sourced>) -> Declared {
+/// out, with a problem that names both places; of two with one name the first stands. Only a link
+/// of those `in_force` stays as it was: traffic runs over it, and nobody has removed it.
+pub fn assemble(
+    own: &OwnCluster,
+    in_force: &Links,
+    objects: impl IntoIterator<Item = Sourced>,
+) -> Declared {
     let mut assembly = Assembly {
         own,
+        in_force,
         declared: Declared::default(),
         origins: BTreeMap::new(),
     };
+    let mut objects: Vec<_> = objects.into_iter().collect();
+    objects.sort_by_key(|sourced| assembly.turn(&sourced.object));
     for sourced in objects {
         assembly.add(sourced);
     }
     assembly.declared
 }
 
+/// Whose turn it is: who is first holds a trust domain against those that follow.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    InForce,
+    Changed,
+    New,
+}
+
 struct Assembly<'a> {
     own: &'a OwnCluster,
+    in_force: &'a Links,
     declared: Declared,
     /// Where each resource was first seen, by kind and name.
     origins: BTreeMap<(&'static str, String), String>,
 }
 
 impl Assembly<'_> {
+    fn turn(&self, object: &Object) -> Turn {
+        let Object::ClusterLink(link) = object else {
+            return Turn::New;
+        };
+        match self.former(&link.metadata.name) {
+            Some(former) if former.trust_domain.as_str() == link.spec.trust_domain => Turn::InForce,
+            Some(_) => Turn::Changed,
+            None => Turn::New,
+        }
+    }
+
+    /// The link of that name that is in force.
+    fn former(&self, name: &str) -> Option<&Link> {
+        self.in_force.get(&name.parse::<ClusterId>().ok()?)
+    }
+
     fn add(&mut self, sourced: Sourced) {
         let Sourced {
             object,
@@ -200,8 +239,26 @@ impl Assembly<'_> {
         Ok(())
     }
 
+    /// Where the link cannot be taken as it is written, the one in force stays.
     fn add_link(&mut self, link: resources::ClusterLink) -> Result<(), String> {
-        let link = link_of(link)?;
+        let former = self.former(&link.metadata.name).cloned();
+        let refused = match link_of(link).and_then(|link| self.check_link(link)) {
+            Ok(link) => {
+                self.declared.links.insert(link.cluster.clone(), link);
+                return Ok(());
+            }
+            Err(refused) => refused,
+        };
+        self.declared.links_in_doubt = true;
+        let Some(former) = former.and_then(|former| self.check_link(former).ok()) else {
+            return Err(refused);
+        };
+        self.declared.links.insert(former.cluster.clone(), former);
+        Err(format!("{refused}; the link stays as it was before"))
+    }
+
+    /// The link, if it contradicts neither this cluster nor a link that is there.
+    fn check_link(&self, link: Link) -> Result<Link, String> {
         if link.cluster == self.own.cluster {
             return Err(
                 "names this cluster itself; name the ClusterLink after the peer's cluster id"
@@ -230,8 +287,7 @@ impl Assembly<'_> {
                 link.cluster
             ));
         }
-        self.declared.links.insert(link.cluster.clone(), link);
-        Ok(())
+        Ok(link)
     }
 }
 

@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use kube::api::DynamicObject;
 use linkspan_core::OwnCluster;
 use linkspan_core::backend::{Source, SourceError};
-use linkspan_core::declared::{Declared, Sourced, assemble};
+use linkspan_core::declared::{Declared, Links, Sourced, assemble};
 use linkspan_resources::{Object, read_object};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -23,6 +23,7 @@ use crate::service::{self, named_ports};
 const SETTLE: Duration = Duration::from_millis(50);
 /// Where objects come from, in messages.
 const ORIGIN: &str = "the API server";
+const CLUSTER_LINK: &str = "ClusterLink";
 
 /// The API server as a [`Source`].
 pub struct KubernetesSource {
@@ -106,14 +107,19 @@ impl KubernetesSource {
         let mut objects = self.read_services(&mut problems);
         let mut good = Good::new();
         let exports = ("ServiceExport", self.mirrors.exports.clone());
-        let links = ("ClusterLink", self.mirrors.links.clone());
+        let links = (CLUSTER_LINK, self.mirrors.links.clone());
         let policies = ("FailoverPolicy", self.mirrors.policies.clone());
+        let mut links_in_doubt = false;
         for (kind, mirror) in [exports, links, policies] {
-            self.read_custom(kind, &mirror, &mut good, &mut objects, &mut problems);
+            let all = self.read_custom(kind, &mirror, &mut good, &mut objects, &mut problems);
+            links_in_doubt |= kind == CLUSTER_LINK && !all;
         }
         self.good = good;
-        let mut declared = assemble(&self.own, objects);
+        let none = Links::new();
+        let in_force = self.last.as_ref().map_or(&none, |last| &last.links);
+        let mut declared = assemble(&self.own, in_force, objects);
         declared.problems.extend(problems);
+        declared.links_in_doubt |= links_in_doubt;
         declared
     }
 
@@ -153,7 +159,7 @@ impl KubernetesSource {
         read_all
     }
 
-    /// An object that cannot be read is as it last was, with a problem.
+    /// An object that cannot be read is as it last was, with a problem. False where there is one.
     fn read_custom(
         &self,
         kind: &'static str,
@@ -161,7 +167,8 @@ impl KubernetesSource {
         good: &mut Good,
         objects: &mut Vec<Sourced>,
         problems: &mut Vec<String>,
-    ) {
+    ) -> bool {
+        let before = problems.len();
         let mirrored = mirror.read();
         for (key, object) in &mirrored.objects {
             let known = (kind, key.clone());
@@ -186,6 +193,7 @@ impl KubernetesSource {
                 objects.push(sourced(read, SystemTime::UNIX_EPOCH));
             }
         }
+        problems.len() == before
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use aws_lc_rs::digest::{SHA256, digest};
 use linkspan_core::{
     OwnCluster,
-    declared::{Declared, Sourced, assemble},
+    declared::{Declared, Links, Sourced, assemble},
 };
 use linkspan_resources::parse_documents;
 
@@ -36,6 +36,8 @@ pub(super) struct Scanner {
     own: OwnCluster,
     directory: PathBuf,
     files: BTreeMap<PathBuf, FileState>,
+    /// Links of the last scan.
+    in_force: Links,
 }
 
 impl Scanner {
@@ -44,6 +46,7 @@ impl Scanner {
             own,
             directory,
             files: BTreeMap::new(),
+            in_force: Links::new(),
         }
     }
 
@@ -68,7 +71,10 @@ impl Scanner {
             .files
             .values()
             .flat_map(|state| state.objects.iter().cloned());
-        let mut declared = assemble(&self.own, objects);
+        let mut declared = assemble(&self.own, &self.in_force, objects);
+        self.in_force.clone_from(&declared.links);
+        // Any file may be one of a link.
+        declared.links_in_doubt |= !problems.is_empty();
         declared.problems.splice(0..0, problems);
         declared
     }
@@ -143,7 +149,7 @@ impl Scanner {
             created,
         };
         let objects: Vec<_> = objects.into_iter().map(sourced).collect();
-        match assemble(&self.own, objects.iter().cloned()).problems {
+        match assemble(&self.own, &Links::new(), objects.iter().cloned()).problems {
             problems if problems.is_empty() => Ok(objects),
             problems => Err(problems),
         }

@@ -8,7 +8,7 @@ use std::{
 use linkspan_core::{
     Address, ClusterId, Link, OwnCluster, SpiffeId, TrustDomain,
     backend::LinkHome,
-    declared::{Sourced, assemble},
+    declared::{Links, Sourced, assemble},
     join::{
         Clocks, Invitation, InvitationId, LinkBook, Offer, Problem, Refusal, Seed, Site, public_key,
     },
@@ -376,7 +376,7 @@ fn check_readable(own: &OwnCluster, link: &ClusterLink) -> Result<(), Refusal> {
         origin: "the link".into(),
         created: SystemTime::UNIX_EPOCH,
     });
-    match assemble(own, sourced).problems.pop() {
+    match assemble(own, &Links::new(), sourced).problems.pop() {
         Some(problem) => Err(refuse(problem)),
         None => Ok(()),
     }

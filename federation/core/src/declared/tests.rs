@@ -6,6 +6,10 @@ use crate::testing::{bundle, own, service};
 const CREATED: Duration = Duration::from_secs(1_700_000_000);
 
 fn assembled(files: &[(&str, String)]) -> Declared {
+    assembled_upon(&Links::new(), files)
+}
+
+fn assembled_upon(in_force: &Links, files: &[(&str, String)]) -> Declared {
     let objects = files.iter().flat_map(|(file, text)| {
         let objects =
             linkspan_resources::parse_documents(file, text).expect("the sample is well-formed");
@@ -15,7 +19,7 @@ fn assembled(files: &[(&str, String)]) -> Declared {
             created: SystemTime::UNIX_EPOCH + CREATED + Duration::from_millis(700),
         })
     });
-    assemble(&own(), objects)
+    assemble(&own(), in_force, objects)
 }
 
 fn service_text(name: &str, rest: &str) -> String {
@@ -164,5 +168,59 @@ fn a_bundle_that_holds_no_certificate_is_told() {
     problem(
         &assembled(&[("l.yaml", broken)]),
         &["l.yaml: ClusterLink `west`", "spec.bundle"],
+    );
+}
+
+fn links(declared: &Declared) -> Vec<(&str, &str)> {
+    let links = declared.links.values();
+    links
+        .map(|link| (link.cluster.as_str(), link.trust_domain.as_str()))
+        .collect()
+}
+
+#[test]
+fn a_link_in_force_outlives_a_bad_edit() {
+    let before = assembled(&[("west.yaml", link_text("west", "west.test"))]);
+    let bad = link_text("west", "west.test").replace("MII", "MIX");
+    let after = assembled_upon(&before.links, &[("west.yaml", bad.clone())]);
+    assert_eq!(after.links, before.links);
+    assert!(after.links_in_doubt);
+    problem(&after, &["west.yaml", "spec.bundle", "stays as it was"]);
+    let never_good = assembled(&[("west.yaml", bad)]);
+    assert!(never_good.links.is_empty() && never_good.links_in_doubt);
+    let removed = assembled_upon(&before.links, &[]);
+    assert!(removed.links.is_empty() && !removed.links_in_doubt);
+}
+
+#[test]
+fn nobody_takes_the_trust_domain_of_a_link_in_force() {
+    let west = ("z.yaml", link_text("west", "west.test"));
+    let before = assembled(std::slice::from_ref(&west));
+    let claims = [("a.yaml", link_text("alpha", "west.test")), west];
+    let after = assembled_upon(&before.links, &claims);
+    assert_eq!(links(&after), [("west", "west.test")]);
+    problem(
+        &after,
+        &["a.yaml", "`alpha`", "belongs to the link to `west`"],
+    );
+    // Nor by an edit of another link that is in force, wherever it is written.
+    for (name, other) in [("a.yaml", "alpha"), ("zz.yaml", "zulu")] {
+        let two = [claims[1].clone(), (name, link_text(other, "other.test"))];
+        let before = assembled(&two);
+        let edited = [claims[1].clone(), (name, link_text(other, "west.test"))];
+        let after = assembled_upon(&before.links, &edited);
+        assert_eq!(links(&after), links(&before));
+        problem(&after, &[name, "stays as it was"]);
+    }
+    // What was given up is free.
+    let moved = [
+        ("a.yaml", link_text("alpha", "west.test")),
+        ("z.yaml", link_text("west", "new.test")),
+    ];
+    let after = assembled_upon(&before.links, &moved);
+    assert_eq!(after.problems, [] as [&str; 0]);
+    assert_eq!(
+        links(&after),
+        [("alpha", "west.test"), ("west", "new.test")]
     );
 }

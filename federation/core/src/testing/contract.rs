@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{link, service};
 use crate::backend::{Journal, Removals, Sink, Source};
 use crate::declared::Declared;
-use crate::model::{ClusterId, Condition, ConditionStatus, ServiceKey};
+use crate::model::{ClusterId, Condition, ConditionStatus, Link, ServiceKey};
 use crate::plan::Desired;
 
 /// Snapshots that a source may take to show a change: backends may show intermediate
@@ -167,11 +167,41 @@ async fn what_cannot_be_read_is_a_problem_until_it_is_mended(
     let read = declared.links.values().next().expect("the link");
     assert_eq!(read.trust_domain, west.trust_domain);
     assert_eq!(read.bundle.roots, west.bundle.roots);
+    what_is_wrong_takes_no_link_out(bench, source, (&west, unreadable)).await;
     bench.remove("west").await;
     until(source, "the link's end", |declared| {
         declared.links.is_empty()
     })
     .await;
+}
+
+/// Neither a bad edit of it, nor another one that claims its trust domain and comes first.
+async fn what_is_wrong_takes_no_link_out(
+    bench: &mut impl SourceBench,
+    source: &mut impl Source,
+    (west, unreadable): (&Link, &str),
+) {
+    let good_bundle = west.bundle.to_pem();
+    let rival = link_document(&good_bundle).replace("{name: west}", "{name: alpha}");
+    good(bench, "alpha", &rival).await;
+    good(bench, "west", &link_document(unreadable)).await;
+    let declared = until(source, "both problems", |declared| {
+        let problems = declared.problems.join("\n");
+        problems.contains("spec.bundle") && problems.contains("alpha")
+    })
+    .await;
+    let links: Vec<_> = declared.links.keys().collect();
+    assert_eq!(links, [&west.cluster], "{:?}", declared.problems);
+    let held = &declared.links[&west.cluster];
+    assert_eq!(held.bundle.roots, west.bundle.roots);
+    assert!(declared.links_in_doubt);
+    bench.remove("alpha").await;
+    good(bench, "west", &link_document(&good_bundle)).await;
+    let mended = until(source, "what was mended", |declared| {
+        declared.problems.is_empty()
+    })
+    .await;
+    assert!(!mended.links_in_doubt);
 }
 
 fn link_document(bundle: &str) -> String {

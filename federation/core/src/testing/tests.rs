@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use crate::backend::{Applied, Removals, Sink, SinkError, Source, SourceError};
-use crate::declared::{Declared, Sourced, assemble};
+use crate::declared::{Declared, Links, Sourced, assemble};
 use crate::plan::Desired;
 use crate::testing::{SinkBench, SourceBench, own, sink_contract, source_contract};
 use crate::{Condition, ServiceKey};
@@ -22,6 +22,7 @@ struct Memory {
 
 struct MemorySource {
     documents: watch::Receiver<Documents>,
+    in_force: Links,
 }
 
 impl Source for MemorySource {
@@ -30,11 +31,13 @@ impl Source for MemorySource {
             .changed()
             .await
             .map_err(|_| SourceError::Ended)?;
-        Ok(Arc::new(snapshot(&self.documents.borrow_and_update())))
+        let declared = snapshot(&self.documents.borrow_and_update(), &self.in_force);
+        self.in_force.clone_from(&declared.links);
+        Ok(Arc::new(declared))
     }
 }
 
-fn snapshot(documents: &Documents) -> Declared {
+fn snapshot(documents: &Documents, in_force: &Links) -> Declared {
     let objects = documents.iter().flat_map(|(name, (_, good))| {
         good.iter().flatten().map(|object| Sourced {
             object: object.clone(),
@@ -42,7 +45,7 @@ fn snapshot(documents: &Documents) -> Declared {
             created: SystemTime::UNIX_EPOCH,
         })
     });
-    let mut declared = assemble(&own(), objects);
+    let mut declared = assemble(&own(), in_force, objects);
     for (name, (text, _)) in documents {
         let problems = parse_documents(name, text).err().into_iter().flatten();
         declared
@@ -58,7 +61,10 @@ impl SourceBench for Memory {
     async fn source(&mut self) -> MemorySource {
         let mut documents = self.documents.subscribe();
         documents.mark_changed();
-        MemorySource { documents }
+        MemorySource {
+            documents,
+            in_force: Links::new(),
+        }
     }
 
     async fn put(&mut self, name: &str, document: &str) -> Result<(), String> {
