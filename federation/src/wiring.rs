@@ -69,6 +69,8 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const AGE_GRACE: Duration = Duration::from_secs(30);
 /// No answer to an operator takes longer: an invitation may have three gateways dial in turn.
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(40);
+/// Pause after a write that was refused, if nothing else calls for a look.
+const REFUSED_RETRY: Duration = Duration::from_secs(30);
 /// Pause after statuses could not be written.
 const SINK_RETRY: Duration = Duration::from_secs(5);
 
@@ -511,6 +513,8 @@ async fn write_status(
         tokio::select! {
             changed = worlds.changed() => if changed.is_err() { return },
             () = sink.disturbed() => {}
+            // A right may have been granted, or a quota raised, of which nothing here tells.
+            () = tokio::time::sleep(REFUSED_RETRY), if !refused.is_empty() => {}
             // Where nobody is elected it never changes.
             Ok(()) = lead.changed() => {}
         }

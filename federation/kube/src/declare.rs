@@ -70,22 +70,31 @@ impl Declarations for KubernetesDeclarations {
             changed,
             place: place(kind, namespace, name),
         };
-        let Some(found) = api.get_opt(name).await.map_err(failed)? else {
-            return Ok(written(false));
-        };
-        if resource == kinds::failover_policy() && !is_ours(found.metadata.labels.as_ref()) {
-            return Err(elsewhere(kind, &found));
-        }
-        // What has changed since is something else.
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: found.uid(),
-            resource_version: found.resource_version(),
-        });
-        match api.delete(name, &params).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(written(false)),
-            other => other.map(|_| written(true)).map_err(failed),
+        let mut left = TRIES;
+        loop {
+            left -= 1;
+            let Some(found) = api.get_opt(name).await.map_err(failed)? else {
+                return Ok(written(false));
+            };
+            if resource == kinds::failover_policy() && !is_ours(found.metadata.labels.as_ref()) {
+                return Err(elsewhere(kind, &found));
+            }
+            match api.delete(name, &as_seen(&found)).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => return Ok(written(false)),
+                // Federation itself writes statuses, soon after a change above all.
+                Err(kube::Error::Api(status)) if status.code == 409 && left > 0 => {}
+                other => return other.map(|_| written(true)).map_err(failed),
+            }
         }
     }
+}
+
+/// Deletes only what was read: what has changed since is something else.
+pub(crate) fn as_seen(found: &DynamicObject) -> DeleteParams {
+    DeleteParams::default().preconditions(Preconditions {
+        uid: found.uid(),
+        resource_version: found.resource_version(),
+    })
 }
 
 /// Makes an object, or gives the one that is there its spec. `check` says whether that may be

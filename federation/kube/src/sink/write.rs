@@ -1,11 +1,12 @@
 //! Single writes, and what their failures mean.
 
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};
 use linkspan_core::backend::SinkError;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::declare::as_seen;
 use crate::kinds::{FIELD_MANAGER, service_import};
 use crate::leader::{Lead, NotLeading, may_write};
 use crate::mirror::{Key, Mirror};
@@ -108,10 +109,7 @@ impl Writer {
         object: DynamicObject,
     ) -> Result<Outcome, SinkError> {
         let key = (object.namespace().unwrap_or_default(), object.name_any());
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: object.uid(),
-            resource_version: object.resource_version(),
-        });
+        let params = as_seen(&object);
         let resource = service_import();
         may_write(&self.lead).map_err(|lost| unled(&resource, &key, lost))?;
         match self.api(&resource, &key.0).delete(&key.1, &params).await {
@@ -129,9 +127,10 @@ impl Writer {
     }
 }
 
-/// Whether the answer is about this object and would be the same next time.
+/// Whether the answer is about this object alone: others may fare better. A webhook that does not
+/// answer is one, too: it is asked about some kinds and namespaces.
 fn is_verdict(code: u16) -> bool {
-    matches!(code, 400 | 403 | 404 | 409 | 413 | 422)
+    !matches!(code, 401 | 429 | 503 | 504)
 }
 
 fn what(resource: &ApiResource, (namespace, name): &Key) -> String {

@@ -8,8 +8,9 @@ use linkspan_core::backend::{Removals, Sink as _};
 use linkspan_core::plan::Desired;
 use linkspan_core::testing::{SinkBench, own, port, sink_contract};
 use linkspan_core::{Condition, ConditionStatus, Import, ImportType, ServiceKey, SessionAffinity};
-use linkspan_kube::{KubernetesSink, KubernetesSource, Mirrors};
+use linkspan_kube::{KubernetesSink, KubernetesSource, Lead, Mirrors};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::server::{Server, api_of, declare, export, leading, within};
 
@@ -38,13 +39,17 @@ impl SinkBench for Bench {
 
 /// A sink whose mirrors are complete: a first snapshot tells.
 async fn ready_sink(client: &Client) -> KubernetesSink {
+    sink_led(client, leading()).await
+}
+
+async fn sink_led(client: &Client, lead: watch::Receiver<Lead>) -> KubernetesSink {
     use linkspan_core::backend::Source as _;
     let mirrors = Mirrors::watch(client);
     let mut source = KubernetesSource::new(own(), mirrors.clone());
     within("a first snapshot", source.next())
         .await
         .expect("a snapshot");
-    KubernetesSink::new(client.clone(), mirrors, leading())
+    KubernetesSink::new(client.clone(), mirrors, lead)
 }
 
 async fn get(client: &Client, object: &Value) -> DynamicObject {
@@ -224,6 +229,53 @@ async fn imports(server: &Arc<Server>, client: &Client) {
     within("the news", fresh.disturbed()).await;
     until_written(&mut fresh, &rest).await;
     assert_eq!(names(client).await, ["cart", "foreign"]);
+    what_one_object_meets_stops_no_other(client).await;
+    who_does_not_lead_writes_nothing(client).await;
+}
+
+/// A webhook that does not answer refuses what is in its namespace.
+async fn what_one_object_meets_stops_no_other(client: &Client) {
+    let webhook = json!({"apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration", "metadata": {"name": "silent"},
+        "webhooks": [{"name": "silent.example.com", "admissionReviewVersions": ["v1"],
+            "sideEffects": "None", "clientConfig": {"url": "https://127.0.0.1:1/"},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "nowhere"}},
+            "rules": [{"apiGroups": ["multicluster.x-k8s.io"], "apiVersions": ["*"],
+                "resources": ["serviceimports"], "operations": ["CREATE"]}]}]});
+    declare(client, &webhook, false).await.expect("a webhook");
+    let probe = json!({"apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceImport",
+        "metadata": {"name": "probe", "namespace": "nowhere"},
+        "spec": {"type": "Headless", "ports": []}});
+    let heard = async { while declare(client, &probe, true).await.is_ok() {} };
+    within("the API server hears of the webhook", heard).await;
+    let mut sink = ready_sink(client).await;
+    let wanted = desired(&[
+        import("nowhere/cart", &["west"]),
+        import("nowhere/mail", &["west"]),
+        import("shop/cart", &["west"]),
+        import("shop/mail", &["west"]),
+    ]);
+    let applied = sink.apply(&wanted, Removals::Made).await.expect("applies");
+    assert_eq!(applied.refused.len(), 1, "{:?}", applied.refused);
+    let (what, why) = &applied.refused[0];
+    assert_eq!(what, "ServiceImport nowhere/mail");
+    assert!(why.contains("silent.example.com"), "{why}");
+    assert_eq!(applied.written, 2, "an object and its status");
+    let mail = get(client, &import_object("mail")).await;
+    assert_eq!(mail.data["status"]["conditions"][0]["reason"], "Ready");
+}
+
+async fn who_does_not_lead_writes_nothing(client: &Client) {
+    let not_leading = watch::channel(Lead::default()).1;
+    let mut sink = sink_led(client, not_leading).await;
+    let before = get(client, &import_object("cart")).await;
+    let none = Desired::default();
+    sink.apply(&none, Removals::Made)
+        .await
+        .expect_err("not ours");
+    let after = get(client, &import_object("cart")).await;
+    assert_eq!(after.resource_version(), before.resource_version());
+    assert_eq!(names(client).await, ["cart", "foreign", "mail"]);
 }
 
 async fn apply(sink: &mut KubernetesSink, desired: &Desired) -> usize {
