@@ -50,6 +50,17 @@ pub struct Kept {
     pub records: Arc<PeerRecords>,
 }
 
+/// What is to become of a peer's journal.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Keep {
+    /// It is to say this.
+    This(Kept),
+    /// The peer exports nothing: there is nothing to keep.
+    Nothing,
+    /// The peer has not been heard: what is there stays, also where it cannot be read.
+    AsItIs,
+}
+
 /// Why a journal cannot be used. Damage, not an attack: whoever may write it may do more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DamagedJournal {

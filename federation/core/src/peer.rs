@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::announced::{Announced, declaration};
 use crate::delta::{Known, RecordHash};
-use crate::journal::Kept;
+use crate::journal::{Keep, Kept};
 use crate::model::{Bundle, Link};
 use crate::record::{BUNDLE_KEY, PeerRecords, ReceivedRecord, RecordBody, Refusal};
 
@@ -152,10 +152,17 @@ impl Peer {
         }
     }
 
-    /// What is to outlive a restart; `None` where there is nothing.
-    pub fn kept(&self, now: Now) -> Option<Kept> {
-        let age = now.instant.saturating_duration_since(self.confirmed()?);
-        (!self.records.is_empty()).then(|| Kept {
+    /// What is to outlive a restart.
+    pub fn keep(&self, now: Now) -> Keep {
+        let Some(confirmed) = self.confirmed() else {
+            // Not heard yet: it may have been before the restart.
+            return Keep::AsItIs;
+        };
+        if self.records.is_empty() {
+            return Keep::Nothing;
+        }
+        let age = now.instant.saturating_duration_since(confirmed);
+        Keep::This(Kept {
             trust_domain: self.link.trust_domain.clone(),
             epoch: self.epoch,
             confirmed: now.wall.checked_sub(age).unwrap_or(now.wall),

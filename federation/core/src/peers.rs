@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::announced::Announced;
 use crate::gateways::Gateways;
-use crate::journal::{self, Kept};
+use crate::journal::{self, Keep};
 use crate::model::{ClusterId, Link};
 use crate::peer::{Decision, Event, Now, Peer, PeerSettings, PeerView};
 
@@ -64,12 +64,12 @@ impl Peers {
         self.journals.extend(journals);
     }
 
-    /// What is to outlive a restart.
-    pub fn kept(&self, now: Now) -> BTreeMap<ClusterId, (Arc<Link>, Kept)> {
-        let of = self.peers.iter().filter_map(|(cluster, peer)| {
-            Some((cluster.clone(), (Arc::clone(peer.link()), peer.kept(now)?)))
-        });
-        of.collect()
+    /// What is to outlive a restart, of each peer that is linked.
+    pub fn kept(&self, now: Now) -> BTreeMap<ClusterId, (Arc<Link>, Keep)> {
+        let of = |(cluster, peer): (&ClusterId, &Peer)| {
+            (cluster.clone(), (Arc::clone(peer.link()), peer.keep(now)))
+        };
+        self.peers.iter().map(of).collect()
     }
 
     /// Makes the peers those of the declared links. A link that is gone yields a decision

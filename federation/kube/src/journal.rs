@@ -2,14 +2,16 @@
 //!
 //! One head per peer names a generation and how many parts it has; the parts hold the bytes. A new
 //! generation is written beside the old one, the head is turned over, then the old parts go: a
-//! crash at any moment leaves the old journal or the new one.
+//! crash at any moment leaves the old journal or the new one. Generations are random, and a head
+//! is turned over on condition that it is as it was read: one who led until just now, whose
+//! requests arrive late, writes into nobody's journal and removes nobody's parts.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams};
-use kube::{Client, ResourceExt as _};
+use kube::{Client, ResourceExt};
 use linkspan_core::ClusterId;
 use linkspan_core::backend::{Journal, JournalEntry, JournalError, MAX_JOURNAL};
 use tokio::sync::watch;
@@ -26,6 +28,7 @@ const LABEL: &str = "linkspan.io/journal";
 const PEER_LABEL: &str = "linkspan.io/peer";
 /// The cluster id itself, on the head.
 const PEER: &str = "linkspan.io/peer-id";
+/// A random number.
 const GENERATION: &str = "generation";
 const PARTS: &str = "parts";
 const BYTES: &str = "bytes";
@@ -69,57 +72,84 @@ impl KubernetesJournal {
         Ok(list.map_err(|error| self.failed(error))?.items)
     }
 
-    async fn read(&self, head: &ConfigMap) -> Option<JournalEntry> {
-        let id = head.annotations().get(PEER)?;
-        let peer: ClusterId = id.parse().ok()?;
+    async fn read(&self, head: ConfigMap) -> Result<Option<JournalEntry>, JournalError> {
+        let id = head.annotations().get(PEER);
+        let Some(peer) = id.and_then(|id| id.parse::<ClusterId>().ok()) else {
+            return Ok(None);
+        };
         // A head that was put under another's name would otherwise speak for it.
         if head.name_any() != head_name(&peer) {
-            return None;
+            return Ok(None);
         }
-        let content = self.content(head, &peer).await;
-        Some(JournalEntry { peer, content })
+        let mut content = self.content(&head, &peer).await?;
+        if content.is_err() {
+            // It may have been turned over since it was read.
+            let Some(newer) = self.head(&peer).await? else {
+                return Ok(None);
+            };
+            content = self.content(&newer, &peer).await?;
+        }
+        Ok(Some(JournalEntry { peer, content }))
     }
 
-    async fn content(&self, head: &ConfigMap, peer: &ClusterId) -> Result<Vec<u8>, String> {
-        let head = Head::of(head).ok_or("its head cannot be read")?;
+    /// What is kept of a peer, or how it is damaged. Only what the API server says is not there
+    /// is missing: one that does not answer now has lost nothing.
+    async fn content(
+        &self,
+        head: &ConfigMap,
+        peer: &ClusterId,
+    ) -> Result<Result<Vec<u8>, String>, JournalError> {
+        let Some(head) = Head::of(head) else {
+            return Ok(Err("its head cannot be read".into()));
+        };
         let mut content = Vec::new();
         for number in 0..head.parts {
             let name = part_name(peer, head.generation, number);
-            let part = self
-                .api
-                .get_opt(&name)
-                .await
-                .map_err(|error| error.to_string())?;
-            let data = part.and_then(|mut part| part.binary_data.as_mut()?.remove(CONTENT));
-            let ByteString(bytes) =
-                data.ok_or_else(|| format!("part {} of {} is missing", number + 1, head.parts))?;
+            let part = self.api.get_opt(&name).await;
+            let part = part.map_err(|error| self.failed(error))?;
+            let Some(ByteString(bytes)) =
+                part.and_then(|mut part| part.binary_data.as_mut()?.remove(CONTENT))
+            else {
+                let missing = format!("part {} of {} is missing", number + 1, head.parts);
+                return Ok(Err(missing));
+            };
             content.extend_from_slice(&bytes);
         }
-        match content.len() == head.bytes {
+        Ok(match content.len() == head.bytes {
             true => Ok(content),
             false => Err(format!(
                 "it has {} bytes instead of {}",
                 content.len(),
                 head.bytes
             )),
-        }
+        })
     }
 
-    /// Makes or replaces an object.
-    async fn put(&self, object: &ConfigMap) -> Result<(), JournalError> {
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
+    async fn head(&self, peer: &ClusterId) -> Result<Option<ConfigMap>, JournalError> {
+        let head = self.api.get_opt(&head_name(peer)).await;
+        head.map_err(|error| self.failed(error))
+    }
+
+    async fn create(&self, object: &ConfigMap) -> Result<(), JournalError> {
         self.may_write()?;
-        let replaced = self.api.replace(&object.name_any(), &params, object).await;
-        let result = match replaced {
-            Err(kube::Error::Api(status)) if status.code == 404 => {
-                self.api.create(&params, object).await
-            }
-            other => other,
+        let created = self.api.create(&by_us(), object).await;
+        created.map(drop).map_err(|error| self.failed(error))
+    }
+
+    /// Turns the head over, unless it is another one than `former` by now.
+    async fn turn(
+        &self,
+        former: Option<ConfigMap>,
+        mut head: ConfigMap,
+    ) -> Result<(), JournalError> {
+        let Some(former) = former else {
+            return self.create(&head).await;
         };
-        result.map(drop).map_err(|error| self.failed(error))
+        head.metadata.uid = former.metadata.uid;
+        head.metadata.resource_version = former.metadata.resource_version;
+        self.may_write()?;
+        let replaced = self.api.replace(&head.name_any(), &by_us(), &head).await;
+        replaced.map(drop).map_err(|error| self.failed(error))
     }
 
     async fn delete(&self, name: &str) -> Result<(), JournalError> {
@@ -130,18 +160,35 @@ impl KubernetesJournal {
         }
     }
 
-    /// Removes the parts of a peer, but for those of `keep`.
-    async fn sweep(&self, peer: &ClusterId, keep: Option<u64>) -> Result<(), JournalError> {
+    /// The names of a peer's parts.
+    async fn parts(&self, peer: &ClusterId) -> Result<Vec<String>, JournalError> {
         let selector = format!("{LABEL}=part,{PEER_LABEL}={}", peer.label());
-        let kept = keep.map(|generation| format!("{}-{generation}-", head_name(peer)));
-        // Their contents are not wanted, only their names.
+        // Their contents are not wanted.
         let params = ListParams::default().labels(&selector);
         let parts = self.api.list_metadata(&params).await;
-        for part in parts.map_err(|error| self.failed(error))?.items {
-            let name = part.name_any();
-            if kept.as_ref().is_none_or(|prefix| !name.starts_with(prefix)) {
-                self.delete(&name).await?;
-            }
+        let parts = parts.map_err(|error| self.failed(error))?;
+        Ok(parts.items.iter().map(ResourceExt::name_any).collect())
+    }
+
+    /// Those of this head, and those of writes that came to nothing.
+    async fn former_parts(
+        &self,
+        peer: &ClusterId,
+        head: Option<&ConfigMap>,
+    ) -> Result<(Vec<String>, Vec<String>), JournalError> {
+        let generation = head.and_then(Head::of).map(|head| head.generation);
+        let prefix = generation.map(|generation| parts_name(peer, generation));
+        let is_of = |name: &String| {
+            prefix
+                .as_ref()
+                .is_some_and(|prefix| name.starts_with(prefix))
+        };
+        Ok(self.parts(peer).await?.into_iter().partition(is_of))
+    }
+
+    async fn delete_all(&self, parts: &[String]) -> Result<(), JournalError> {
+        for name in parts {
+            self.delete(name).await?;
         }
         Ok(())
     }
@@ -151,7 +198,7 @@ impl Journal for KubernetesJournal {
     async fn load(&mut self) -> Result<Vec<JournalEntry>, JournalError> {
         let mut entries = Vec::new();
         for head in self.list(&format!("{LABEL}=head")).await? {
-            entries.extend(self.read(&head).await);
+            entries.extend(self.read(head).await?);
         }
         Ok(entries)
     }
@@ -161,14 +208,12 @@ impl Journal for KubernetesJournal {
             let (peer, bytes) = (peer.clone(), content.len());
             return Err(JournalError::TooLarge { peer, bytes });
         }
-        let name = head_name(peer);
-        let former = self
-            .api
-            .get_opt(&name)
-            .await
-            .map_err(|error| self.failed(error))?;
-        let former = former.as_ref().and_then(Head::of);
-        let generation = former.map_or(0, |head| head.generation.wrapping_add(1));
+        let former = self.head(peer).await?;
+        // Listed before anything is written, so that no later writer's are among them.
+        let (outdated, abandoned) = self.former_parts(peer, former.as_ref()).await?;
+        // Before there are more of them: what is interrupted again and again must not pile up.
+        self.delete_all(&abandoned).await?;
+        let generation = rand::random();
         let parts = content.chunks(PART);
         let head = Head {
             generation,
@@ -176,16 +221,24 @@ impl Journal for KubernetesJournal {
             bytes: content.len(),
         };
         for (number, bytes) in parts.enumerate() {
-            self.put(&part(peer, generation, number, bytes)).await?;
+            self.create(&part(peer, generation, number, bytes)).await?;
         }
-        self.put(&head.object(peer)).await?;
-        self.sweep(peer, Some(generation)).await
+        self.turn(former, head.object(peer)).await?;
+        self.delete_all(&outdated).await
     }
 
     async fn forget(&mut self, peer: &ClusterId) -> Result<(), JournalError> {
         // The head first: without it nothing is there.
+        let parts = self.parts(peer).await?;
         self.delete(&head_name(peer)).await?;
-        self.sweep(peer, None).await
+        self.delete_all(&parts).await
+    }
+}
+
+fn by_us() -> PostParams {
+    PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
     }
 }
 
@@ -245,10 +298,15 @@ fn object(peer: &ClusterId, name: String, role: &str) -> ConfigMap {
     }
 }
 
+/// Dots keep them apart: a label has none, so no head has the name of another peer's part.
 fn head_name(peer: &ClusterId) -> String {
-    format!("linkspan-journal-{}", peer.label())
+    format!("linkspan-journal.head.{}", peer.label())
+}
+
+fn parts_name(peer: &ClusterId, generation: u64) -> String {
+    format!("linkspan-journal.part.{}.{generation:016x}.", peer.label())
 }
 
 fn part_name(peer: &ClusterId, generation: u64, number: usize) -> String {
-    format!("{}-{generation}-{number}", head_name(peer))
+    format!("{}{number}", parts_name(peer, generation))
 }

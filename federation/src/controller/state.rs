@@ -28,7 +28,7 @@ use super::{
     young::Young,
 };
 use crate::{
-    home::KeptPeers,
+    home::{KeptPeers, Newest},
     state::{Remembered, roots::Kept},
     sync::{Context, Heard},
 };
@@ -61,7 +61,7 @@ pub(crate) struct Foundation {
     /// Where the marks of capacity go, likewise.
     pub(crate) persist_marks: watch::Sender<Arc<Vec<KeptMark>>>,
     /// Where the last records of peers go, likewise.
-    pub(crate) persist_journal: watch::Sender<KeptPeers>,
+    pub(crate) persist_journal: watch::Sender<Newest>,
 }
 
 /// The registries, the peers, and the last plan.
@@ -89,7 +89,7 @@ pub(crate) struct State {
     persist_roots: watch::Sender<Arc<Vec<Kept>>>,
     persist_owned: watch::Sender<Arc<Vec<Owned>>>,
     persist_marks: watch::Sender<Arc<Vec<KeptMark>>>,
-    persist_journal: watch::Sender<KeptPeers>,
+    persist_journal: watch::Sender<Newest>,
     /// Claims of uids when these were kept last.
     kept_claims: u64,
     dirty: bool,
@@ -428,8 +428,11 @@ impl State {
 
     /// Has what peers told last kept; whoever keeps it looks whether it is new.
     pub(super) fn persist_journal(&self, now: Now) {
-        if self.declared.is_some() {
-            let kept = self.peers.kept(now);
+        if let Some(declared) = &self.declared {
+            let kept = KeptPeers {
+                peers: self.peers.kept(now),
+                links_in_doubt: declared.links_in_doubt,
+            };
             self.persist_journal.send_replace(Some(Arc::new(kept)));
         }
     }

@@ -36,7 +36,7 @@ use crate::{
 };
 
 pub(crate) use directory_journal::DirectoryJournal;
-pub(crate) use keep::{KeptPeers, keep_journal};
+pub(crate) use keep::{KeptPeers, Newest, keep_journal};
 
 /// Name of the Lease, and of the account under which federation runs.
 const LEASE: &str = "linkspan-federation";

@@ -167,7 +167,7 @@ fn a_restored_peer_says_what_it_holds() {
     assert_eq!((start.epoch, start.known), (9, kept.records.known()));
     let decision = peer.handle(Event::Tunnel { gateways_up: 1 }, now);
     assert!(decision.subscribe);
-    assert_eq!(peer.kept(now), Some(kept));
+    assert_eq!(peer.keep(now), Keep::This(kept));
 }
 
 #[test]

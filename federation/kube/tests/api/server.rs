@@ -132,6 +132,29 @@ impl Server {
         }
     }
 
+    /// A client that may do only this in that namespace.
+    pub(crate) async fn client_with(&self, user: &str, namespace: &str, rules: &Value) -> Client {
+        let group = "rbac.authorization.k8s.io";
+        let metadata = json!({"name": user, "namespace": namespace});
+        let role = json!({"apiVersion": format!("{group}/v1"), "kind": "Role",
+            "metadata": metadata, "rules": rules});
+        let binding = json!({"apiVersion": format!("{group}/v1"), "kind": "RoleBinding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": user},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": user}]});
+        let all = self.client().await;
+        for object in [role, binding] {
+            declare(&all, &object, false).await.expect("a right");
+        }
+        let kubeconfig = kube::config::Kubeconfig::read_from(self.server.kubeconfig());
+        let options = kube::config::KubeConfigOptions::default();
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig.expect("it is there"), &options);
+        let mut config = config.await.expect("a kubeconfig");
+        config.auth_info.impersonate = Some(user.to_owned());
+        Client::try_from(config).expect("a client")
+    }
+
     /// Makes a namespace.
     pub(crate) async fn namespace(&self, name: &str) {
         let mut namespace = Namespace::default();
