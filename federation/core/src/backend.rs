@@ -10,7 +10,7 @@ use std::sync::Arc;
 use linkspan_resources::{ClusterLink, Object};
 
 use crate::declared::Declared;
-use crate::model::{ClusterId, ServiceKey, WorkloadId};
+use crate::model::{ClusterId, ServiceKey, TrustDomain, WorkloadId};
 use crate::plan::Desired;
 
 /// Why there is no next snapshot.
@@ -247,9 +247,11 @@ pub trait LinkHome: Send + Sync + 'static {
         link: &'a ClusterLink,
     ) -> Pin<Box<dyn Future<Output = Result<String, SinkError>> + Send + 'a>>;
 
-    /// Removes the declaration of the link to `peer`, whoever made it; there may be none.
+    /// Removes the declaration of the link to `peer` with that trust domain, whoever made it; there
+    /// may be none.
     fn remove<'a>(
         &'a self,
         peer: &'a ClusterId,
+        domain: &'a TrustDomain,
     ) -> Pin<Box<dyn Future<Output = Result<(), SinkError>> + Send + 'a>>;
 }

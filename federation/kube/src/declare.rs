@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::kinds::{self, FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL, is_ours};
 
 /// Tries of one write while others write the same object.
-const TRIES: u32 = 4;
+pub(crate) const TRIES: u32 = 4;
 /// Where declarations belong, for people.
 const PLACE: &str = "the Kubernetes API";
 

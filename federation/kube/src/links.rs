@@ -3,14 +3,14 @@
 use std::pin::Pin;
 
 use kube::Client;
-use kube::api::{Api, DeleteParams, DynamicObject};
+use kube::api::{Api, DynamicObject};
 use linkspan_core::backend::{LinkHome, SinkError};
-use linkspan_core::{Bundle, ClusterId};
+use linkspan_core::{Bundle, ClusterId, TrustDomain};
 use linkspan_resources::{ClusterLink, ClusterLinkSpec};
 use serde::Deserialize as _;
 use serde_json::json;
 
-use crate::declare::{Unwritten, document, put};
+use crate::declare::{TRIES, Unwritten, as_seen, document, put};
 use crate::kinds::cluster_link;
 
 type Written<'a, T> = Pin<Box<dyn Future<Output = Result<T, SinkError>> + Send + 'a>>;
@@ -55,20 +55,32 @@ impl LinkHome for KubernetesLinks {
         })
     }
 
-    fn remove<'a>(&'a self, peer: &'a ClusterId) -> Written<'a, ()> {
+    fn remove<'a>(&'a self, peer: &'a ClusterId, domain: &'a TrustDomain) -> Written<'a, ()> {
         Box::pin(async move {
-            let deleted = self
-                .api
-                .delete(peer.as_str(), &DeleteParams::default())
-                .await;
-            match deleted {
-                Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-                other => other.map(drop).map_err(|error| SinkError {
-                    what: what(peer.as_str()),
-                    source: error.into(),
-                }),
-            }
+            let removed = remove(&self.api, peer.as_str(), domain.as_str()).await;
+            removed.map_err(|error| SinkError {
+                what: what(peer.as_str()),
+                source: error.into(),
+            })
         })
+    }
+}
+
+/// Deletes the link as it was read; another one that has taken its name meanwhile stays.
+async fn remove(api: &Api<DynamicObject>, name: &str, domain: &str) -> Result<(), kube::Error> {
+    let mut left = TRIES;
+    loop {
+        left -= 1;
+        let found = api.get_opt(name).await?;
+        let Some(found) = found.filter(|found| found.data["spec"]["trustDomain"] == domain) else {
+            return Ok(());
+        };
+        match api.delete(name, &as_seen(&found)).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            // Its status changes as long as it is there.
+            Err(kube::Error::Api(status)) if status.code == 409 && left > 0 => {}
+            other => return other.map(drop),
+        }
     }
 }
 

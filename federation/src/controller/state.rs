@@ -175,17 +175,21 @@ impl State {
         }
     }
 
-    /// With the links marked that no tunnel has proved yet, or that are being removed.
+    /// With the links marked that no tunnel has proved yet, or that are being removed; without those
+    /// that have just been.
     fn with_pending(&mut self, declared: Arc<Declared>) -> Arc<Declared> {
         let book = Arc::clone(&self.book.borrow_and_update());
         let pending = |link: &linkspan_core::Link| {
             let joined = book.joined(&link.cluster, &link.trust_domain);
             joined.is_some_and(|joined| !joined.is_active())
         };
-        if !declared.links.values().any(pending) {
+        let gone = |link: &linkspan_core::Link| book.has_just_ended(&link.trust_domain);
+        let mut links = declared.links.values();
+        if !links.any(|link| pending(link) || gone(link)) {
             return declared;
         }
         let mut marked = Declared::clone(&declared);
+        marked.links.retain(|_, link| !gone(link));
         for link in marked.links.values_mut() {
             link.pending = pending(link);
         }

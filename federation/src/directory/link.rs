@@ -8,7 +8,7 @@ use std::{
 };
 
 use linkspan_core::{
-    ClusterId,
+    ClusterId, TrustDomain,
     backend::{LinkHome, SinkError},
 };
 use linkspan_resources::{ClusterLink, Object, parse_documents};
@@ -19,6 +19,9 @@ use super::scan::resource_files;
 use crate::state::files::{SHARED_FILE, write_atomic};
 
 type Written<'a, T> = Pin<Box<dyn Future<Output = Result<T, SinkError>> + Send + 'a>>;
+
+/// Which link: another one may have the peer's name.
+type Name = (ClusterId, TrustDomain);
 
 /// The resources directory, as the home of links.
 pub(crate) struct DirectoryLinks {
@@ -55,9 +58,9 @@ impl LinkHome for DirectoryLinks {
         Box::pin(self.work(move |directory| declare(directory, link)))
     }
 
-    fn remove<'a>(&'a self, peer: &'a ClusterId) -> Written<'a, ()> {
-        let peer = peer.clone();
-        Box::pin(self.work(move |directory| remove(directory, &peer)))
+    fn remove<'a>(&'a self, peer: &'a ClusterId, domain: &'a TrustDomain) -> Written<'a, ()> {
+        let link = (peer.clone(), domain.clone());
+        Box::pin(self.work(move |directory| remove(directory, &link)))
     }
 }
 
@@ -81,7 +84,7 @@ fn declare(directory: &Path, link: ClusterLink) -> io::Result<String> {
 
 /// Takes the link out of each file that declares it. If none does, one that cannot be read may be
 /// the one whose last good state declares it.
-fn remove(directory: &Path, peer: &ClusterId) -> io::Result<()> {
+fn remove(directory: &Path, link: &Name) -> io::Result<()> {
     let (mut found, mut unreadable) = (false, None);
     for path in resource_files(directory)? {
         let text = match fs::read_to_string(&path) {
@@ -93,17 +96,14 @@ fn remove(directory: &Path, peer: &ClusterId) -> io::Result<()> {
             unreadable = Some(path);
             continue;
         };
-        let rest: Vec<_> = all
-            .iter()
-            .filter(|object| !is_link(object, peer.as_str()))
-            .collect();
+        let rest: Vec<_> = all.iter().filter(|object| !is_link(object, link)).collect();
         found |= rest.len() < all.len();
         match rest.len() {
             left if left == all.len() => {}
             0 => fs::remove_file(&path)?,
             _ => write_atomic(
                 &path,
-                without(&path, &text, peer, &rest)?.as_bytes(),
+                without(&path, &text, link, &rest)?.as_bytes(),
                 SHARED_FILE,
             )?,
         }
@@ -118,7 +118,7 @@ fn remove(directory: &Path, peer: &ClusterId) -> io::Result<()> {
 }
 
 /// The file's text without that document, everything else as its author wrote it.
-fn without(path: &Path, text: &str, peer: &ClusterId, rest: &[&Object]) -> io::Result<String> {
+fn without(path: &Path, text: &str, link: &Name, rest: &[&Object]) -> io::Result<String> {
     let mut documents = vec![String::new()];
     for line in text.split_inclusive('\n') {
         if line.starts_with("---") {
@@ -129,7 +129,7 @@ fn without(path: &Path, text: &str, peer: &ClusterId, rest: &[&Object]) -> io::R
         }
     }
     let declares = |document: &String| {
-        objects(document).is_some_and(|of| of.iter().any(|object| is_link(object, peer.as_str())))
+        objects(document).is_some_and(|of| of.iter().any(|object| is_link(object, link)))
     };
     documents.retain(|document| !declares(document));
     let kept = documents.concat();
@@ -137,7 +137,8 @@ fn without(path: &Path, text: &str, peer: &ClusterId, rest: &[&Object]) -> io::R
         return Ok(kept);
     }
     Err(io::Error::other(format!(
-        "the ClusterLink `{peer}` cannot be taken out of `{}` safely; remove it there by hand",
+        "the ClusterLink `{}` cannot be taken out of `{}` safely; remove it there by hand",
+        link.0,
         path.display()
     )))
 }
@@ -146,8 +147,9 @@ fn objects(text: &str) -> Option<Vec<Object>> {
     parse_documents("", text).ok()
 }
 
-fn is_link(object: &Object, name: &str) -> bool {
-    matches!(object, Object::ClusterLink(link) if link.metadata.name == name)
+fn is_link(object: &Object, (peer, domain): &Name) -> bool {
+    matches!(object, Object::ClusterLink(link)
+        if link.metadata.name == peer.as_str() && link.spec.trust_domain == domain.as_str())
 }
 
 /// Whether it declares a link to the very peer: another with its name must not take its place.
@@ -162,10 +164,10 @@ fn is_same_peer(object: &Object, link: &ClusterLink) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{link_yaml, service_yaml};
+    use crate::testing::{domain, link_yaml, service_yaml};
 
-    fn west() -> ClusterId {
-        "west".parse().unwrap()
+    fn west() -> Name {
+        ("west".parse().unwrap(), domain("west"))
     }
 
     fn link() -> ClusterLink {
@@ -183,6 +185,11 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(objects(&text).unwrap(), [Object::ClusterLink(link.clone())]);
         declare(directory.path(), link).unwrap();
+        remove(directory.path(), &(west().0, domain("other"))).unwrap();
+        assert!(
+            Path::new(&path).exists(),
+            "a link of the same name is another"
+        );
         remove(directory.path(), &west()).unwrap();
         remove(directory.path(), &west()).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);

@@ -9,7 +9,7 @@ use std::{
 use linkspan_api::v1;
 use linkspan_core::{
     ClusterId, TrustDomain,
-    join::{Candidate, Invitation, Problem, Refusal, check_clock, check_fit},
+    join::{Candidate, Invitation, MIN_PENDING, Problem, Refusal, check_clock, check_fit},
 };
 use linkspan_resources::ImportPattern;
 use tokio::time::timeout;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::{
     dials::Back,
     invitation,
-    linker::{Linker, MAX_TTL, stopping},
+    linker::{Linker, MAX_TTL, check_rivals, stopping},
     messages::{Card, shown},
     session,
 };
@@ -27,8 +27,6 @@ use crate::controller::{LiveGateway, World};
 const GATEWAYS: usize = 3;
 /// The session, once a gateway has reached the peer.
 const SESSION: Duration = Duration::from_secs(8);
-/// A gateway dials a new link within seconds; an invitation may end right after it was accepted.
-const MIN_PENDING: Duration = Duration::from_secs(60);
 /// Failed tries that are shown.
 const SHOWN_TRIES: usize = 8;
 
@@ -36,7 +34,7 @@ const SHOWN_TRIES: usize = 8;
 pub(crate) struct Accepted {
     pub(crate) cluster: ClusterId,
     pub(crate) trust_domain: TrustDomain,
-    /// Where it is declared.
+    /// Where it is declared; empty where it was before.
     pub(crate) path: String,
     /// Until when the first tunnel must be up.
     pub(crate) expires: SystemTime,
@@ -59,8 +57,16 @@ impl Linker {
         let back = self.reach(&invitation, &world, allow_loopback).await?;
         let joined = timeout(SESSION, Box::pin(self.join(&invitation, &world, back))).await;
         let (peer, expires) = joined.map_err(|_| too_slow(&invitation))??;
-        self.note(&invitation, expires).await?;
-        let path = self.declare(&peer, allow_loopback, imports).await?;
+        // Until the link is declared: nobody removes what is half made.
+        let _hold = self.take_in_hand(&peer.cluster, &peer.trust_domain).await?;
+        let path = match self.is_made(&invitation) {
+            // As it was made, or as the operator has changed it since.
+            true => String::new(),
+            false => {
+                self.note(&invitation, expires).await?;
+                self.declare(&peer, allow_loopback, imports).await?
+            }
+        };
         tracing::info!(peer = %peer.cluster, "accepted an invitation; pending until the first tunnel");
         Ok(Accepted {
             cluster: peer.cluster,
@@ -197,22 +203,25 @@ impl Linker {
         Ok((peer, by_own_clock(now, hello.now, expires)))
     }
 
+    /// Whether this very invitation has made the link that is declared.
+    fn is_made(&self, invitation: &Invitation) -> bool {
+        let (cluster, domain) = (&invitation.cluster, &invitation.trust_domain);
+        let world = Arc::clone(&self.worlds.borrow());
+        let declared = world.declared.links.get(cluster);
+        declared.is_some_and(|link| link.trust_domain == *domain)
+            && self.store.current().made_by(cluster, domain) == Some(invitation.id)
+    }
+
     /// Before the link is declared, so that it is never taken for one that is proved.
     async fn note(&self, invitation: &Invitation, expires: SystemTime) -> Result<(), Refusal> {
         let store = Arc::clone(&self.store);
         let (cluster, domain) = (invitation.cluster.clone(), invitation.trust_domain.clone());
-        let id = invitation.id;
-        self.await_removal(&cluster, &domain).await;
+        let (id, worlds) = (invitation.id, self.worlds.clone());
         let noted = tokio::task::spawn_blocking(move || {
             store.change(|book| {
-                if book.is_leaving(&cluster, &domain) {
-                    let message = format!(
-                        "the former link to `{cluster}` is still being removed; see why not in \
-                         federation's log, then try again with the same invitation"
-                    );
-                    return Err(Refusal::new(Problem::Unavailable, message));
-                }
-                book.pend(cluster, domain, id, expires, SystemTime::now());
+                let (world, now) = (Arc::clone(&worlds.borrow()), SystemTime::now());
+                check_rivals(book, &world, (&id, &cluster, &domain), now)?;
+                book.pend(cluster, domain, id, expires, now);
                 Ok(())
             })
         });

@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    linker::{Linker, stopping},
+    linker::{Linker, check_rivals, stopping},
     messages::Request,
     session,
 };
@@ -195,14 +195,15 @@ fn check_proof(linker: &Linker, request: &Request, transcript: &Transcript) -> R
     ))
 }
 
-async fn take(linker: &Linker, request: &Request, now: SystemTime) -> Result<SystemTime, Refusal> {
+async fn take(linker: &Linker, request: &Request, came: SystemTime) -> Result<SystemTime, Refusal> {
     let (card, own) = (&request.card, &linker.own.cluster);
-    linker
-        .await_removal(&card.cluster, &card.trust_domain)
-        .await;
-    let world = linker.known_world().await?;
     let show = |time| humantime::format_rfc3339_seconds(time).to_string();
-    check_clock(own, &card.cluster, linker.clocks(now, card.now), show)?;
+    check_clock(own, &card.cluster, linker.clocks(came, card.now), show)?;
+    // Until the link is declared: nobody removes what is half made.
+    let _hold = linker
+        .take_in_hand(&card.cluster, &card.trust_domain)
+        .await?;
+    let (world, now) = (linker.known_world().await?, SystemTime::now());
     let accepter = Accepter {
         cluster: card.cluster.clone(),
         roots: card.party().roots,
@@ -225,7 +226,7 @@ async fn take(linker: &Linker, request: &Request, now: SystemTime) -> Result<Sys
         // The link is as it was made, or as the operator has changed it since.
         return Ok(invited.expires());
     }
-    let consumed = consume(linker, request, accepter, now).await?;
+    let consumed = consume(linker, request, accepter).await?;
     let Consumed { offer, expires } = consumed;
     linker
         .declare(card, offer.allow_loopback, offer.imports)
@@ -239,22 +240,13 @@ async fn consume(
     linker: &Linker,
     request: &Request,
     accepter: Accepter,
-    now: SystemTime,
 ) -> Result<Consumed, Refusal> {
     let (store, id) = (Arc::clone(&linker.store), request.invitation);
     let (domain, worlds) = (request.card.trust_domain.clone(), linker.worlds.clone());
     let taken = tokio::task::spawn_blocking(move || {
         store.change(|book| {
-            let world = Arc::clone(&worlds.borrow());
-            // A link that was removed by hand is no rival.
-            book.sweep(&world.declared.links, now);
-            if book.has_rival(&id, &accepter.cluster, &domain) {
-                return Err(Refusal::new(
-                    Problem::DuplicateCluster,
-                    "another link of this cluster id or trust domain is there or is being made; \
-                     remove it first (`linkspan link remove`)",
-                ));
-            }
+            let (world, now) = (Arc::clone(&worlds.borrow()), SystemTime::now());
+            check_rivals(book, &world, (&id, &accepter.cluster, &domain), now)?;
             book.consume(&id, accepter, domain, now)
         })
     });

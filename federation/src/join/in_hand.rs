@@ -1,67 +1,80 @@
-//! Links whose removal is in somebody's hand: the keeper leaves these alone.
+//! Links that are being made or ended: one hand at a time for each.
+//!
+//! Both are several steps (the book, then the declaration, or the other way round) with waiting in
+//! between. A removal in the midst of a link's making would leave a declaration that no book
+//! knows, and two removals would forget each other's.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::collections::BTreeSet;
 
 use linkspan_core::ClusterId;
-
-type Counts = BTreeMap<ClusterId, usize>;
+use tokio::sync::watch;
 
 /// The links that are in hand.
-#[derive(Clone, Default)]
-pub(crate) struct InHand(Arc<Mutex<Counts>>);
+#[derive(Clone)]
+pub(crate) struct InHand(watch::Sender<BTreeSet<ClusterId>>);
 
-/// One link is in hand until this is dropped.
+/// The link to a cluster is in hand until this is dropped.
 pub(crate) struct Hold {
     cluster: ClusterId,
     all: InHand,
 }
 
+impl Default for InHand {
+    fn default() -> Self {
+        Self(watch::Sender::new(BTreeSet::new()))
+    }
+}
+
 impl InHand {
-    /// Takes the link to `cluster` in hand; several may.
-    pub(crate) fn take(&self, cluster: &ClusterId) -> Hold {
-        *self.lock().entry(cluster.clone()).or_default() += 1;
-        Hold {
-            cluster: cluster.clone(),
-            all: self.clone(),
+    /// Takes the link to `cluster` in hand as soon as nobody else has it. Cancel-safe.
+    pub(crate) async fn take(&self, cluster: &ClusterId) -> Hold {
+        let mut held = self.0.subscribe();
+        loop {
+            if let Some(hold) = self.try_take(cluster) {
+                return hold;
+            }
+            // It never ends: we hold the sender.
+            let _ = held.wait_for(|held| !held.contains(cluster)).await;
         }
     }
 
-    /// Whether anybody has it.
-    pub(crate) fn has(&self, cluster: &ClusterId) -> bool {
-        self.lock().contains_key(cluster)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes it in hand now; `None` where somebody has it.
+    pub(crate) fn try_take(&self, cluster: &ClusterId) -> Option<Hold> {
+        let taken = self.0.send_if_modified(|held| held.insert(cluster.clone()));
+        taken.then(|| Hold {
+            cluster: cluster.clone(),
+            all: self.clone(),
+        })
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut all = self.all.lock();
-        if let Some(count) = all.get_mut(&self.cluster) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.cluster);
-            }
-        }
+        self.all.0.send_modify(|held| {
+            held.remove(&self.cluster);
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{FutureExt as _, poll};
+
     use super::*;
 
-    #[test]
-    fn a_link_is_in_hand_until_the_last_lets_go() {
+    #[tokio::test]
+    async fn a_link_is_in_one_hand_at_a_time() {
         let (all, west) = (InHand::default(), "west".parse().unwrap());
-        let (one, other) = (all.take(&west), all.take(&west));
-        drop(one);
-        assert!(all.has(&west));
-        drop(other);
-        assert!(!all.has(&west));
+        let first = all.take(&west).await;
+        assert!(all.try_take(&west).is_none());
+        assert!(all.try_take(&"north".parse().unwrap()).is_some());
+        let (mut second, mut third) = (Box::pin(all.take(&west)), Box::pin(all.take(&west)));
+        assert!(poll!(second.as_mut()).is_pending() && poll!(third.as_mut()).is_pending());
+        drop(first);
+        let second = second.await;
+        assert!(poll!(third.as_mut()).is_pending());
+        drop(second);
+        assert!(third.now_or_never().is_some());
+        assert!(all.try_take(&west).is_some());
     }
 }

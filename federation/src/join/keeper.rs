@@ -58,10 +58,18 @@ async fn tend(linker: &Linker, failing: &mut Failing) {
         tracing::error!(reason = refusal.message, "links cannot be kept up to date");
     }
     failing.book = noted.is_err();
-    let mut ends = ends(&world, &linker.store.current(), SystemTime::now());
-    ends.retain(|cluster, _| !linker.in_hand.has(cluster));
-    failing.links.retain(|cluster| ends.contains_key(cluster));
-    for (cluster, end) in ends {
+    let ending = ends(&world, &linker.store.current(), SystemTime::now());
+    failing.links.retain(|cluster| ending.contains_key(cluster));
+    for cluster in ending.into_keys() {
+        // Whoever has it makes or removes it.
+        let Some(_hold) = linker.in_hand.try_take(&cluster) else {
+            continue;
+        };
+        let world = Arc::clone(&linker.worlds.borrow());
+        let mut ends = ends(&world, &linker.store.current(), SystemTime::now());
+        let Some(end) = ends.remove(&cluster) else {
+            continue;
+        };
         if !failing.links.contains(&cluster) {
             end.announce(&cluster);
         }
@@ -101,7 +109,7 @@ impl End {
             Self::Begun => {}
             Self::Overdue => tracing::warn!(
                 peer = %cluster,
-                "no tunnel came up before the invitation expired; the link is removed again"
+                "no tunnel came up in time; the link is removed again"
             ),
             Self::Removed => {
                 tracing::info!(peer = %cluster, "the peer has removed the link; cleaning up");
@@ -131,20 +139,19 @@ async fn clean(
     let declared = world.declared.links.get(cluster);
     let book = linker.store.current();
     if end == End::Removed {
-        let meant = world.removed.get(cluster);
+        let Some(link) = declared else {
+            return Ok(());
+        };
         // It may have been made anew since that world was.
-        let made_by = declared.map(|link| book.made_by(cluster, &link.trust_domain));
-        return match meant == made_by.as_ref() {
-            true => linker.unlink(cluster, None).await,
+        let made_by = book.made_by(cluster, &link.trust_domain);
+        return match world.removed.get(cluster) == Some(&made_by) {
+            true => linker.unlink(cluster, &link.trust_domain, None).await,
             false => Ok(()),
         };
     }
     let Some((_, held)) = book.links().find(|(name, _)| *name == cluster) else {
         return Ok(());
     };
-    if end == End::Begun && !held.is_removing() {
-        return Ok(());
-    }
     if declared.is_some_and(|link| link.trust_domain != held.trust_domain) {
         // Somebody else was declared under that name; that link is not ours to remove.
         linker.mark(cluster, None).await?;
@@ -152,9 +159,8 @@ async fn clean(
     }
     // The peer may have seen a tunnel at the last moment.
     let buried = declared.filter(|_| end == End::Overdue);
-    linker
-        .unlink(cluster, buried.map(|link| in_force(world, link)))
-        .await
+    let buried = buried.map(|link| in_force(world, link));
+    linker.unlink(cluster, &held.trust_domain, buried).await
 }
 
 /// Writes down what is active now, and forgets what is over.

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::{
     dials::Dials,
-    in_hand::InHand,
+    in_hand::{Hold, InHand},
     invitation::{self, MAX_ADDRESSES, MAX_PINS},
     messages::{self, Card},
     store::LinkStore,
@@ -53,6 +53,14 @@ pub(crate) struct Linker {
     pub(crate) applied: AppliedReader,
     pub(crate) in_hand: InHand,
     pub(crate) clock_skew: Duration,
+}
+
+/// A link that there is: one that is made anew is another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Present {
+    pub(crate) domain: TrustDomain,
+    /// `None` where it was declared.
+    pub(crate) made_by: Option<InvitationId>,
 }
 
 /// An invitation as its maker sees it, once.
@@ -223,6 +231,21 @@ impl Linker {
         })
     }
 
+    /// Which link to `cluster` there is now, as it is declared or else as the book has it.
+    pub(crate) fn present(&self, cluster: &ClusterId) -> Option<Present> {
+        let (world, book) = (Arc::clone(&self.worlds.borrow()), self.store.current());
+        let declared = world.declared.links.get(cluster);
+        let domain = match declared {
+            Some(link) => link.trust_domain.clone(),
+            None => {
+                let (_, joined) = book.links().find(|(name, _)| *name == cluster)?;
+                joined.trust_domain.clone()
+            }
+        };
+        let made_by = book.made_by(cluster, &domain);
+        Some(Present { domain, made_by })
+    }
+
     /// Whether the link to `cluster` is known to have come of another invitation than `id`.
     pub(crate) fn is_another(&self, cluster: &ClusterId, id: &str) -> bool {
         let book = self.store.current();
@@ -231,22 +254,38 @@ impl Linker {
         !id.is_empty() && known.is_some_and(|known| known.to_string() != id)
     }
 
-    /// Waits a moment for the removal of a former link of that name or domain.
-    pub(crate) async fn await_removal(&self, cluster: &ClusterId, domain: &TrustDomain) {
+    /// Waits a moment for the removal of a former link of that name or domain, then takes the new
+    /// one in hand.
+    pub(crate) async fn take_in_hand(
+        &self,
+        cluster: &ClusterId,
+        domain: &TrustDomain,
+    ) -> Result<Hold, Refusal> {
         let mut books = self.store.subscribe();
         let gone = books.wait_for(|book| !book.is_leaving(cluster, domain));
         let _ = timeout(SETTLE, gone).await;
+        let hold = self.in_hand.take(cluster).await;
+        if !self.store.current().is_leaving(cluster, domain) {
+            return Ok(hold);
+        }
+        let message = format!(
+            "the former link between `{cluster}` and `{own}` is still being removed by `{own}`; \
+             see why not in the log of its federation, then try again with the same invitation",
+            own = self.own.cluster
+        );
+        Err(Refusal::new(Problem::Unavailable, message))
     }
 
     /// Takes the link away: the declaration, and then what is known of it. `buried` is told when
-    /// it comes back. When this returns, our side is clean.
+    /// it comes back. When this returns, our side is clean. The caller has the link in hand.
     pub(crate) async fn unlink(
         &self,
         cluster: &ClusterId,
+        domain: &TrustDomain,
         buried: Option<Link>,
     ) -> Result<(), Refusal> {
-        self.detach(cluster, buried.clone()).await?;
-        self.settle(cluster, buried).await
+        self.detach(cluster, domain, buried.clone()).await?;
+        self.settle(cluster, domain, buried).await
     }
 
     /// Marks the link as being removed, and removes the declaration. What fails here or in
@@ -255,10 +294,11 @@ impl Linker {
     pub(crate) async fn detach(
         &self,
         cluster: &ClusterId,
+        domain: &TrustDomain,
         buried: Option<Link>,
     ) -> Result<(), Refusal> {
         self.mark(cluster, buried).await?;
-        self.home.remove(cluster).await.map_err(|error| {
+        self.home.remove(cluster, domain).await.map_err(|error| {
             let reason = linkspan_runtime::process::chain(&error);
             Refusal::new(
                 Problem::Failed,
@@ -287,10 +327,14 @@ impl Linker {
     pub(crate) async fn settle(
         &self,
         cluster: &ClusterId,
+        domain: &TrustDomain,
         buried: Option<Link>,
     ) -> Result<(), Refusal> {
         let mut worlds = self.worlds.clone();
-        let gone = worlds.wait_for(|world| !world.declared.links.contains_key(cluster));
+        let gone = worlds.wait_for(|world| {
+            let link = world.declared.links.get(cluster);
+            link.is_none_or(|link| link.trust_domain != *domain)
+        });
         if !matches!(timeout(CLEAN, gone).await, Ok(Ok(_))) {
             let message = format!(
                 "the ClusterLink `{cluster}` is still declared; look for it among the problems of \
@@ -380,6 +424,25 @@ fn check_readable(own: &OwnCluster, link: &ClusterLink) -> Result<(), Refusal> {
         Some(problem) => Err(refuse(problem)),
         None => Ok(()),
     }
+}
+
+/// That no other link of that name or domain is there or is being made.
+pub(crate) fn check_rivals(
+    book: &mut LinkBook,
+    world: &World,
+    (id, cluster, domain): (&InvitationId, &ClusterId, &TrustDomain),
+    now: SystemTime,
+) -> Result<(), Refusal> {
+    // A link that was removed by hand is no rival.
+    book.sweep(&world.declared.links, now);
+    if !book.has_rival(id, cluster, domain) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Problem::DuplicateCluster,
+        "another link of this cluster id or trust domain is there or is being made; \
+         remove it first (`linkspan link remove`)",
+    ))
 }
 
 pub(crate) fn stopping() -> Refusal {

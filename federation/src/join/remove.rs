@@ -46,28 +46,30 @@ impl Linker {
     /// Removes a link on both sides, or on ours alone; also one that is pending, or of which only
     /// the book knows. When this returns, our side is clean, but for the gateways that are named.
     pub(crate) async fn remove(&self, cluster: &ClusterId) -> Result<Removed, Refusal> {
-        let (world, book) = (self.known_world().await?, self.store.current());
-        let untold = match world.declared.links.get(cluster) {
-            Some(link) => self.tell(&world, link).await.err(),
-            None if book.links().any(|(name, _)| name == cluster) => {
-                Some("the link was not declared (any more)".to_owned())
-            }
-            None => {
-                let noted = book.links().map(|(name, _)| name);
-                return Err(not_linked(
-                    cluster,
-                    world.declared.links.keys().chain(noted),
-                ));
-            }
+        let world = self.known_world().await?;
+        let Some(meant) = self.present(cluster) else {
+            let book = self.store.current();
+            let noted = book.links().map(|(name, _)| name);
+            let known = world.declared.links.keys().chain(noted);
+            return Err(not_linked(cluster, known));
         };
         let declared = world.declared.links.get(cluster);
+        let untold = match declared {
+            Some(link) => self.tell(&world, link).await.err(),
+            None => Some("the link was not declared (any more)".to_owned()),
+        };
         let buried = declared
             .filter(|_| untold.is_some())
             .map(|link| in_force(&world, link));
-        // Or the keeper would remove it, too, as one whose removal has begun.
-        let _hold = self.in_hand.take(cluster);
         let tombstone_until = buried.as_ref().map(|_| SystemTime::now() + TOMBSTONE_LIFE);
-        self.unlink(cluster, buried).await?;
+        let hold = self.in_hand.take(cluster).await;
+        match self.present(cluster) {
+            Some(found) if found == meant => self.unlink(cluster, &meant.domain, buried).await?,
+            // Somebody else was faster.
+            None => {}
+            Some(_) => return Err(made_anew(cluster)),
+        }
+        drop(hold);
         let late = self.let_go(cluster).await;
         tracing::info!(peer = %cluster, told = untold.is_none(), ?late, "link removed");
         Ok(Removed {
@@ -82,18 +84,24 @@ impl Linker {
     pub(crate) async fn follow(
         &self,
         cluster: &ClusterId,
+        made_by: &str,
         told: oneshot::Sender<Result<(), Refusal>>,
         gone: impl Future<Output = ()>,
     ) -> Result<(), Refusal> {
-        let _hold = self.in_hand.take(cluster);
-        let marked = self.mark(cluster, None).await;
-        let certain = marked.is_ok();
-        let _ = told.send(marked);
-        if !certain {
+        let _hold = self.in_hand.take(cluster).await;
+        let marked = match self.present(cluster) {
+            // It is what was asked for.
+            None => Ok(None),
+            Some(_) if self.is_another(cluster, made_by) => Err(made_anew(cluster)),
+            Some(found) => self.mark(cluster, None).await.map(|()| Some(found)),
+        };
+        let begun = marked.as_ref().map_or(None, Clone::clone);
+        let _ = told.send(marked.map(drop));
+        let Some(begun) = begun else {
             return Ok(());
-        }
+        };
         let _ = timeout(HEARING, gone).await;
-        self.unlink(cluster, None).await
+        self.unlink(cluster, &begun.domain, None).await
     }
 
     /// Waits until our gateways have let go of a peer whose link is gone; names those that have not
@@ -162,6 +170,13 @@ pub(super) fn in_force(world: &World, link: &Link) -> Link {
         bundle: planned.map_or_else(|| link.bundle.clone(), |planned| planned.bundle.clone()),
         ..link.clone()
     }
+}
+
+fn made_anew(cluster: &ClusterId) -> Refusal {
+    let message = format!(
+        "the link to `{cluster}` that was to be removed is removed already; there is a newer one"
+    );
+    Refusal::new(Problem::Used, message)
 }
 
 fn not_linked<'a>(cluster: &ClusterId, known: impl Iterator<Item = &'a ClusterId>) -> Refusal {

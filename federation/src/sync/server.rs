@@ -114,17 +114,13 @@ impl v1::sync_server::Sync for SyncService {
         let peer =
             linked(&self.shared.worlds.borrow(), &identity).ok_or_else(|| not_linked(&identity))?;
         let linker = Arc::clone(&self.shared.linker);
-        if linker.is_another(&peer, &request.get_ref().invitation) {
-            return Err(Status::failed_precondition(
-                "that link is removed already; there is a newer one",
-            ));
-        }
+        let made_by = request.get_ref().invitation.clone();
         tracing::info!(%peer, "the peer removes the link");
         let (told, answer) = oneshot::channel();
         let ended = Caller::of(&request)?.ended.clone();
         // A task of its own: what has begun is finished, also when the caller hangs up.
         self.tasks.spawn(async move {
-            let unlinking = linker.follow(&peer, told, ended.cancelled());
+            let unlinking = linker.follow(&peer, &made_by, told, ended.cancelled());
             if let Err(refusal) = unlinking.await {
                 tracing::warn!(%peer, reason = refusal.message, "the link is not removed yet");
             }
@@ -132,7 +128,10 @@ impl v1::sync_server::Sync for SyncService {
         let begun = answer
             .await
             .map_err(|_| Status::unavailable("federation is stopping"))?;
-        begun.map_err(|refusal| Status::internal(refusal.message))?;
+        begun.map_err(|refusal| match refusal.problem {
+            linkspan_core::join::Problem::Used => Status::failed_precondition(refusal.message),
+            _ => Status::internal(refusal.message),
+        })?;
         Ok(Response::new(v1::UnlinkResponse {}))
     }
 }

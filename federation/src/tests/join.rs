@@ -458,37 +458,101 @@ async fn who_does_not_fit_is_refused_and_the_invitation_stays_good() {
     west.stop().await;
 }
 
+/// An invitation may end right after it was accepted; a gateway must have time to dial.
 #[tokio::test]
-async fn a_pending_link_ends_with_its_invitation() {
+async fn a_pending_link_outlives_its_invitation_by_a_while() {
     let (east_home, west_home) = (Home::new("east"), Home::new("west"));
     let (east, west) = (east_home.start().await, west_home.start().await);
     let _reached = dialled_at(&west, west.addresses.grpc).await;
     let _dialling = dialling(&east, Way::Honest).await;
     let request = v1::InviteRequest {
-        ttl_seconds: 3,
+        ttl_seconds: 2,
         ..Default::default()
     };
-    let invited = west
-        .operator()
-        .await
-        .invite(request)
-        .await
-        .unwrap()
-        .into_inner();
-    accept(&east, &invited.invitation).await.unwrap();
-    west.until("the link", |world| linked(world, "east")).await;
-    west.until("no link", |world| !linked(world, "east")).await;
-    assert_eq!(std::fs::read_dir(west_home.resources()).unwrap().count(), 0);
-    // The accepter waits a minute at least, and for nothing but its first tunnel.
-    let world = east.until("the link", |world| linked(world, "west")).await;
-    assert!(world.declared.links.values().all(|link| link.pending));
-    let late = accept(&east, &invited.invitation).await.unwrap_err();
+    let mut operator = west.operator().await;
+    let invited = operator.invite(request).await.unwrap().into_inner();
+    let accepted = accept(&east, &invited.invitation).await.unwrap();
+    assert!(accepted.expires_unix >= invited.expires_unix + 50);
+    let late = loop {
+        if let Err(late) = accept(&east, &invited.invitation).await {
+            break late;
+        }
+    };
     assert!(
         matches!(problem_of(&late), Problem::Unknown | Problem::Expired),
         "{late}"
     );
+    for (federation, peer) in [(&east, "west"), (&west, "east")] {
+        federation
+            .until("the link", |world| pending(world, peer) == Some(true))
+            .await;
+    }
     east.stop().await;
     west.stop().await;
+}
+
+/// Whoever removes a link while it is being made waits until it is: nothing half made is left,
+/// above all no declaration that no book knows, which would be taken for one that is proved.
+#[tokio::test]
+async fn what_is_removed_while_it_is_made_is_gone() {
+    let (east_home, west_home) = (Home::new("east"), Home::new("west"));
+    let (east, west) = (east_home.start().await, west_home.start().await);
+    let _reached = dialled_at(&west, west.addresses.grpc).await;
+    let _dialling = dialling(&east, Way::Honest).await;
+    let active = [(&east, "west"), (&west, "east")].map(|(federation, peer)| {
+        let mut worlds = federation.worlds.clone();
+        let active = move |world: &Arc<_>| pending(world, peer) == Some(false);
+        tokio::spawn(async move { worlds.wait_for(active).await.map(drop) })
+    });
+    for (federation, home, peer) in [
+        (&east, &east_home, "west"),
+        (&west, &west_home, "east"),
+        (&east, &east_home, "west"),
+        (&west, &west_home, "east"),
+    ] {
+        let invitation = invite(&west, "").await;
+        let (accepted, ()) = tokio::join!(accept(&east, &invitation), removed(federation, peer));
+        let accepted = accepted.map_err(|refused| problem_of(&refused));
+        assert!(
+            matches!(accepted, Ok(_) | Err(Problem::Unknown)),
+            "{accepted:?}"
+        );
+        federation
+            .until("no link", |world| !linked(world, peer))
+            .await;
+        let left: Vec<_> = std::fs::read_dir(home.resources())
+            .unwrap()
+            .map(|of| of.unwrap().path())
+            .collect();
+        assert!(left.is_empty(), "{peer}: {left:?}");
+        // The other side, which was not told: there was no tunnel.
+        let (other, name) = match peer {
+            "west" => (&west, "east"),
+            _ => (&east, "west"),
+        };
+        if accepted.is_ok() {
+            removed(other, name).await;
+        }
+    }
+    for watched in active {
+        assert!(!watched.is_finished(), "no tunnel was ever up");
+    }
+    east.stop().await;
+    west.stop().await;
+}
+
+/// Asks until there is something to remove.
+async fn removed(federation: &Federation, peer: &str) {
+    let mut operator = federation.operator().await;
+    let removed = async {
+        let request = || v1::RemoveLinkRequest {
+            cluster: peer.into(),
+        };
+        while let Err(refused) = operator.remove_link(request()).await {
+            assert!(refused.message().contains("no link to"), "{refused}");
+        }
+    };
+    soon("the removal", removed).await;
 }
 
 /// Our gateway was told by the peer's that the link is removed there.

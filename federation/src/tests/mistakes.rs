@@ -194,9 +194,9 @@ async fn a_stranger_learns_nothing_from_a_refusal() {
     west.stop().await;
 }
 
-/// The operator has narrowed the link since, and it is active: both stay so.
+/// The operators have narrowed the link since, and it is active: both stay so.
 #[tokio::test]
-async fn a_used_invitation_resets_nothing_at_the_inviter() {
+async fn a_used_invitation_resets_nothing() {
     let (east_home, west_home) = (Home::new("east"), Home::new("west"));
     let (east, west) = (east_home.start().await, west_home.start().await);
     let reached = dialled_at(&west, west.addresses.grpc).await;
@@ -207,17 +207,22 @@ async fn a_used_invitation_resets_nothing_at_the_inviter() {
     reached.say(health("east", true)).await;
     west.until("active", |world| pending(world, "east") == Some(false))
         .await;
-    let path = west_home.resources().join("clusterlink-east.yaml");
-    let made = std::fs::read_to_string(&path).unwrap();
-    let narrowed = format!(
-        "# ours\n{}",
-        made.replace("namespace: '*'", "namespace: shop")
-    );
-    let narrowed = narrowed.replace("namespace: \"*\"", "namespace: shop");
-    assert!(narrowed.contains("namespace: shop"), "{made}");
-    west_home.declare("clusterlink-east.yaml", &narrowed);
-    accept(&east, &invitation).await.unwrap();
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), narrowed);
+    let narrowed = [(&west_home, "east"), (&east_home, "west")].map(|(home, peer)| {
+        let file = format!("clusterlink-{peer}.yaml");
+        let path = home.resources().join(&file);
+        let made = std::fs::read_to_string(&path).unwrap();
+        let narrowed = made.replace("namespace: '*'", "namespace: shop");
+        let narrowed = narrowed.replace("namespace: \"*\"", "namespace: shop");
+        assert!(narrowed.contains("namespace: shop"), "{made}");
+        let narrowed = format!("# ours\n{narrowed}");
+        home.declare(&file, &narrowed);
+        (path, narrowed)
+    });
+    let again = accept(&east, &invitation).await.unwrap();
+    assert_eq!(again.path, "", "nothing was written");
+    for (path, narrowed) in narrowed {
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), narrowed);
+    }
     assert_eq!(pending(&west.worlds.borrow(), "east"), Some(false));
     east.stop().await;
     west.stop().await;

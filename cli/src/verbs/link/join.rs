@@ -90,7 +90,8 @@ struct Invited {
 struct Accepted {
     cluster: String,
     trust_domain: String,
-    path: String,
+    /// Absent where it was declared before.
+    path: Option<String>,
     pending_until: String,
 }
 
@@ -164,15 +165,20 @@ pub(super) fn accept(args: &AcceptArgs) -> Result<(), Failure> {
     let view = Accepted {
         cluster: reply.cluster,
         trust_domain: reply.trust_domain,
-        path: reply.path,
+        path: Some(reply.path).filter(|path| !path.is_empty()),
         pending_until: rfc3339(reply.expires_unix),
     };
     args.output.print(&view, |view| {
-        format!(
-            "linked to {0} ({1}), declared in {2}\n\
-             pending until the first tunnel is up: linkspan link wait {0}\n",
-            view.cluster, view.trust_domain, view.path
-        )
+        let (cluster, domain) = (&view.cluster, &view.trust_domain);
+        match &view.path {
+            Some(path) => format!(
+                "linked to {cluster} ({domain}), declared in {path}\n\
+                 pending until the first tunnel is up: linkspan link wait {cluster}\n"
+            ),
+            None => format!(
+                "linked to {cluster} ({domain}) by this invitation before; nothing is changed\n"
+            ),
+        }
     })
 }
 

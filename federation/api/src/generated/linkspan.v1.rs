@@ -2093,7 +2093,7 @@ pub struct AcceptResponse {
     pub cluster: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub trust_domain: ::prost::alloc::string::String,
-    /// Where the ClusterLink was written.
+    /// Where the ClusterLink was written; empty where it was there already, and is as it was.
     #[prost(string, tag = "3")]
     pub path: ::prost::alloc::string::String,
     /// Until when the first tunnel must be up.

@@ -15,6 +15,12 @@ use crate::model::{ClusterId, Link, SpiffeId, TrustDomain};
 pub const MAX_INVITATIONS: usize = 100;
 /// How long a removed peer that did not hear of it is told so when it comes back.
 pub const TOMBSTONE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A gateway dials a new link within seconds: so long a link may stay pending, however soon its
+/// invitation ends.
+pub const MIN_PENDING: Duration = Duration::from_secs(60);
+/// A link that is declared so soon after its removal is not there any more: whoever shows it read
+/// its declaration before.
+const ECHO: Duration = Duration::from_secs(5);
 /// Tombstones kept; beyond, those that end first go.
 const MAX_TOMBSTONES: usize = 1_000;
 
@@ -162,6 +168,10 @@ pub struct LinkBook {
     invitations: BTreeMap<InvitationId, Invited>,
     links: BTreeMap<ClusterId, Joined>,
     tombstones: BTreeMap<TrustDomain, Tombstone>,
+    /// Trust domains of links that were removed a moment ago, and when: what was read of the
+    /// declarations before that may still be under way.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    ended: BTreeMap<TrustDomain, u64>,
 }
 
 impl LinkBook {
@@ -331,7 +341,9 @@ impl LinkBook {
         };
         let cluster = accepter.cluster.clone();
         invited.used_by = Some(accepter);
-        let (offer, expires) = (invited.offer.clone(), invited.expires());
+        // It may end right after it was accepted.
+        let expires = invited.expires().max(now + MIN_PENDING);
+        let offer = invited.offer.clone();
         self.pend(cluster, domain, *id, expires, now);
         Ok(Consumed { offer, expires })
     }
@@ -346,6 +358,7 @@ impl LinkBook {
         now: SystemTime,
     ) {
         self.tombstones.remove(&trust_domain);
+        self.ended.remove(&trust_domain);
         let joined = Joined {
             trust_domain,
             invitation: Some(invitation),
@@ -383,8 +396,12 @@ impl LinkBook {
         now: SystemTime,
     ) {
         match (self.links.get_mut(cluster), declared) {
-            (Some(joined), _) => joined.removing = true,
-            (None, Some(domain)) => {
+            (Some(joined), None) => joined.removing = true,
+            (Some(joined), Some(domain)) if joined.trust_domain == *domain => {
+                joined.removing = true;
+            }
+            // What the book has under that name is of a link that is not there any more.
+            (_, Some(domain)) => {
                 let joined = Joined {
                     trust_domain: domain.clone(),
                     invitation: None,
@@ -402,7 +419,15 @@ impl LinkBook {
     /// Forgets the link once its declaration is gone; otherwise as [`LinkBook::begin_removal`].
     pub fn remove(&mut self, cluster: &ClusterId, buried: Option<&Link>, now: SystemTime) {
         self.close(cluster, buried, now);
-        self.links.remove(cluster);
+        if let Some(joined) = self.links.remove(cluster) {
+            self.ended.insert(joined.trust_domain, unix(now));
+        }
+    }
+
+    /// Whether the link of that trust domain was removed a moment ago: if it still is declared, that
+    /// is how it was before.
+    pub fn has_just_ended(&self, domain: &TrustDomain) -> bool {
+        self.ended.contains_key(domain)
     }
 
     fn close(&mut self, cluster: &ClusterId, buried: Option<&Link>, now: SystemTime) {
@@ -441,27 +466,35 @@ impl LinkBook {
             self.invitations.len(),
             self.links.len(),
             self.tombstones.len(),
+            self.ended.len(),
         );
+        self.ended.retain(|_, ended| time(*ended) + ECHO > now);
         self.invitations
             .retain(|_, invited| invited.expires() > now);
         // One that is being removed is declared still.
-        let links = &self.links;
+        let (links, ended) = (&self.links, &self.ended);
         let leaving = |domain: &TrustDomain| {
             let mut links = links.values();
-            links.any(|joined| joined.removing && joined.trust_domain == *domain)
+            ended.contains_key(domain)
+                || links.any(|joined| joined.removing && joined.trust_domain == *domain)
         };
         let linked =
             |domain: &TrustDomain| declared.values().any(|link| link.trust_domain == *domain);
         self.tombstones
             .retain(|domain, of| of.until() > now && (!linked(domain) || leaving(domain)));
         // One that waits may not have been read back from its file yet.
+        let is_declared = |cluster: &ClusterId, joined: &Joined| {
+            let link = declared.get(cluster);
+            link.is_some_and(|link| link.trust_domain == joined.trust_domain)
+        };
         self.links
-            .retain(|cluster, joined| !joined.is_active() || declared.contains_key(cluster));
+            .retain(|cluster, joined| !joined.is_active() || is_declared(cluster, joined));
         before
             != (
                 self.invitations.len(),
                 self.links.len(),
                 self.tombstones.len(),
+                self.ended.len(),
             )
     }
 

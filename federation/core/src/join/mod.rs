@@ -16,8 +16,8 @@ mod tests;
 use std::fmt;
 
 pub use book::{
-    Accepter, Consumed, Invited, Joined, LinkBook, MAX_INVITATIONS, Offer, TOMBSTONE_LIFE,
-    Tombstone,
+    Accepter, Consumed, Invited, Joined, LinkBook, MAX_INVITATIONS, MIN_PENDING, Offer,
+    TOMBSTONE_LIFE, Tombstone,
 };
 pub use fit::{Candidate, Clocks, Site, check_clock, check_fit};
 pub use invitation::{BadInvitationId, Invitation, InvitationId, Seed};

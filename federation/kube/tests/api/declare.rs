@@ -196,8 +196,12 @@ async fn a_link_is_replaced_by_one_to_the_same_peer_only() {
     assert_eq!(held["allowLoopback"], true);
 
     let peer = "declared".parse().expect("an id");
-    links.remove(&peer).await.expect("removes");
-    links.remove(&peer).await.expect("nothing is left");
+    let domain = |name: &str| name.parse().expect("a domain");
+    let (theirs, other) = (domain("declared.test"), domain("other.test"));
+    links.remove(&peer, &other).await.expect("it is another");
+    assert!(spec(&client, &object).await.is_some());
+    links.remove(&peer, &theirs).await.expect("removes");
+    links.remove(&peer, &theirs).await.expect("nothing is left");
     assert_eq!(spec(&client, &object).await, None);
     let deleted = api_of(&client, &object)
         .delete("declared", &DeleteParams::default())
