@@ -59,6 +59,8 @@ pub enum Verb {
     Token(verbs::token::Args),
     /// Prints this cluster's trust bundle and the identities of its parts
     Bundle(verbs::bundle::Args),
+    /// Puts a sidecar into the pods of Kubernetes manifests
+    Inject(verbs::inject::Args),
     /// Prints the version
     Version(verbs::version::Args),
     /// Prints a completion script for a shell

@@ -1,11 +1,12 @@
 //! The configuration of a sidecar: raw YAML to a value that cannot be wrong.
 
+mod labels;
 mod raw;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -45,6 +46,23 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Whether each request and connection is logged.
     pub access_log: bool,
+}
+
+/// What is one workload's own, where many read the same file; goes before what the file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Stable for the life of the workload.
+    pub uid: Option<String>,
+    /// Its namespace.
+    pub namespace: Option<String>,
+    /// Its service account.
+    pub service_account: Option<String>,
+    /// Its host name.
+    pub hostname: Option<String>,
+    /// Where others reach the sidecar.
+    pub address: Option<IpAddr>,
+    /// File with its labels, a line `name="value"` for each, as Kubernetes' downward API writes it.
+    pub labels: Option<PathBuf>,
 }
 
 /// The workload beside a sidecar.
@@ -113,8 +131,19 @@ impl Config {
     /// # Errors
     /// All problems together, each with its key, what was found and what to do.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        Self::load_with(path, Own::default())
+    }
+
+    /// The same, with what is this workload's own.
+    ///
+    /// # Errors
+    /// See [`Config::load`]; or if the file with the labels cannot be read.
+    pub fn load_with(path: impl AsRef<Path>, own: Own) -> Result<Self, ConfigError> {
         let path = path.as_ref();
-        raw::check(read_yaml(path)?, Problems::new(path))
+        let mut raw: raw::Raw = read_yaml(path)?;
+        let mut problems = Problems::new(path);
+        raw.fill(own, &mut problems);
+        raw::check(raw, problems)
     }
 
     /// Where this workload is.

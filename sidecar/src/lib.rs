@@ -24,6 +24,6 @@ mod workload;
 
 pub use bound::{BindError, Bound, bind};
 pub use config::{
-    Config, DRAIN_GRACE, IDLE_TIMEOUT, Outbound, PROBE_INTERVAL, PROBE_TIMEOUT, Probe, Readiness,
-    Workload,
+    Config, DRAIN_GRACE, IDLE_TIMEOUT, Outbound, Own, PROBE_INTERVAL, PROBE_TIMEOUT, Probe,
+    Readiness, Workload,
 };

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod explain;
 pub mod export;
 pub mod failover;
+pub mod inject;
 pub mod link;
 pub mod man;
 pub mod run;
@@ -35,6 +36,7 @@ pub fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Explain(args) => explain::explain(&args),
         Verb::Link(args) => link::link(args),
         Verb::Unlink(args) => link::unlink(&args),
+        Verb::Inject(args) => inject::inject(&args),
         Verb::Token(args) => token::token(args),
         Verb::Bundle(args) => bundle::bundle(&args),
         Verb::Version(args) => version::version(&args),

@@ -1,6 +1,6 @@
 //! `linkspan run federation|gateway|sidecar`.
 
-use std::{fmt::Display, path::PathBuf};
+use std::{fmt::Display, net::IpAddr, path::PathBuf};
 
 use anyhow::Context as _;
 use linkspan_runtime::{
@@ -59,8 +59,11 @@ enum Part {
     ))]
     Gateway(PartArgs),
     /// Runs the sidecar of one workload
-    #[command(after_long_help = help!("linkspan run sidecar --config sidecar.yaml"))]
-    Sidecar(PartArgs),
+    #[command(after_long_help = help!(
+        "linkspan run sidecar --config sidecar.yaml",
+        "linkspan run sidecar --config sidecar.yaml --uid checkout-1 --labels /etc/podinfo/labels",
+    ))]
+    Sidecar(SidecarArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -68,6 +71,44 @@ struct PartArgs {
     /// Configuration file (YAML)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+/// What workloads whose sidecars read the same file have of their own.
+#[derive(Debug, clap::Args)]
+struct SidecarArgs {
+    #[command(flatten)]
+    part: PartArgs,
+    /// Name of the workload; goes before `workload.uid` in the file, as the others do
+    #[arg(long, value_name = "UID")]
+    uid: Option<String>,
+    /// Its namespace
+    #[arg(long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Its service account
+    #[arg(long, value_name = "NAME")]
+    service_account: Option<String>,
+    /// Its host name
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// IP address at which other sidecars reach this one
+    #[arg(long, value_name = "IP")]
+    address: Option<IpAddr>,
+    /// File with its labels, a line name="value" each, as Kubernetes' downward API writes it
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+}
+
+impl SidecarArgs {
+    fn own(&self) -> linkspan_sidecar::Own {
+        linkspan_sidecar::Own {
+            uid: self.uid.clone(),
+            namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
+            hostname: self.hostname.clone(),
+            address: self.address,
+            labels: self.labels.clone(),
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
@@ -95,7 +136,10 @@ async fn part(part: &Part) -> Result<(), Failure> {
             until_stopped(stop.clone(), bound.run(stop)).await
         }
         Part::Sidecar(args) => {
-            let config = loaded(linkspan_sidecar::Config::load(&args.config))?;
+            let config = loaded(linkspan_sidecar::Config::load_with(
+                &args.part.config,
+                args.own(),
+            ))?;
             let bound = linkspan_sidecar::bind(config).await;
             let bound = started("sidecar", bound)?;
             until_stopped(stop.clone(), bound.run(stop)).await

@@ -14,8 +14,8 @@ use linkspan_trust::WorkloadId;
 use serde::{Deserialize, Deserializer, de};
 
 use super::{
-    Config, DRAIN_GRACE, IDLE_TIMEOUT, Outbound, PROBE_INTERVAL, PROBE_TIMEOUT, Probe, Readiness,
-    Workload,
+    Config, DRAIN_GRACE, IDLE_TIMEOUT, Outbound, Own, PROBE_INTERVAL, PROBE_TIMEOUT, Probe,
+    Readiness, Workload, labels,
 };
 
 /// Longest uid: it is hashed, and shown to people.
@@ -41,8 +41,11 @@ pub(super) struct Raw {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RawWorkload {
+    #[serde(default)]
     uid: String,
+    #[serde(default)]
     namespace: String,
+    #[serde(default)]
     service_account: String,
     #[serde(default)]
     labels: BTreeMap<String, String>,
@@ -130,6 +133,33 @@ impl<'de> Deserialize<'de> for Port {
     }
 }
 
+impl Raw {
+    /// Takes over what is the workload's own.
+    pub(super) fn fill(&mut self, own: Own, problems: &mut Problems) {
+        let workload = &mut self.workload;
+        let texts = [
+            (&mut workload.uid, own.uid),
+            (&mut workload.namespace, own.namespace),
+            (&mut workload.service_account, own.service_account),
+            (&mut workload.hostname, own.hostname),
+        ];
+        for (field, own) in texts {
+            if let Some(own) = own {
+                *field = own;
+            }
+        }
+        if let Some(address) = own.address {
+            workload.address = Some(address.to_string());
+        }
+        if let Some(path) = own.labels {
+            let read = labels::read(&path);
+            if let Some(labels) = problems.check("--labels", path.display(), read) {
+                workload.labels = labels;
+            }
+        }
+    }
+}
+
 /// Makes a configuration of a file, or tells all that is wrong with it.
 pub(super) fn check(raw: Raw, mut problems: Problems) -> Result<Config, ConfigError> {
     let cluster = problems.check("cluster", &raw.cluster, raw.cluster.parse());
@@ -172,7 +202,7 @@ fn workload(
         problems.add(
             "workload.uid",
             found,
-            "give the workload a stable name of 1 to 253",
+            "give the workload a stable name of 1 to 253, here or with --uid",
         );
     }
     let name = format!("{}/{}", raw.namespace, raw.service_account);
