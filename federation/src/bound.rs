@@ -18,15 +18,18 @@ use linkspan_runtime::{
 };
 use linkspan_trust::{MaterialReader, MaterialWriter};
 use prometheus::Registry;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
 
 use crate::{
     config::Config,
-    home::Backend,
+    home::{self, Backend},
     identity::{Authority, Credentials, Issuer, Pods, issued::Issued, tokens::JoinTokens},
     join::LinkStore,
     operator::socket,
-    state::{Epoch, Remembered, StateDir, StateError, next_epoch},
+    state::{Epoch, Remembered, StateDir, StateError, next_epoch, store::Slots},
     sync::Dial,
     wiring,
 };
@@ -90,6 +93,7 @@ pub struct Bound {
     pub(crate) readiness: Readiness,
     pub(crate) config: Config,
     pub(crate) state: StateDir,
+    pub(crate) slots: Slots,
     pub(crate) epoch: Epoch,
     pub(crate) remembered: Remembered,
     pub(crate) links: Arc<LinkStore>,
@@ -97,6 +101,8 @@ pub struct Bound {
     pub(crate) credentials: Credentials,
     pub(crate) material: (MaterialWriter, MaterialReader),
     pub(crate) backend: Backend,
+    /// Whether another federation writes what is kept.
+    pub(crate) taken_over: watch::Receiver<bool>,
     pub(crate) listeners: Listeners,
     pub(crate) registry: Registry,
     pub(crate) metrics: FederationMetrics,
@@ -121,28 +127,34 @@ pub(crate) struct Listeners {
 pub async fn bind(config: Config) -> Result<Bound, BindError> {
     let now = SystemTime::now();
     let state = StateDir::open(&config.state_dir)?;
-    let authority =
-        Authority::load_or_create(&state.ca(), &state.epoch(), &config.trust_domain, now)?;
+    let (slots, taken_over) = home::slots(&config.home, &state)?;
+    let domain = &config.trust_domain;
+    let authority = Authority::load_or_create(&slots.authority, &slots.epoch, domain, now)?;
     let authority = Arc::new(authority);
     let lifetime = config.timers.svid_lifetime;
-    let tokens = Arc::new(JoinTokens::open(&state.tokens())?);
+    let tokens = Arc::new(JoinTokens::open(slots.tokens.clone())?);
     let domain = config.trust_domain.clone();
     let registry = Registry::new();
     let metrics = FederationMetrics::register(&registry)?;
     let credentials = Credentials::new(Arc::clone(&authority), &domain, lifetime);
-    let issued = Issued::open(&state.issued())?;
+    let issued = Arc::new(Issued::open(slots.issued.clone())?);
     let (backend, attestor) = Backend::open(&config, own_cluster(&config), &state).await?;
     let proofs = (tokens, issued, Pods::new(attestor));
     let issuer = Issuer::new(domain, authority, proofs, lifetime, &metrics);
-    let remembered = Remembered::load(&state)?;
-    let links = Arc::new(LinkStore::open(&state.links())?);
+    let remembered = Remembered::load(&slots)?;
+    let links = Arc::new(LinkStore::open(slots.links.clone())?);
     let listeners = Listeners::bind(&config, &state.operator_socket()).await?;
     // Last, so that a start that failed is not taken for a life.
-    let epoch = next_epoch(&state.epoch(), now)?;
+    let epoch = next_epoch(&slots.epoch, now)?;
+    for mark in &slots.marks {
+        mark.write(epoch.number.to_string().as_bytes())?;
+    }
     Ok(Bound {
         addresses: listeners.addresses(&state)?,
         readiness: Readiness::new(),
         state,
+        slots,
+        taken_over,
         epoch,
         remembered,
         links,

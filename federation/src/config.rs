@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use linkspan_routing::{ClusterId, DnsLabel, FailbackConfig};
+use linkspan_routing::{ClusterId, DnsLabel, FailbackConfig, Locality};
 use linkspan_runtime::config::{ConfigError, HumanDuration, Problems, read_yaml};
 use linkspan_trust::{SYSTEM_NAMESPACE, TrustDomain};
 use serde::Deserialize;
@@ -22,6 +22,8 @@ pub struct Config {
     pub clusterset: String,
     /// Default `<cluster>.<clusterset>.linkspan.internal`.
     pub trust_domain: TrustDomain,
+    /// Where workloads are that do not say it; unknown by default.
+    pub locality: Locality,
     /// CA, tokens, registrations, operator socket; mode 0700, one federation each.
     pub state_dir: PathBuf,
     /// Where resources are declared.
@@ -106,6 +108,8 @@ struct Raw {
     cluster: String,
     clusterset: String,
     trust_domain: Option<String>,
+    #[serde(default)]
+    locality: Locality,
     state_dir: PathBuf,
     resources_dir: Option<PathBuf>,
     home: Option<RawHome>,
@@ -182,6 +186,7 @@ impl Raw {
             cluster: cluster?,
             clusterset: clusterset?,
             trust_domain: trust_domain?,
+            locality: self.locality,
             state_dir: self.state_dir,
             home: home?,
             listen: listen?,

@@ -127,6 +127,7 @@ impl Home {
             cluster: own.cluster,
             clusterset: own.clusterset,
             trust_domain: own.trust_domain,
+            locality: Default::default(),
             state_dir: self.state(),
             home: crate::config::Home::Directory {
                 resources: self.resources(),

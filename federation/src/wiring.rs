@@ -48,12 +48,12 @@ use crate::{
     controller::{self, Foundation, INPUTS, Input, State, World},
     discovery::{self, AppliedReader, AppliedWriter, DiscoveryService, applied, gate},
     dumps,
-    home::{AnyDeclarations, Backend, Leading, keep_journal},
+    home::{AnyDeclarations, Backend, Leading, Surroundings, keep_journal},
     identity::{IdentityService, Issuer, keep_authority, keep_fresh},
     join::{self, Dials, InHand, LinkStore, Linker},
     listener::{accept, follow_links},
     operator::OperatorService,
-    state::{Epoch, Remembered, StateDir, kept, roots::Kept},
+    state::{Epoch, Remembered, StateDir, kept, roots::Kept, store::Slots},
     sync::{self, Dial, GatewayPaths, Subscribers, SyncService, ViaGateways},
 };
 
@@ -129,6 +129,7 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
         nudge,
         links,
         leading,
+        surroundings,
     } = bound.backend;
     let Leading { lead, task } = leading;
     if let Some(task) = task {
@@ -141,10 +142,18 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
         links,
         applied_reader.clone(),
     ));
+    site.follow_owner(&mut tasks, bound.taken_over);
+    if let Some(surroundings) = surroundings {
+        site.start_surroundings(&mut tasks, surroundings, lead.clone());
+    }
+    tasks.essential(
+        "issued",
+        done(Arc::clone(&site.issuer.issued).keep(site.stop.clone())),
+    );
     let wait = site.config.timers.export_wait;
 
     let book = linker.store.subscribe();
-    let mut foundation = site.foundation(&mut tasks, &bound.state, bound.remembered, dial, book);
+    let mut foundation = site.foundation(&mut tasks, &bound.slots, bound.remembered, dial, book);
     let (persist_journal, newest) = watch::channel(None);
     foundation.persist_journal = persist_journal;
     let (loaded, journals) = oneshot::channel();
@@ -224,6 +233,44 @@ impl Site {
         })
     }
 
+    /// Ends this federation once another one writes what is kept: it could keep nothing any more.
+    fn follow_owner(&self, tasks: &mut Tasks, mut taken_over: watch::Receiver<bool>) {
+        let stop = self.stop.clone();
+        tasks.essential("state", async move {
+            tokio::select! {
+                Ok(_) = taken_over.wait_for(|taken| *taken) => {
+                    Err("another federation has taken over what this one keeps".into())
+                }
+                () = stop.draining() => Ok(()),
+            }
+        });
+    }
+
+    /// What the cluster is told of us, and tells.
+    fn start_surroundings(
+        &self,
+        tasks: &mut Tasks,
+        surroundings: Surroundings,
+        lead: watch::Receiver<Lead>,
+    ) {
+        let authority = Arc::clone(&self.issuer.authority);
+        let publishing = surroundings.clone().publish(authority, lead);
+        self.background(tasks, "roots", publishing);
+        let (told, mut newest) = watch::channel(Vec::new());
+        let inputs = self.inputs.clone();
+        self.background(tasks, "reach", async move {
+            let telling = async {
+                while newest.changed().await.is_ok() {
+                    let addresses = newest.borrow_and_update().clone();
+                    if inputs.send(Input::Reach(addresses)).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::join!(surroundings.follow_reach(told), telling);
+        });
+    }
+
     /// What links and unlinks.
     fn linker(
         &self,
@@ -250,7 +297,7 @@ impl Site {
     fn foundation(
         &self,
         tasks: &mut Tasks,
-        state: &StateDir,
+        slots: &Slots,
         remembered: Remembered,
         dial: Arc<dyn Dial>,
         book: watch::Receiver<Arc<LinkBook>>,
@@ -261,17 +308,17 @@ impl Site {
         peers.silence = timers.sync_silence;
         peers.max_skew = timers.tolerated_skew();
         let (persist, newest) = watch::channel(Arc::new(remembered.registrations.clone()));
-        let keep = kept::keep(state.registrations(), newest, self.stop.clone());
+        let keep = kept::keep(slots.registrations.clone(), newest, self.stop.clone());
         tasks.essential("registrations", done(keep));
         let roots = remembered.announced.iter().map(Kept::from).collect();
         let (persist_roots, newest) = watch::channel(Arc::new(roots));
-        let keep = kept::keep(state.roots(), newest, self.stop.clone());
+        let keep = kept::keep(slots.roots.clone(), newest, self.stop.clone());
         tasks.essential("announced-roots", done(keep));
         let (persist_owned, newest) = watch::channel(Arc::new(remembered.owned.clone()));
-        let keep = kept::keep(state.uids(), newest, self.stop.clone());
+        let keep = kept::keep(slots.uids.clone(), newest, self.stop.clone());
         tasks.essential("uids", done(keep));
         let (persist_marks, newest) = watch::channel(Arc::new(remembered.marks.clone()));
-        let keep = kept::keep(state.capacity(), newest, self.stop.clone());
+        let keep = kept::keep(slots.capacity.clone(), newest, self.stop.clone());
         tasks.essential("capacity", done(keep));
         Foundation {
             own: self.own.clone(),
@@ -365,6 +412,7 @@ impl Site {
             silence: self.config.timers.lease,
             metrics: self.metrics.clone(),
             dials,
+            locality: self.config.locality.clone(),
             stop: self.stop.clone(),
         }
     }

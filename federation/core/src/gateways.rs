@@ -112,6 +112,8 @@ pub struct LinkSummary {
 #[derive(Clone, Debug)]
 pub struct Gateways {
     registry: Registry<State>,
+    /// What stands before all replicas.
+    reach: Vec<Address>,
 }
 
 impl Default for Gateways {
@@ -130,6 +132,7 @@ impl Gateways {
         };
         Self {
             registry: Registry::new(terms),
+            reach: Vec::new(),
         }
     }
 
@@ -239,6 +242,14 @@ impl Gateways {
             .filter_map(|gateway| gateway.health.get(peer)?.removed)
     }
 
+    /// Sets where peers reach replicas that advertise no address of their own: a load balancer, or
+    /// ports of nodes. True where that is news.
+    pub fn reached_at(&mut self, addresses: Vec<Address>) -> bool {
+        let news = self.reach != addresses;
+        self.reach = addresses;
+        news
+    }
+
     /// The addresses at which peers can dial this cluster's live replicas, without doubles.
     pub fn tunnel_addresses(&self) -> Vec<Address> {
         let ready =
@@ -246,7 +257,10 @@ impl Gateways {
         let addresses: BTreeSet<_> = self
             .counting()
             .filter(ready)
-            .flat_map(|gateway| gateway.registration.tunnel_addresses.iter().cloned())
+            .flat_map(|gateway| match &*gateway.registration.tunnel_addresses {
+                [] => self.reach.iter().cloned(),
+                own => own.iter().cloned(),
+            })
             .collect();
         addresses.into_iter().collect()
     }

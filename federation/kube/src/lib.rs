@@ -7,7 +7,9 @@
 //!      ├── server-side apply, own field manager ◄───────────────────────┘
 //!      ├── Lease ◄─► leader: one replica writes
 //!      ├── TokenReview, Pods ◄── KubernetesAttestor
-//!      └── ConfigMaps ◄─► KubernetesJournal: what peers told last
+//!      ├── ConfigMaps ◄─► KubernetesJournal: what peers told last
+//!      ├── Secrets ◄─► KubernetesSecret: what must outlive the pod, one writer
+//!      └── Service, Nodes ─► reach: where peers dial; ConfigMap ◄─ publish_roots
 //! ```
 
 mod attest;
@@ -21,6 +23,9 @@ mod lease;
 mod links;
 mod mirror;
 mod mirrors;
+mod reach;
+mod roots;
+mod secrets;
 mod service;
 mod sink;
 mod source;
@@ -29,11 +34,14 @@ pub use attest::KubernetesAttestor;
 pub use connect::{ConnectError, connect};
 pub use declare::KubernetesDeclarations;
 pub use journal::KubernetesJournal;
-pub use kinds::{FIELD_MANAGER, MANAGED_BY};
+pub use kinds::{FIELD_MANAGER, MANAGED_BY, ROOTS_CONFIG_MAP, SECRETS, TUNNEL_SERVICE};
 pub use kube::Client;
 pub use leader::{Lead, lead};
 pub use lease::{Elector, Seen, Step, Terms};
 pub use links::KubernetesLinks;
 pub use mirrors::Mirrors;
+pub use reach::{ReachError, reach};
+pub use roots::{PublishError, publish_roots};
+pub use secrets::{KubernetesSecret, MAX_SECRET, OWNER, SecretError};
 pub use sink::KubernetesSink;
 pub use source::KubernetesSource;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use linkspan_api::v1;
 use linkspan_core::{
-    ClusterId, Locality, ServiceKey, Session,
+    Address, ClusterId, Locality, ServiceKey, Session,
     gateways::{GatewayRegistration, PeerHealth},
     history::Past,
     peer::SubscriptionStart,
@@ -46,6 +46,8 @@ pub(crate) enum Input {
     Gateway(GatewayRegistration, Session, Verdict),
     /// What a gateway sees of the peers.
     Health(String, Session, BTreeMap<ClusterId, PeerHealth>),
+    /// Where peers reach the gateways that do not say it themselves.
+    Reach(Vec<Address>),
     /// A discovery stream ended.
     Disconnected(Member, Session),
     /// A link's task asks what to subscribe with.

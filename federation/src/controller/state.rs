@@ -227,6 +227,7 @@ impl State {
                     self.dirty = true;
                 }
             }
+            Input::Reach(addresses) => self.dirty |= self.gateways.reached_at(addresses),
             Input::Disconnected(Member::Workload(uid), session) => {
                 self.workloads.disconnect(&uid, session, now.instant);
             }

@@ -21,7 +21,7 @@ use std::{
 };
 
 use linkspan_api::v1;
-use linkspan_core::ClusterId;
+use linkspan_core::{ClusterId, Locality};
 use linkspan_runtime::{stop::Stop, telemetry::FederationMetrics};
 use linkspan_trust::TrustDomain;
 use tokio::sync::{mpsc, watch};
@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: FederationMetrics,
     /// What gateways are to dial for joins.
     pub(crate) dials: Arc<Dials>,
+    /// Where workloads are that do not say it.
+    pub(crate) locality: Locality,
     pub(crate) stop: Stop,
 }
 

@@ -129,7 +129,10 @@ impl Session {
     }
 
     async fn register_workload(&self, said: v1::WorkloadRegistration) -> Result<(), Status> {
-        let registration = incoming::workload(said, &self.identity)?;
+        let mut registration = incoming::workload(said, &self.identity)?;
+        if registration.locality.region.is_empty() {
+            registration.locality = self.shared.locality.clone();
+        }
         self.standing.allows(&registration)?;
         self.ask(|reply| Input::Workload(registration, self.number, reply))
             .await

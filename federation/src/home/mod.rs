@@ -4,6 +4,8 @@
 
 mod directory_journal;
 mod keep;
+mod published;
+mod secret_store;
 
 use std::{
     future::Future,
@@ -32,11 +34,12 @@ use crate::{
     bound::BindError,
     config::{Config, Home},
     directory::{DirectoryDeclarations, DirectoryLinks, DirectorySink, DirectorySource},
-    state::StateDir,
+    state::{StateDir, store::Slots},
 };
 
 pub(crate) use directory_journal::DirectoryJournal;
 pub(crate) use keep::{KeptPeers, Newest, keep_journal};
+pub(crate) use published::Surroundings;
 
 /// Name of the Lease, and of the account under which federation runs.
 const LEASE: &str = "linkspan-federation";
@@ -55,6 +58,24 @@ pub(crate) struct Backend {
     /// Where links that we make or end ourselves are declared.
     pub(crate) links: Box<dyn LinkHome>,
     pub(crate) leading: Leading,
+    /// Where the cluster itself is told and asked things.
+    pub(crate) surroundings: Option<Surroundings>,
+}
+
+/// Where what must outlive the process is kept: in the state directory, or in Secrets. Whether the
+/// watch is true: another federation writes there now.
+pub(crate) fn slots(
+    home: &Home,
+    state: &StateDir,
+) -> Result<(Slots, watch::Receiver<bool>), BindError> {
+    match home {
+        // Its lock keeps others away.
+        Home::Directory { .. } => Ok((state.slots(), watch::channel(false).1)),
+        Home::Kubernetes {
+            kubeconfig,
+            namespace,
+        } => secret_store::open(kubeconfig.as_deref(), namespace),
+    }
 }
 
 /// Whether this replica writes.
@@ -116,6 +137,7 @@ impl Backend {
             place: resources.display().to_string(),
             nudge,
             leading: Leading::always(),
+            surroundings: None,
         })
     }
 
@@ -133,8 +155,12 @@ impl Backend {
             declarations: AnyDeclarations::Kubernetes(declarations),
             place: "the Kubernetes API".to_owned(),
             nudge: Arc::default(),
-            links: Box::new(KubernetesLinks::new(client)),
+            links: Box::new(KubernetesLinks::new(client.clone())),
             leading,
+            surroundings: Some(Surroundings {
+                client,
+                namespace: namespace.to_owned(),
+            }),
         }
     }
 }

@@ -1,8 +1,6 @@
 //! The cluster's certificate authority and where it is kept.
 
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -12,21 +10,19 @@ use linkspan_runtime::process::chain;
 use linkspan_trust::{Bundle, CaError, CaPart, CaPem, CertificateAuthority, TrustDomain};
 use zeroize::Zeroizing;
 
-use crate::state::{StateError, files};
-
-const ROOT_CERT: &str = "root.pem";
-const ROOT_KEY: &str = "root.key";
-/// Certificate, then key.
-const INTERMEDIATE: &str = "intermediate.pem";
+use crate::state::{
+    StateError,
+    store::{Authority as Slots, Slot},
+};
 
 /// Where the key begins in a file that holds both.
 const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----";
 /// How often it is looked whether the intermediate is due.
 const CHECK: Duration = Duration::from_secs(3600);
 
-/// The authority in use, which is also the one on disk.
+/// The authority in use, which is also the one that is kept.
 pub(crate) struct Authority {
-    directory: PathBuf,
+    slots: Slots,
     current: ArcSwap<CertificateAuthority>,
 }
 
@@ -34,27 +30,27 @@ impl Authority {
     /// Reads the authority, or makes one at the very first start, before there is `epoch`. An
     /// intermediate that ran out while nobody was there is replaced.
     pub(crate) fn load_or_create(
-        directory: &Path,
-        epoch: &Path,
+        slots: &Slots,
+        epoch: &Slot,
         domain: &TrustDomain,
         now: SystemTime,
     ) -> Result<Self, StateError> {
-        let authority = match read(directory)? {
+        let authority = match read(slots)? {
             None => {
-                check_first_start(directory, epoch)?;
-                create(directory, domain, now)?
+                check_first_start(slots, epoch)?;
+                create(slots, domain, now)?
             }
             Some(pem) => match CertificateAuthority::from_pem(domain, &pem, now) {
                 Ok(authority) => authority,
                 Err(CaError::NotValid {
                     part: CaPart::Intermediate,
                     ..
-                }) => renewed(directory, domain, &pem, now)?,
-                Err(error) => return Err(damaged(directory, &error)),
+                }) => renewed(slots, domain, &pem, now)?,
+                Err(error) => return Err(damaged(slots, &error)),
             },
         };
         Ok(Self {
-            directory: directory.into(),
+            slots: slots.clone(),
             current: ArcSwap::from_pointee(authority),
         })
     }
@@ -69,14 +65,14 @@ impl Authority {
         self.current.load().bundle()
     }
 
-    /// Replaces the intermediate when half of its life is over. It is on disk before it issues.
+    /// Replaces the intermediate when half of its life is over. It is kept before it issues.
     fn rotate_if_due(&self, now: SystemTime) -> Result<(), StateError> {
         let current = self.current();
         if !current.intermediate_due(now) {
             return Ok(());
         }
         let domain = current.trust_domain();
-        let next = renewed(&self.directory, domain, &current.to_pem(), now)?;
+        let next = renewed(&self.slots, domain, &current.to_pem(), now)?;
         self.current.store(Arc::new(next));
         tracing::info!("made a new intermediate");
         Ok(())
@@ -96,132 +92,109 @@ pub(crate) async fn keep_authority(authority: Arc<Authority>) {
 }
 
 /// Without a root a new one is made only if there never was one.
-fn check_first_start(directory: &Path, epoch: &Path) -> Result<(), StateError> {
-    let mut traces = [ROOT_KEY, INTERMEDIATE]
-        .map(|name| directory.join(name))
-        .to_vec();
-    traces.push(epoch.into());
-    match traces.iter().find(|trace| trace.exists()) {
-        None => Ok(()),
-        Some(trace) => Err(StateError::RootLost {
-            path: directory.join(ROOT_CERT),
-            directory: directory.into(),
-            evidence: format!("`{}` is there", trace.display()),
-        }),
+fn check_first_start(slots: &Slots, epoch: &Slot) -> Result<(), StateError> {
+    for trace in [&slots.root_key, &slots.intermediate, epoch] {
+        if trace.read()?.is_some() {
+            return Err(StateError::RootLost {
+                path: slots.root_cert.place(),
+                evidence: format!("`{}` is there", trace.place().display()),
+            });
+        }
     }
+    Ok(())
 }
 
-/// Makes a whole set beside `directory`, which is empty, and puts it there in one step: a set
-/// cut short by a crash is never taken for one that lost its root.
+/// Makes a whole set, which is kept in one step: one cut short by a crash is never taken for one
+/// that lost its root.
 fn create(
-    directory: &Path,
+    slots: &Slots,
     domain: &TrustDomain,
     now: SystemTime,
 ) -> Result<CertificateAuthority, StateError> {
     let authority =
-        CertificateAuthority::create(domain, now).map_err(|error| damaged(directory, &error))?;
+        CertificateAuthority::create(domain, now).map_err(|error| damaged(slots, &error))?;
     let pem = authority.to_pem();
-    let staging = directory.with_extension("new");
-    let failed = |path: &Path, source| StateError::Write {
-        path: path.into(),
-        source,
-    };
-    match fs::remove_dir_all(&staging) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(failed(&staging, error));
-        }
-        _ => files::private_directory(&staging)?,
-    }
-    write(&staging.join(ROOT_KEY), &pem.root_key)?;
-    write_intermediate(&staging, &pem)?;
-    write(&staging.join(ROOT_CERT), &pem.root_cert)?;
-    fs::rename(&staging, directory).map_err(|error| failed(directory, error))?;
+    let intermediate = both(&pem);
+    Slot::write_all(&[
+        (&slots.root_key, pem.root_key.as_bytes()),
+        (&slots.intermediate, intermediate.as_bytes()),
+        (&slots.root_cert, pem.root_cert.as_bytes()),
+    ])?;
     tracing::info!(trust_domain = %domain, "made a certificate authority");
     Ok(authority)
 }
 
-/// The same root with a new intermediate, on disk.
+/// The same root with a new intermediate, which is kept.
 fn renewed(
-    directory: &Path,
+    slots: &Slots,
     domain: &TrustDomain,
     pem: &CaPem,
     now: SystemTime,
 ) -> Result<CertificateAuthority, StateError> {
     let authority = CertificateAuthority::from_root_pem(domain, pem, now)
-        .map_err(|error| damaged(directory, &error))?;
-    write_intermediate(directory, &authority.to_pem())?;
+        .map_err(|error| damaged(slots, &error))?;
+    slots
+        .intermediate
+        .write(both(&authority.to_pem()).as_bytes())?;
     Ok(authority)
 }
 
-/// Certificate and key in one file: two could come from different ones after a crash.
-fn write_intermediate(directory: &Path, pem: &CaPem) -> Result<(), StateError> {
-    let both = Zeroizing::new(format!(
+/// Certificate and key in one: two could come from different ones after a crash.
+fn both(pem: &CaPem) -> Zeroizing<String> {
+    Zeroizing::new(format!(
         "{}{}",
         pem.intermediate_cert, &*pem.intermediate_key
-    ));
-    write(&directory.join(INTERMEDIATE), &both)
-}
-
-fn write(path: &Path, pem: &str) -> Result<(), StateError> {
-    files::write_atomic(path, pem.as_bytes(), files::PRIVATE_FILE).map_err(|source| {
-        StateError::Write {
-            path: path.into(),
-            source,
-        }
-    })
+    ))
 }
 
 /// `None` when there is no complete set yet.
-fn read(directory: &Path) -> Result<Option<CaPem>, StateError> {
-    let Some(root_cert) = text(&directory.join(ROOT_CERT))? else {
+fn read(slots: &Slots) -> Result<Option<CaPem>, StateError> {
+    let Some(root_cert) = text(&slots.root_cert)? else {
         return Ok(None);
     };
-    let required = |name: &str| {
-        let path = directory.join(name);
-        text(&path)?.ok_or_else(|| StateError::Damaged {
-            path,
-            reason: format!("missing, though `{ROOT_CERT}` is there"),
-        })
+    let required = |slot: &Slot| {
+        let missing = || slot.damaged("missing, though the root certificate is there");
+        text(slot)?.ok_or_else(missing)
     };
-    let intermediate = required(INTERMEDIATE)?;
+    let intermediate = required(&slots.intermediate)?;
     let split = intermediate
         .find(PRIVATE_KEY)
-        .ok_or_else(|| StateError::Damaged {
-            path: directory.join(INTERMEDIATE),
-            reason: "no private key in it".into(),
-        })?;
+        .ok_or_else(|| slots.intermediate.damaged("no private key in it"))?;
     let (certificate, key) = intermediate.split_at(split);
     Ok(Some(CaPem {
         root_cert: root_cert.to_string(),
-        root_key: required(ROOT_KEY)?,
+        root_key: required(&slots.root_key)?,
         intermediate_cert: certificate.into(),
         intermediate_key: Zeroizing::new(key.into()),
     }))
 }
 
-fn text(path: &Path) -> Result<Option<Zeroizing<String>>, StateError> {
-    let Some(bytes) = files::read_private(path)? else {
+fn text(slot: &Slot) -> Result<Option<Zeroizing<String>>, StateError> {
+    let Some(bytes) = slot.read()? else {
         return Ok(None);
     };
-    let text = String::from_utf8(bytes).map_err(|_| StateError::Damaged {
-        path: path.into(),
-        reason: "not text".into(),
-    })?;
+    let text = String::from_utf8(bytes).map_err(|_| slot.damaged("not text"))?;
     Ok(Some(Zeroizing::new(text)))
 }
 
-fn damaged(directory: &Path, error: &dyn std::fmt::Display) -> StateError {
-    StateError::Damaged {
-        path: directory.into(),
-        reason: error.to_string(),
-    }
+fn damaged(slots: &Slots, error: &dyn std::fmt::Display) -> StateError {
+    slots.root_cert.damaged(error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt as _,
+        path::{Path, PathBuf},
+    };
 
     use super::*;
+    use crate::state::{files, store};
+
+    const ROOT_CERT: &str = "root.pem";
+    const ROOT_KEY: &str = "root.key";
+    const INTERMEDIATE: &str = "intermediate.pem";
 
     fn domain() -> TrustDomain {
         "east.test".parse().unwrap()
@@ -233,7 +206,12 @@ mod tests {
 
     fn open(ca: &Path) -> Result<Authority, StateError> {
         files::private_directory(ca)?;
-        Authority::load_or_create(ca, &beside(ca), &domain(), SystemTime::now())
+        open_as(ca, &domain())
+    }
+
+    fn open_as(ca: &Path, domain: &TrustDomain) -> Result<Authority, StateError> {
+        let slots = store::Slots::files(ca.parent().unwrap());
+        Authority::load_or_create(&slots.authority, &slots.epoch, domain, SystemTime::now())
     }
 
     fn root_lost(ca: &Path) -> String {
@@ -260,7 +238,7 @@ mod tests {
     fn a_lost_directory_is_an_error_once_there_was_an_epoch() {
         let directory = tempfile::tempdir().unwrap();
         let ca = directory.path().join("ca");
-        fs::write(beside(&ca), "1\n").unwrap();
+        Slot::from(&beside(&ca)).write(b"1\n").unwrap();
         let text = root_lost(&ca);
         assert!(text.contains("epoch` is there"), "{text}");
     }
@@ -306,7 +284,7 @@ mod tests {
         let ca = directory.path().join("ca");
         open(&ca).unwrap();
         let other = "other.test".parse().unwrap();
-        let result = Authority::load_or_create(&ca, &beside(&ca), &other, SystemTime::now());
+        let result = open_as(&ca, &other);
         assert!(matches!(result, Err(StateError::Damaged { .. })));
     }
 

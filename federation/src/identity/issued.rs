@@ -2,27 +2,35 @@
 //! by it along, and that what it binds holds for renewed certificates, too.
 //!
 //! A file of lines, one per certificate, appended to before the certificate is handed out; its
-//! half-written last line, after a power cut, is skipped.
+//! half-written last line, after a power cut, is skipped. Where it is kept in no file, it is written
+//! as a whole, a second after a certificate was: what the very last ones are bound to is forgotten
+//! when federation is killed.
 
 use std::{
     collections::HashMap,
     fs::{File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use linkspan_runtime::{process::chain, stop::Stop};
+use tokio::{sync::Notify, time::sleep};
 
 use super::tokens::TokenId;
-use crate::state::{StateError, files};
+use crate::state::{StateError, files, store::Slot};
 
 /// Lines above twice the certificates that lived when the file was last written anew, before it
 /// is again.
 const SLACK: usize = 1_000;
+/// What is written in this time is one write, where there is no file to append to.
+const DEBOUNCE: Duration = Duration::from_secs(1);
+/// Most certificates that are written there, some 70 bytes each: those that live longest.
+const MOST: usize = 5_000;
 
 /// SHA-256 of a leaf certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,8 +46,10 @@ impl Leaf {
 
 /// All certificates that live, and their tokens.
 pub(crate) struct Issued {
-    path: PathBuf,
+    slot: Slot,
     inner: Mutex<Inner>,
+    /// Something is to be written, and nothing can be appended to.
+    changed: Notify,
 }
 
 #[derive(Default)]
@@ -54,8 +64,9 @@ struct Inner {
 
 impl Issued {
     /// Reads what is there.
-    pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
-        let bytes = files::read_private(path)?.unwrap_or_default();
+    pub(crate) fn open(slot: impl Into<Slot>) -> Result<Self, StateError> {
+        let slot = slot.into();
+        let bytes = slot.read()?.unwrap_or_default();
         let mut inner = Inner::default();
         for line in String::from_utf8_lossy(&bytes).lines() {
             if let Some((leaf, token, ends)) = parse(line) {
@@ -64,12 +75,13 @@ impl Issued {
         }
         // Written anew with the first certificate, as its line must not continue a half-written one.
         Ok(Self {
-            path: path.into(),
+            slot,
             inner: Mutex::new(inner),
+            changed: Notify::new(),
         })
     }
 
-    /// Notes a certificate; it is in the file when this returns. Blocks on the disk.
+    /// Notes a certificate; it is in the file, if there is one, when this returns. Blocks on the disk.
     pub(crate) fn note(
         &self,
         leaf: Leaf,
@@ -80,6 +92,10 @@ impl Issued {
         let ends = unix(ends);
         let mut inner = self.lock();
         inner.by_leaf.insert(leaf, (token.clone(), ends));
+        let Some(path) = self.slot.file() else {
+            self.changed.notify_one();
+            return Ok(());
+        };
         let full = inner.lines >= inner.most_lines;
         match &mut inner.file {
             Some(file) if !full => {
@@ -87,7 +103,7 @@ impl Issued {
                 inner.lines += 1;
                 Ok(())
             }
-            _ => self.compact(&mut inner, unix(now)),
+            _ => compact(&path, &mut inner, unix(now)),
         }
     }
 
@@ -97,29 +113,77 @@ impl Issued {
         inner.by_leaf.get(leaf).map(|(token, _)| token.clone())
     }
 
-    /// Writes the file anew, without the certificates that have ended.
-    fn compact(&self, inner: &mut Inner, now: u64) -> io::Result<()> {
+    /// Writes what was noted, where nothing can be appended to, until `stop` drains.
+    pub(crate) async fn keep(self: Arc<Self>, stop: Stop) {
+        let mut failing = false;
+        loop {
+            tokio::select! {
+                () = stop.draining() => break,
+                () = self.changed.notified() => {}
+            }
+            tokio::select! {
+                () = stop.draining() => break,
+                () = sleep(DEBOUNCE) => {}
+            }
+            let this = Arc::clone(&self);
+            let written = tokio::task::spawn_blocking(move || this.write(SystemTime::now())).await;
+            let failed = matches!(written, Ok(Err(_)));
+            if let Ok(Err(error)) = written
+                && !failing
+            {
+                let error = chain(&error);
+                tracing::error!(error, "whose certificates are is not kept over a restart");
+            }
+            failing = failed;
+            if failing {
+                self.changed.notify_one();
+            }
+        }
+        let this = Arc::clone(&self);
+        // The end of the process: nobody is left to tell.
+        let _ = tokio::task::spawn_blocking(move || this.write(SystemTime::now())).await;
+    }
+
+    fn write(&self, now: SystemTime) -> Result<(), StateError> {
+        if self.slot.file().is_some() {
+            return Ok(());
+        }
+        let now = unix(now);
+        let mut inner = self.lock();
         inner.by_leaf.retain(|_, (_, ends)| *ends > now);
-        let text: String = inner
-            .by_leaf
-            .iter()
+        let mut all: Vec<_> = inner.by_leaf.iter().collect();
+        all.sort_by_key(|(_, (_, ends))| std::cmp::Reverse(*ends));
+        let lines = all.into_iter().take(MOST);
+        let text: String = lines
             .map(|(leaf, (token, ends))| line(leaf, token, *ends))
             .collect();
-        inner.file = None;
-        files::write_atomic(&self.path, text.as_bytes(), files::PRIVATE_FILE)?;
-        let file = OpenOptions::new()
-            .append(true)
-            .mode(files::PRIVATE_FILE)
-            .open(&self.path)?;
-        inner.file = Some(file);
-        inner.lines = inner.by_leaf.len();
-        inner.most_lines = 2 * inner.lines + SLACK;
-        Ok(())
+        drop(inner);
+        self.slot.write(text.as_bytes())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes the file anew, without the certificates that have ended.
+fn compact(path: &Path, inner: &mut Inner, now: u64) -> io::Result<()> {
+    inner.by_leaf.retain(|_, (_, ends)| *ends > now);
+    let text: String = inner
+        .by_leaf
+        .iter()
+        .map(|(leaf, (token, ends))| line(leaf, token, *ends))
+        .collect();
+    inner.file = None;
+    files::write_atomic(path, text.as_bytes(), files::PRIVATE_FILE)?;
+    let file = OpenOptions::new()
+        .append(true)
+        .mode(files::PRIVATE_FILE)
+        .open(path)?;
+    inner.file = Some(file);
+    inner.lines = inner.by_leaf.len();
+    inner.most_lines = 2 * inner.lines + SLACK;
+    Ok(())
 }
 
 fn line(leaf: &Leaf, token: &TokenId, ends: u64) -> String {

@@ -44,7 +44,7 @@ pub(crate) struct Issuer {
     pub(crate) domain: TrustDomain,
     pub(crate) authority: Arc<Authority>,
     pub(crate) tokens: Arc<JoinTokens>,
-    pub(crate) issued: Issued,
+    pub(crate) issued: Arc<Issued>,
     pods: Pods,
     pub(crate) lifetime: Duration,
     limiter: Limiter,
@@ -56,7 +56,7 @@ impl Issuer {
     pub(crate) fn new(
         domain: TrustDomain,
         authority: Arc<Authority>,
-        (tokens, issued, pods): (Arc<JoinTokens>, Issued, Pods),
+        (tokens, issued, pods): (Arc<JoinTokens>, Arc<Issued>, Pods),
         lifetime: Duration,
         metrics: &FederationMetrics,
     ) -> Self {

@@ -10,7 +10,6 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -22,7 +21,7 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use self::entry::Entry;
-use crate::state::{StateError, files};
+use crate::state::{StateError, store::Slot};
 
 /// Prefix by which people and secret scanners know a join token.
 const PREFIX: &str = "lsj1.";
@@ -105,9 +104,9 @@ pub(crate) fn is_join_token(token: &str) -> bool {
     token.trim().starts_with(PREFIX)
 }
 
-/// All join tokens of this cluster, in memory and in one file.
+/// All join tokens of this cluster, in memory and where they are kept.
 pub(crate) struct JoinTokens {
-    path: PathBuf,
+    slot: Slot,
     store: Mutex<Store>,
     /// Counts revocations, for those who live by a token.
     revoked: watch::Sender<u64>,
@@ -121,20 +120,17 @@ struct Store {
 }
 
 impl JoinTokens {
-    /// Reads the file; without one there are no tokens.
-    pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
-        let damaged = |reason: String| StateError::Damaged {
-            path: path.into(),
-            reason,
-        };
-        let entries: Vec<Entry> = match files::read_private(path)? {
+    /// Reads what is kept; without that there are no tokens.
+    pub(crate) fn open(slot: impl Into<Slot>) -> Result<Self, StateError> {
+        let slot = slot.into();
+        let entries: Vec<Entry> = match slot.read()? {
             None => Vec::new(),
             Some(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?
+                serde_json::from_slice(&bytes).map_err(|error| slot.damaged(error.to_string()))?
             }
         };
         if let Some(problem) = entries.iter().find_map(Entry::problem) {
-            return Err(damaged(problem.into()));
+            return Err(slot.damaged(problem));
         }
         let store = Store {
             entries: entries.into_iter().map(|of| (of.id(), of)).collect(),
@@ -142,7 +138,7 @@ impl JoinTokens {
             saved: UNIX_EPOCH,
         };
         Ok(Self {
-            path: path.into(),
+            slot,
             store: Mutex::new(store),
             revoked: watch::Sender::new(0),
         })
@@ -268,12 +264,7 @@ impl JoinTokens {
         let listed: Vec<&Entry> = next.values().collect();
         let bytes =
             serde_json::to_vec_pretty(&listed).expect("plain strings and numbers serialize");
-        files::write_atomic(&self.path, &bytes, files::PRIVATE_FILE).map_err(|source| {
-            StateError::Write {
-                path: self.path.clone(),
-                source,
-            }
-        })?;
+        self.slot.write(&bytes)?;
         store.entries = next;
         store.unsaved = false;
         store.saved = now;

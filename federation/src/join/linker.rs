@@ -113,7 +113,8 @@ impl Linker {
             return Err(Refusal::new(
                 Problem::NoGateway,
                 "no ready gateway of this cluster advertises an address that a peer could dial; \
-                 start one with `tunnelAddresses`, or invite from the other cluster: only the \
+                 start one with `tunnelAddresses` (in Kubernetes: see that Service \
+                 `linkspan-tunnel` has an address), or invite from the other cluster: only the \
                  inviting side must be reachable",
             ));
         }

@@ -1,35 +1,34 @@
-//! The book of links, in memory and in one file. Each change is on disk before anybody acts on it,
+//! The book of links, in memory and where it is kept. Each change is there before anybody acts on it,
 //! and one lock orders them: two accepters of one invitation cannot both win.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use linkspan_core::join::{LinkBook, Problem, Refusal};
 use tokio::sync::watch;
 
-use crate::state::{StateError, files};
+use linkspan_runtime::process::chain;
+
+use crate::state::{StateError, store::Slot};
 
 /// The only writer of the book.
 pub(crate) struct LinkStore {
-    path: PathBuf,
+    slot: Slot,
     book: Mutex<LinkBook>,
     published: watch::Sender<Arc<LinkBook>>,
 }
 
 impl LinkStore {
-    /// Reads the file; without one the book is empty.
-    pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
-        let book: LinkBook = match files::read_private(path)? {
+    /// Reads what is kept; without that the book is empty.
+    pub(crate) fn open(slot: impl Into<Slot>) -> Result<Self, StateError> {
+        let slot = slot.into();
+        let book: LinkBook = match slot.read()? {
             None => LinkBook::default(),
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| StateError::Damaged {
-                path: path.into(),
-                reason: error.to_string(),
-            })?,
+            Some(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|error| slot.damaged(error.to_string()))?
+            }
         };
         Ok(Self {
-            path: path.into(),
+            slot,
             published: watch::Sender::new(Arc::new(book.clone())),
             book: Mutex::new(book),
         })
@@ -56,11 +55,10 @@ impl LinkStore {
         let done = change(&mut next)?;
         if next != *book {
             let bytes = serde_json::to_vec_pretty(&next).expect("plain values serialize");
-            files::write_atomic(&self.path, &bytes, files::PRIVATE_FILE).map_err(|error| {
-                let path = self.path.display();
-                tracing::error!(%path, %error, "links cannot be written down");
-                let message = format!("`{path}` cannot be written ({error}); free space there");
-                Refusal::new(Problem::Failed, message)
+            self.slot.write(&bytes).map_err(|error| {
+                let error = chain(&error);
+                tracing::error!(error, "links cannot be written down");
+                Refusal::new(Problem::Failed, error)
             })?;
             *book = next.clone();
             self.published.send_replace(Arc::new(next));
@@ -71,7 +69,10 @@ impl LinkStore {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::{
+        path::Path,
+        time::{Duration, SystemTime},
+    };
 
     use linkspan_core::join::{Accepter, InvitationId, Offer, RootsDigest};
 

@@ -1,11 +1,8 @@
 //! The epoch: which life of this federation a peer is listening to.
 
-use std::{
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{StateError, files};
+use super::{StateError, store::Slot};
 
 /// The epoch of this start, and whether there was a life before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,33 +14,23 @@ pub(crate) struct Epoch {
 
 /// Takes and persists the next epoch: max(previous + 1, Unix seconds). A clock that
 /// was set back cannot make it shrink, a lost state directory cannot make it start at zero.
-pub(crate) fn next_epoch(path: &Path, now: SystemTime) -> Result<Epoch, StateError> {
-    let previous = previous(path)?;
+pub(crate) fn next_epoch(slot: &Slot, now: SystemTime) -> Result<Epoch, StateError> {
+    let previous = previous(slot)?;
     let number = following(previous, now);
-    files::write_atomic(path, format!("{number}\n").as_bytes(), files::PRIVATE_FILE).map_err(
-        |source| StateError::Write {
-            path: path.into(),
-            source,
-        },
-    )?;
+    slot.write(format!("{number}\n").as_bytes())?;
     Ok(Epoch {
         number,
         restarted: previous.is_some(),
     })
 }
 
-fn previous(path: &Path) -> Result<Option<u64>, StateError> {
-    let Some(bytes) = files::read_private(path)? else {
+fn previous(slot: &Slot) -> Result<Option<u64>, StateError> {
+    let Some(bytes) = slot.read()? else {
         return Ok(None);
     };
     let text = String::from_utf8_lossy(&bytes);
-    text.trim()
-        .parse()
-        .map(Some)
-        .map_err(|_| StateError::Damaged {
-            path: path.into(),
-            reason: "not a number".into(),
-        })
+    let number = text.trim().parse().map(Some);
+    number.map_err(|_| slot.damaged("not a number"))
 }
 
 fn following(previous: Option<u64>, now: SystemTime) -> u64 {
@@ -63,7 +50,7 @@ mod tests {
     #[test]
     fn grows_even_when_the_clock_is_set_back() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("epoch");
+        let path = Slot::from(&directory.path().join("epoch"));
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         let first = next_epoch(&path, at(1_000)).unwrap();
         assert_eq!(
@@ -87,8 +74,8 @@ mod tests {
     #[test]
     fn a_damaged_epoch_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("epoch");
-        files::write_atomic(&path, b"soon", files::PRIVATE_FILE).unwrap();
+        let path = Slot::from(&directory.path().join("epoch"));
+        path.write(b"soon").unwrap();
         assert!(matches!(
             next_epoch(&path, SystemTime::now()),
             Err(StateError::Damaged { .. })

@@ -1,13 +1,13 @@
 //! What must outlive a restart, on disk: the registered workloads, so that they do not vanish, and
 //! the roots that peers announced.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use linkspan_runtime::stop::Stop;
+use linkspan_runtime::{process::chain, stop::Stop};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::watch, time::sleep};
 
-use super::{StateError, files};
+use super::{StateError, store::Slot};
 
 /// Changes within this time are one write; at most so much is lost in a crash.
 const DEBOUNCE: Duration = Duration::from_millis(500);
@@ -15,19 +15,16 @@ const DEBOUNCE: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// What was kept before the restart; nothing at the first start.
-pub(crate) fn load<T: DeserializeOwned>(path: &std::path::Path) -> Result<Vec<T>, StateError> {
-    let Some(bytes) = files::read_private(path)? else {
+pub(crate) fn load<T: DeserializeOwned>(slot: &Slot) -> Result<Vec<T>, StateError> {
+    let Some(bytes) = slot.read()? else {
         return Ok(Vec::new());
     };
-    serde_json::from_slice(&bytes).map_err(|error| StateError::Damaged {
-        path: path.into(),
-        reason: error.to_string(),
-    })
+    serde_json::from_slice(&bytes).map_err(|error| slot.damaged(error.to_string()))
 }
 
-/// Keeps the file what `newest` says, until `stop` drains.
+/// Keeps what `newest` says, until `stop` drains.
 pub(crate) async fn keep<T: Serialize + Send + Sync + 'static>(
-    path: PathBuf,
+    slot: Slot,
     mut newest: watch::Receiver<Arc<Vec<T>>>,
     stop: Stop,
 ) {
@@ -42,41 +39,41 @@ pub(crate) async fn keep<T: Serialize + Send + Sync + 'static>(
             () = sleep(if failing { RETRY } else { DEBOUNCE }) => {}
         }
         let now = Arc::clone(&newest.borrow_and_update());
-        failing = !write(&path, &now, failing).await;
+        failing = !write(&slot, &now, failing).await;
         if failing {
             newest.mark_changed();
         }
     }
     // The state at the end, or those that came last would be missing after the restart.
     let last = newest.borrow().clone();
-    write(&path, &last, failing).await;
+    write(&slot, &last, failing).await;
 }
 
 /// Whether it was written. The first failure and the recovery are logged, not each try.
 async fn write<T: Serialize + Send + Sync + 'static>(
-    path: &std::path::Path,
+    slot: &Slot,
     newest: &Arc<Vec<T>>,
     failing: bool,
 ) -> bool {
-    let (to, newest) = (path.to_owned(), Arc::clone(newest));
+    let (to, newest) = (slot.clone(), Arc::clone(newest));
     let written = tokio::task::spawn_blocking(move || {
-        let bytes = serde_json::to_vec(&*newest)?;
-        files::write_atomic(&to, &bytes, files::PRIVATE_FILE)
+        let bytes = serde_json::to_vec(&*newest);
+        to.write(&bytes.map_err(|error| to.damaged(error.to_string()))?)
     });
+    let path = slot.place();
     match written.await {
         Ok(Ok(())) => {
             if failing {
-                tracing::info!(path = %path.display(), "the file is being kept again");
+                tracing::info!(path = %path.display(), "it is being kept again");
             }
             true
         }
         Ok(Err(error)) => {
             if !failing {
                 tracing::error!(
-                    path = %path.display(), %error,
-                    "the file cannot be kept; serving goes on, but free space before the next \
-                     restart, or what it should hold is unknown until workloads and peers \
-                     reconnect"
+                    path = %path.display(), error = chain(&error),
+                    "it cannot be kept; serving goes on, but see to it before the next restart, \
+                     or what it should hold is unknown until workloads and peers reconnect"
                 );
             }
             false
@@ -100,7 +97,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_registered_is_there_after_the_end() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("registrations.json");
+        let path = Slot::from(&directory.path().join("registrations.json"));
         assert!(load::<Registration>(&path).unwrap().is_empty());
         let (sender, receiver) = watch::channel(Arc::default());
         let stop = Stop::new();
@@ -115,10 +112,11 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_fails_is_tried_again() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("missing/registrations.json");
+        let folder = directory.path().join("missing");
+        let path = Slot::from(&folder.join("registrations.json"));
         let newest = Arc::new(vec![registration("one")]);
         assert!(!write(&path, &newest, false).await);
-        fs::create_dir(path.parent().unwrap()).unwrap();
+        fs::create_dir(folder).unwrap();
         assert!(write(&path, &newest, true).await);
         assert_eq!(load::<Registration>(&path).unwrap(), *newest);
     }
@@ -126,8 +124,8 @@ mod tests {
     #[test]
     fn a_damaged_file_says_what_to_do() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("registrations.json");
-        files::write_atomic(&path, b"[{", files::PRIVATE_FILE).unwrap();
+        let path = Slot::from(&directory.path().join("registrations.json"));
+        path.write(b"[{").unwrap();
         let error = load::<Registration>(&path).unwrap_err().to_string();
         assert!(error.contains("remove it to start anew"), "{error}");
     }

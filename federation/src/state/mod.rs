@@ -3,20 +3,21 @@
 //! ```text
 //! <stateDir>/            0700, locked by the one federation that uses it
 //!   lock
-//!   ca/                  root.pem root.key intermediate.pem (certificate and key)
+//! * ca/                  root.pem root.key intermediate.pem (certificate and key)
 //!   ca.new/              the same, while it is being made
-//!   epoch                the epoch of the last start
-//!   tokens.json          hashes of join tokens, with identity and expiry
-//!   issued               for which token each certificate was issued
-//!   links.json           invitations (public halves), links that came of them, tombstones
-//!   registrations.json   the workloads last registered
-//!   uids.json            whose each workload uid is
-//!   roots.json           the roots that peers announced
-//!   capacity.json        how many endpoints each service had lately
+//! * epoch                the epoch of the last start
+//! * tokens.json          hashes of join tokens, with identity and expiry
+//! * issued               for which token each certificate was issued
+//! * links.json           invitations (public halves), links that came of them, tombstones
+//! * registrations.json   the workloads last registered
+//! * uids.json            whose each workload uid is
+//! * roots.json           the roots that peers announced
+//! * capacity.json        how many endpoints each service had lately
 //!   journal/             what each peer told last (directory home)
 //!   status/              what is wrong with resources, per object
 //!   operator.sock        the operator API
 //! ```
+//! Where the home is the Kubernetes API, what is marked * is in Secrets instead.
 //! Files are 0600 and replaced atomically. A key that others can read is refused, not repaired:
 //! it may have been copied already. What a kill left half-written is swept at the next start.
 
@@ -25,6 +26,7 @@ pub(crate) mod files;
 pub(crate) mod kept;
 pub(crate) mod remembered;
 pub(crate) mod roots;
+pub(crate) mod store;
 
 use std::{
     fs::{File, OpenOptions},
@@ -35,6 +37,7 @@ use std::{
 
 pub(crate) use epoch::{Epoch, next_epoch};
 pub(crate) use remembered::Remembered;
+use store::Slots;
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -75,17 +78,22 @@ pub enum StateError {
         /// The state directory.
         path: PathBuf,
     },
+    /// What is kept in the Kubernetes API cannot be read or written there.
+    #[error(transparent)]
+    Secret(#[from] linkspan_kube::SecretError),
+    /// The runtime of what is kept in the Kubernetes API.
+    #[error("a runtime cannot be started")]
+    Runtime(#[source] io::Error),
     /// The root certificate is gone, though it was there once.
     #[error(
         "`{}` is missing, though {evidence}; with another root no peer and no workload would \
-         trust this cluster: restore `{}` from a backup, or, to start anew with new roots, \
-         remove the whole state directory", path.display(), directory.display()
+         trust this cluster: restore it from a backup, or, to start anew with new roots, \
+         remove the whole state directory (in Kubernetes: delete the Secrets {}, and apply the \
+         output of `linkspan install` again)", path.display(), linkspan_kube::SECRETS.join(" and ")
     )]
     RootLost {
         /// The file that is missing.
         path: PathBuf,
-        /// What to restore.
-        directory: PathBuf,
         /// What shows that it was there.
         evidence: String,
     },
@@ -138,40 +146,13 @@ impl StateDir {
         }
     }
 
-    pub(crate) fn ca(&self) -> PathBuf {
+    /// Files here for all that is kept.
+    pub(crate) fn slots(&self) -> Slots {
+        Slots::files(&self.root)
+    }
+
+    fn ca(&self) -> PathBuf {
         self.root.join("ca")
-    }
-
-    pub(crate) fn epoch(&self) -> PathBuf {
-        self.root.join("epoch")
-    }
-
-    pub(crate) fn tokens(&self) -> PathBuf {
-        self.root.join("tokens.json")
-    }
-
-    pub(crate) fn links(&self) -> PathBuf {
-        self.root.join("links.json")
-    }
-
-    pub(crate) fn registrations(&self) -> PathBuf {
-        self.root.join("registrations.json")
-    }
-
-    pub(crate) fn issued(&self) -> PathBuf {
-        self.root.join("issued")
-    }
-
-    pub(crate) fn uids(&self) -> PathBuf {
-        self.root.join("uids.json")
-    }
-
-    pub(crate) fn roots(&self) -> PathBuf {
-        self.root.join("roots.json")
-    }
-
-    pub(crate) fn capacity(&self) -> PathBuf {
-        self.root.join("capacity.json")
     }
 
     pub(crate) fn journal(&self) -> PathBuf {

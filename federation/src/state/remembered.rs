@@ -6,7 +6,7 @@ use linkspan_core::{
     workloads::{Owned, Registration},
 };
 
-use super::{StateDir, StateError, kept, roots};
+use super::{StateError, kept, roots, store::Slots};
 
 /// Nothing of it at the first start.
 #[derive(Debug, Default)]
@@ -21,13 +21,13 @@ pub(crate) struct Remembered {
 }
 
 impl Remembered {
-    /// Reads the state directory.
-    pub(crate) fn load(state: &StateDir) -> Result<Self, StateError> {
+    /// Reads what is kept.
+    pub(crate) fn load(slots: &Slots) -> Result<Self, StateError> {
         Ok(Self {
-            registrations: kept::load(&state.registrations())?,
-            owned: kept::load(&state.uids())?,
-            announced: roots::load(&state.roots())?,
-            marks: kept::load(&state.capacity())?,
+            registrations: kept::load(&slots.registrations)?,
+            owned: kept::load(&slots.uids)?,
+            announced: roots::load(&slots.roots)?,
+            marks: kept::load(&slots.capacity)?,
         })
     }
 }

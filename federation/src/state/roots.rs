@@ -1,15 +1,11 @@
 //! The roots that peers announced, on disk: a restart must neither trust again what a peer has
 //! replaced, nor forget what it has put in its place.
 
-use std::path::Path;
-
 use linkspan_core::{announced::Announced, delta::RecordHash};
 use linkspan_trust::Bundle;
 use serde::{Deserialize, Serialize};
 
-use super::StateError;
-#[cfg(test)]
-use super::files;
+use super::{StateError, store::Slot};
 
 /// One peer's, as written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,14 +41,9 @@ impl Kept {
 }
 
 /// What was announced before the restart; nothing at the first start.
-pub(crate) fn load(path: &Path) -> Result<Vec<Announced>, StateError> {
-    let kept: Vec<Kept> = super::kept::load(path)?;
-    let read = |one: &Kept| {
-        one.announced().map_err(|reason| StateError::Damaged {
-            path: path.into(),
-            reason,
-        })
-    };
+pub(crate) fn load(slot: &Slot) -> Result<Vec<Announced>, StateError> {
+    let kept: Vec<Kept> = super::kept::load(slot)?;
+    let read = |one: &Kept| one.announced().map_err(|reason| slot.damaged(reason));
     kept.iter().map(read).collect()
 }
 
@@ -64,7 +55,7 @@ mod tests {
     #[test]
     fn what_was_announced_is_read_back() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("roots.json");
+        let path = Slot::from(&directory.path().join("roots.json"));
         let authority = linkspan_trust::CertificateAuthority::create(
             &domain("west"),
             std::time::SystemTime::now(),
@@ -79,9 +70,9 @@ mod tests {
             },
         };
         let bytes = serde_json::to_vec(&[Kept::from(&announced)]).unwrap();
-        files::write_atomic(&path, &bytes, files::PRIVATE_FILE).unwrap();
+        path.write(&bytes).unwrap();
         assert_eq!(load(&path).unwrap(), [announced]);
-        files::write_atomic(&path, b"[{}]", files::PRIVATE_FILE).unwrap();
+        path.write(b"[{}]").unwrap();
         assert!(matches!(load(&path), Err(StateError::Damaged { .. })));
     }
 }

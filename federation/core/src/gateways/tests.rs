@@ -165,6 +165,33 @@ fn peers_are_told_of_replicas_that_take_tunnels() {
 }
 
 #[test]
+fn who_advertises_nothing_is_reached_at_what_stands_before_all() {
+    let (clock, mut gateways) = (Clock::default(), Gateways::default());
+    let balancer = vec![Address {
+        host: "lb.example".into(),
+        port: 15443,
+    }];
+    assert!(gateways.reached_at(balancer.clone()));
+    assert!(!gateways.reached_at(balancer.clone()));
+    // Before there is a replica nobody would answer there.
+    assert_eq!(gateways.tunnel_addresses(), []);
+    let plain = GatewayRegistration {
+        tunnel_addresses: Vec::new(),
+        ..gateway("g1", 1)
+    };
+    let now = clock.now().instant;
+    gateways.register(plain, Session(1), now).expect("good");
+    assert_eq!(gateways.tunnel_addresses(), balancer);
+    let own = gateway("g2", 2);
+    gateways
+        .register(own.clone(), Session(2), now)
+        .expect("good");
+    let both: std::collections::BTreeSet<_> =
+        balancer.into_iter().chain(own.tunnel_addresses).collect();
+    assert_eq!(gateways.tunnel_addresses(), Vec::from_iter(both));
+}
+
+#[test]
 fn replicas_need_names() {
     let (clock, mut gateways) = (Clock::default(), Gateways::default());
     for name in ["", &"g".repeat(64)] {

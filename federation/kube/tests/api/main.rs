@@ -10,6 +10,7 @@ mod inject;
 mod journal;
 mod leader;
 mod outage;
+mod secrets;
 mod server;
 mod sink;
 mod source;

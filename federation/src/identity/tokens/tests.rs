@@ -1,4 +1,7 @@
+use std::path::PathBuf;
+
 use super::*;
+use crate::state::files;
 
 fn id(name: &str) -> SpiffeId {
     format!("spiffe://east.test/ns/shop/sa/{name}")

@@ -1,0 +1,235 @@
+//! Where that which must outlive the process is kept: files of the state directory, or entries of a
+//! Secret. Whoever keeps something has a [`Slot`], and does not know which.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{StateError, files};
+
+/// Things under keys, each read whole and replaced whole. Calls block.
+pub(crate) trait Store: Send + Sync {
+    /// What was put there last; `None` where nothing ever was.
+    fn read(&self, key: &str) -> Result<Option<Vec<u8>>, StateError>;
+    /// Replaces what is under these keys; all or none, also if the process is killed.
+    fn write(&self, entries: &[(&str, &[u8])]) -> Result<(), StateError>;
+    /// For people: where that is.
+    fn place(&self, key: &str) -> PathBuf;
+    /// The file, where it is one that can be appended to.
+    fn file(&self, key: &str) -> Option<PathBuf>;
+}
+
+/// Where one thing is kept.
+#[derive(Clone)]
+pub(crate) struct Slot {
+    store: Arc<dyn Store>,
+    key: String,
+}
+
+impl Slot {
+    pub(crate) fn new(store: Arc<dyn Store>, key: &str) -> Self {
+        let key = key.to_owned();
+        Self { store, key }
+    }
+
+    pub(crate) fn read(&self) -> Result<Option<Vec<u8>>, StateError> {
+        self.store.read(&self.key)
+    }
+
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<(), StateError> {
+        self.store.write(&[(&self.key, bytes)])
+    }
+
+    /// Several slots of one store at once, which hold nothing yet.
+    pub(crate) fn write_all(slots: &[(&Self, &[u8])]) -> Result<(), StateError> {
+        let entries: Vec<_> = slots
+            .iter()
+            .map(|(slot, bytes)| (slot.key.as_str(), *bytes))
+            .collect();
+        match slots.first() {
+            Some((slot, _)) => slot.store.write(&entries),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn place(&self) -> PathBuf {
+        self.store.place(&self.key)
+    }
+
+    pub(crate) fn file(&self) -> Option<PathBuf> {
+        self.store.file(&self.key)
+    }
+
+    pub(crate) fn damaged(&self, reason: impl Into<String>) -> StateError {
+        StateError::Damaged {
+            path: self.place(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// A file by itself.
+impl From<&Path> for Slot {
+    fn from(path: &Path) -> Self {
+        let folder = path.parent().unwrap_or_else(|| Path::new("."));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Self::new(Arc::new(Files(folder.into())), &name)
+    }
+}
+
+impl From<&PathBuf> for Slot {
+    fn from(path: &PathBuf) -> Self {
+        path.as_path().into()
+    }
+}
+
+/// A directory; keys are paths in it.
+pub(crate) struct Files(pub(crate) PathBuf);
+
+impl Files {
+    /// Makes a whole folder beside the one that the keys name, which is empty, and puts it there in
+    /// one step: a set cut short by a crash is never taken for one of which something was lost.
+    fn write_folder(&self, entries: &[(&str, &[u8])]) -> Result<(), StateError> {
+        let folder = |key: &str| self.0.join(key).parent().map(Path::to_owned);
+        let Some(folder) = entries.first().and_then(|(key, _)| folder(key)) else {
+            return Ok(());
+        };
+        let staging = folder.with_extension("new");
+        match fs::remove_dir_all(&staging) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed(&staging)(error));
+            }
+            _ => files::private_directory(&staging)?,
+        }
+        for (key, bytes) in entries {
+            let name = Path::new(key).file_name().unwrap_or_default();
+            write_file(&staging.join(name), bytes)?;
+        }
+        fs::rename(&staging, &folder).map_err(failed(&folder))
+    }
+}
+
+impl Store for Files {
+    fn read(&self, key: &str) -> Result<Option<Vec<u8>>, StateError> {
+        files::read_private(&self.0.join(key))
+    }
+
+    fn write(&self, entries: &[(&str, &[u8])]) -> Result<(), StateError> {
+        match entries {
+            [(key, bytes)] => write_file(&self.0.join(key), bytes),
+            entries => self.write_folder(entries),
+        }
+    }
+
+    fn place(&self, key: &str) -> PathBuf {
+        self.0.join(key)
+    }
+
+    fn file(&self, key: &str) -> Option<PathBuf> {
+        Some(self.0.join(key))
+    }
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    files::write_atomic(path, bytes, files::PRIVATE_FILE).map_err(failed(path))
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> StateError {
+    move |source| StateError::Write {
+        path: path.into(),
+        source,
+    }
+}
+
+/// A place for each thing that is kept.
+pub(crate) struct Slots {
+    /// Certificate and key of the root, and both of the intermediate.
+    pub(crate) authority: Authority,
+    pub(crate) epoch: Slot,
+    /// Further places of the epoch, so that their writer is known, too.
+    pub(crate) marks: Vec<Slot>,
+    pub(crate) tokens: Slot,
+    pub(crate) links: Slot,
+    pub(crate) roots: Slot,
+    pub(crate) issued: Slot,
+    pub(crate) registrations: Slot,
+    pub(crate) uids: Slot,
+    pub(crate) capacity: Slot,
+}
+
+/// Where the authority is kept.
+#[derive(Clone)]
+pub(crate) struct Authority {
+    pub(crate) root_cert: Slot,
+    pub(crate) root_key: Slot,
+    /// Certificate, then key.
+    pub(crate) intermediate: Slot,
+}
+
+impl Slots {
+    /// Files of a state directory.
+    pub(crate) fn files(root: &Path) -> Self {
+        let store: Arc<dyn Store> = Arc::new(Files(root.into()));
+        let slot = |key: &str| Slot::new(Arc::clone(&store), key);
+        Self {
+            authority: Authority {
+                root_cert: slot("ca/root.pem"),
+                root_key: slot("ca/root.key"),
+                intermediate: slot("ca/intermediate.pem"),
+            },
+            epoch: slot("epoch"),
+            marks: Vec::new(),
+            tokens: slot("tokens.json"),
+            links: slot("links.json"),
+            roots: slot("roots.json"),
+            issued: slot("issued"),
+            registrations: slot("registrations.json"),
+            uids: slot("uids.json"),
+            capacity: slot("capacity.json"),
+        }
+    }
+
+    /// Entries of two stores without folders: what must not be lost, and what grows with the cluster
+    /// and is learned again in time.
+    pub(crate) fn entries(state: &Arc<dyn Store>, workloads: &Arc<dyn Store>) -> Self {
+        let kept = |key: &str| Slot::new(Arc::clone(state), key);
+        let learned = |key: &str| Slot::new(Arc::clone(workloads), key);
+        Self {
+            authority: Authority {
+                root_cert: kept("ca.root.pem"),
+                root_key: kept("ca.root.key"),
+                intermediate: kept("ca.intermediate.pem"),
+            },
+            epoch: kept(linkspan_kube::OWNER),
+            marks: vec![learned(linkspan_kube::OWNER)],
+            tokens: kept("tokens.json"),
+            links: kept("links.json"),
+            roots: kept("roots.json"),
+            issued: learned("issued"),
+            registrations: learned("registrations.json"),
+            uids: learned("uids.json"),
+            capacity: learned("capacity.json"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_files_are_there_together_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let slots = Slots::files(directory.path()).authority;
+        let all =
+            |a: &[u8], b: &[u8]| Slot::write_all(&[(&slots.root_cert, a), (&slots.root_key, b)]);
+        all(b"cert", b"key").unwrap();
+        assert_eq!(slots.root_key.read().unwrap().unwrap(), b"key");
+        // The folder is not empty any more.
+        assert!(matches!(all(b"1", b"2"), Err(StateError::Write { .. })));
+        assert_eq!(slots.root_cert.read().unwrap().unwrap(), b"cert");
+        assert!(slots.intermediate.read().unwrap().is_none());
+    }
+}
