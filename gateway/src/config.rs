@@ -49,10 +49,20 @@ pub struct Config {
     pub limits: Limits,
 }
 
+/// What is one replica's own, where all read the same file; goes before what the file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Stable name of the replica.
+    pub replica: Option<String>,
+    /// IP address that sidecars are told.
+    pub egress_address: Option<IpAddr>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Raw {
     cluster: String,
+    #[serde(default)]
     replica: String,
     federation: RawFederation,
     tunnel_listen: String,
@@ -80,8 +90,23 @@ impl Config {
     /// # Errors
     /// All problems at once, each with its key, what was found and what to do.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        Self::load_with(path, Own::default())
+    }
+
+    /// The same, with what is this replica's own.
+    ///
+    /// # Errors
+    /// See [`Config::load`].
+    pub fn load_with(path: impl AsRef<Path>, own: Own) -> Result<Self, ConfigError> {
         let path = path.as_ref();
-        Self::check(read_yaml(path)?, Problems::new(path))
+        let mut raw: Raw = read_yaml(path)?;
+        if let Some(replica) = own.replica {
+            raw.replica = replica;
+        }
+        if let Some(address) = own.egress_address {
+            raw.egress_address = Some(address.to_string());
+        }
+        Self::check(raw, Problems::new(path))
     }
 
     fn check(raw: Raw, mut problems: Problems) -> Result<Self, ConfigError> {
@@ -141,7 +166,8 @@ impl Config {
 fn replica(name: &str, problems: &mut Problems) -> Arc<str> {
     let fits = (1..=MAX_REPLICA).contains(&name.len());
     if !fits || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let fix = "give the replica a stable name of printable ASCII without spaces";
+        let fix = "give the replica a stable name of printable ASCII without spaces, here or with \
+                   --replica";
         problems.add("replica", format_args!("`{name}`"), fix);
     }
     name.into()

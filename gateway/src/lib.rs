@@ -29,4 +29,4 @@ mod stream;
 pub mod tunnel;
 
 pub use bind::{Addresses, BindError, Bound, Sources, bind};
-pub use config::Config;
+pub use config::{Config, Own};

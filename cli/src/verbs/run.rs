@@ -56,8 +56,9 @@ enum Part {
     #[command(after_long_help = help!(
         "linkspan run gateway --config gateway.yaml",
         "linkspan run gateway --config gateway.yaml --log info,linkspan_gateway=debug",
+        "linkspan run gateway --config gateway.yaml --replica gateway-1 --egress-address 192.0.2.7",
     ))]
-    Gateway(PartArgs),
+    Gateway(GatewayArgs),
     /// Runs the sidecar of one workload
     #[command(after_long_help = help!(
         "linkspan run sidecar --config sidecar.yaml",
@@ -111,6 +112,19 @@ impl SidecarArgs {
     }
 }
 
+/// What replicas that read the same file have of their own.
+#[derive(Debug, clap::Args)]
+struct GatewayArgs {
+    #[command(flatten)]
+    part: PartArgs,
+    /// Stable name of this replica; goes before `replica` in the file
+    #[arg(long, value_name = "NAME")]
+    replica: Option<String>,
+    /// IP address that sidecars are told; goes before `egressAddress` in the file
+    #[arg(long, value_name = "IP")]
+    egress_address: Option<IpAddr>,
+}
+
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     logging::init(args.log_format, &args.log).map_err(|error| Failure::Usage(error.into()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -130,7 +144,12 @@ async fn part(part: &Part) -> Result<(), Failure> {
             until_stopped(stop.clone(), bound.run(stop)).await
         }
         Part::Gateway(args) => {
-            let config = loaded(linkspan_gateway::Config::load(&args.config))?;
+            let own = linkspan_gateway::Own {
+                replica: args.replica.clone(),
+                egress_address: args.egress_address,
+            };
+            let config = linkspan_gateway::Config::load_with(&args.part.config, own);
+            let config = loaded(config)?;
             let bound = linkspan_gateway::bind(config).await;
             let bound = started("gateway", bound)?;
             until_stopped(stop.clone(), bound.run(stop)).await
