@@ -61,6 +61,10 @@ pub enum Verb {
     Bundle(verbs::bundle::Args),
     /// Puts a sidecar into the pods of Kubernetes manifests
     Inject(verbs::inject::Args),
+    /// Prints the manifests that make a Kubernetes cluster a member of a clusterset
+    Install(Box<verbs::install::Args>),
+    /// Prints what is to be deleted from a Kubernetes cluster that leaves
+    Uninstall(verbs::uninstall::Args),
     /// Prints the version
     Version(verbs::version::Args),
     /// Prints a completion script for a shell

@@ -31,13 +31,13 @@ struct Federation {
 }
 
 impl Federation {
-    fn start(folder: &Path, server: &BareServer) -> Self {
+    fn start(folder: &Path) -> Self {
         let [listen, admin, debug] = addresses();
         let config = json!({
             "cluster": "east",
             "clusterset": "demo",
             "stateDir": folder.join("state"),
-            "home": {"kubernetes": {"kubeconfig": server.kubeconfig()}},
+            "home": {"kubernetes": {"kubeconfig": folder.join("kubeconfig")}},
             "listen": listen,
             "adminListen": admin,
             "debugListen": debug,
@@ -165,6 +165,51 @@ fn a_living_pod_gets_its_certificate(server: &BareServer, federation: &Federatio
     assert!(refused(&good).contains("living pod"));
 }
 
+/// What `linkspan install` prints, taken by a real API server.
+fn install(server: &BareServer) {
+    let arguments = ["--cluster", "east", "--clusterset", "demo"];
+    let printed = Command::new(env!("CARGO_BIN_EXE_linkspan"))
+        .arg("install")
+        .args(arguments)
+        .args(["--expose", "NodePort"])
+        .output()
+        .expect("it runs");
+    let manifests = String::from_utf8(printed.stdout).expect("text");
+    server.apply(&manifests).expect("all of it is taken");
+}
+
+/// Federation may do what the manifests allow its account, and nothing else.
+fn as_its_account(folder: &Path, server: &BareServer) {
+    let path = folder.join("kubeconfig");
+    fs::copy(server.kubeconfig(), &path).expect("a copy");
+    let path = path.to_str().expect("UTF-8");
+    let token = "create token linkspan-federation -n linkspan-system --duration 1h";
+    let token = server
+        .kubectl(&token.split(' ').collect::<Vec<_>>())
+        .expect("a token");
+    let credentials = format!("--token={}", token.trim());
+    for line in [
+        ["config", "set-credentials", "federation", &credentials],
+        ["config", "set-context", "--current", "--user=federation"],
+    ] {
+        let line = [&["--kubeconfig", path][..], &line].concat();
+        server.kubectl(&line).expect("a kubeconfig");
+    }
+}
+
+/// The roots, as gateways find them.
+fn published(server: &BareServer) -> String {
+    let roots = [
+        "get",
+        "configmap/linkspan-roots",
+        "-n",
+        "linkspan-system",
+        "-o",
+        r"jsonpath={.data.roots\.pem}",
+    ];
+    server.kubectl(&roots).expect("published roots")
+}
+
 fn wait_for(server: &BareServer, what: &str, state: &str) {
     let timeout = format!("--timeout={}s", PATIENCE.as_secs());
     let state = format!("--for={state}");
@@ -188,18 +233,13 @@ fn expect_exported(server: &BareServer, name: &str) {
 fn federation_lives_in_the_api_and_outlives_its_server() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = BareServer::start(&folder.path().join("k8s")).expect("an API server");
-    let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-    let crds = crds.to_str().expect("UTF-8");
+    install(&server);
+    as_its_account(folder.path(), &server);
     server
-        .kubectl(&["apply", "--server-side", "-f", crds])
-        .expect("our kinds");
-    for namespace in ["shop", "linkspan-system"] {
-        server
-            .kubectl(&["create", "namespace", namespace])
-            .expect("a namespace");
-    }
+        .kubectl(&["create", "namespace", "shop"])
+        .expect("a namespace");
 
-    let mut federation = Federation::start(folder.path(), &server);
+    let mut federation = Federation::start(folder.path());
     federation.wait_ready();
     server
         .apply(&service_and_export("checkout"))
@@ -231,11 +271,74 @@ fn federation_lives_in_the_api_and_outlives_its_server() {
         .expect("withdraws");
     wait_for(&server, "serviceimport/checkout", "delete");
 
-    // It stops in order, and the next life goes on, once the Lease is over.
+    // It stops in order, and the next life goes on, also with nothing left of its directory: what
+    // it is it finds in the API.
     assert!(federation.stop().success());
-    let mut federation = Federation::start(folder.path(), &server);
+    let roots = published(&server);
+    assert!(roots.contains("BEGIN CERTIFICATE"), "{roots}");
+    fs::remove_dir_all(folder.path().join("state")).expect("it is there");
+    let mut federation = Federation::start(folder.path());
     federation.wait_ready();
     server.apply(&service_and_export("mail")).expect("declares");
     expect_exported(&server, "mail");
     assert!(federation.stop().success());
+    assert_eq!(published(&server), roots, "the roots are another's");
+}
+
+/// What an API server refuses of the manifests for every way to expose gateways, strictly.
+#[test]
+#[ignore = "needs the Kubernetes programs"]
+fn what_is_installed_is_valid_and_goes_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = BareServer::start(&folder.path().join("k8s")).expect("an API server");
+    install(&server);
+    let file = folder.path().join("manifests");
+    let print = |words: &[&str]| {
+        let printed = Command::new(env!("CARGO_BIN_EXE_linkspan"))
+            .args(words)
+            .output()
+            .expect("it runs");
+        assert!(printed.status.success(), "{printed:?}");
+        fs::write(&file, printed.stdout).expect("a file");
+    };
+    let path = file.to_str().expect("UTF-8").to_owned();
+    for how in ["LoadBalancer", "NodePort", "None"] {
+        let words = ["install", "--cluster", "east", "--clusterset", "demo"];
+        print(&[&words[..], &["--expose", how, "-o", "json"]].concat());
+        let strict = ["--dry-run=server", "--validate=strict", "-f", &path];
+        server
+            .kubectl(
+                &[
+                    &["apply", "--server-side", "--force-conflicts"][..],
+                    &strict,
+                ]
+                .concat(),
+            )
+            .unwrap_or_else(|error| panic!("{how}: {error:#}"));
+    }
+    print(&["uninstall"]);
+    // Without controllers a namespace never goes: what is in it does.
+    let delete = ["delete", "--ignore-not-found", "--wait=false", "-f", &path];
+    server.kubectl(&delete).expect("deleted");
+    let labelled = [
+        "-l",
+        "app.kubernetes.io/part-of=linkspan",
+        "-A",
+        "-o",
+        "name",
+    ];
+    let kinds = "crds,clusterroles,clusterrolebindings,roles,rolebindings,secrets,configmaps,\
+                 services,serviceaccounts,deployments,networkpolicies,poddisruptionbudgets";
+    // Definitions go once the objects of their kinds have gone, which is told to nobody.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = server
+            .kubectl(&[&["get", kinds][..], &labelled].concat())
+            .expect("a list");
+        if left.trim().is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{left}");
+        sleep(LOOK);
+    }
 }

@@ -8,6 +8,7 @@ pub mod explain;
 pub mod export;
 pub mod failover;
 pub mod inject;
+pub mod install;
 pub mod link;
 pub mod man;
 pub mod run;
@@ -16,6 +17,7 @@ pub mod services;
 pub mod status;
 pub mod token;
 pub mod unexport;
+pub mod uninstall;
 pub mod version;
 
 use crate::{apps, args::Verb, exit::Failure};
@@ -39,6 +41,8 @@ pub fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Inject(args) => inject::inject(&args),
         Verb::Token(args) => token::token(args),
         Verb::Bundle(args) => bundle::bundle(&args),
+        Verb::Install(args) => install::install(&args),
+        Verb::Uninstall(args) => uninstall::uninstall(&args),
         Verb::Version(args) => version::version(&args),
         Verb::Completion(args) => completion::completion(&args),
         Verb::Man(args) => man::man(&args),

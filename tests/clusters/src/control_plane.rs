@@ -106,7 +106,8 @@ fn certificates(pki: &Path, cluster: &Cluster) -> Result<()> {
     pki::service_account_keys(pki)
 }
 
-/// With the certificates inside, so that the file can be taken elsewhere.
+/// With the certificates inside, so that the file can be taken elsewhere, and with names of its own,
+/// so that several can be read as one.
 fn kubeconfig(pki: &Path, cluster: &str, user: &str, server: &str) -> Result<String> {
     let embed = |file: String| -> Result<String> {
         let path = pki.join(file);
@@ -122,7 +123,7 @@ clusters:
     server: {server}
     certificate-authority-data: {}
 users:
-- name: {user}
+- name: {cluster}-{user}
   user:
     client-certificate-data: {}
     client-key-data: {}
@@ -130,7 +131,7 @@ contexts:
 - name: {cluster}
   context:
     cluster: {cluster}
-    user: {user}
+    user: {cluster}-{user}
 current-context: {cluster}
 ",
         embed("ca.crt".to_owned())?,

@@ -115,6 +115,12 @@ impl Definition {
     }
 }
 
+/// Every kind that Linkspan serves through an API server.
+#[must_use]
+pub fn documents() -> Vec<Value> {
+    kinds::all().iter().map(Definition::document).collect()
+}
+
 /// Every kind that Linkspan serves through an API server: file name and document, ready to be
 /// applied.
 ///

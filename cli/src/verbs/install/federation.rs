@@ -1,0 +1,95 @@
+//! Federation: its configuration, what it keeps, its Deployment and Service.
+
+use serde_json::{Value, json};
+
+use super::{
+    SYSTEM_NAMESPACE,
+    manifest::{configuration, fingerprint, namespaced},
+    pod::{self, ADMIN, CONFIGURATION, Part},
+    settings::Settings,
+};
+
+pub(super) const NAME: &str = "linkspan-federation";
+/// Port of its gRPC.
+pub(super) const PORT: u16 = 15_010;
+/// The Secrets in which it keeps what must outlive its pod.
+pub(super) const SECRETS: [&str; 2] = linkspan_federation::SECRETS;
+
+/// `host:port` at which the cluster's proxies reach it.
+pub(super) fn address() -> String {
+    format!("{NAME}.{SYSTEM_NAMESPACE}.svc:{PORT}")
+}
+
+pub(super) fn objects(settings: &Settings) -> Vec<Value> {
+    let configuration = configuration(NAME, "federation.yaml", &config(settings));
+    let mut deployment = namespaced("apps/v1", "Deployment", NAME);
+    deployment["spec"] = pod::deployment(&part(fingerprint(&configuration)), settings);
+    let mut all = vec![configuration, deployment, service()];
+    // Without `data`, which is federation's: applying again leaves it alone, and federation needs
+    // no right to make Secrets.
+    all.extend(SECRETS.map(|name| namespaced("v1", "Secret", name)));
+    all
+}
+
+fn config(settings: &Settings) -> Value {
+    let mut config = json!({
+        "cluster": settings.cluster.as_str(),
+        "clusterset": settings.clusterset,
+        "trustDomain": settings.trust_domain.as_str(),
+        "stateDir": "/var/lib/linkspan",
+        "home": { "kubernetes": { "namespace": SYSTEM_NAMESPACE } },
+        "listen": format!("0.0.0.0:{PORT}"),
+        "adminListen": format!("0.0.0.0:{ADMIN}"),
+        "debugListen": "127.0.0.1:15021",
+    });
+    if let Some(region) = &settings.region {
+        config["locality"] = json!({ "region": region });
+        if let Some(zone) = &settings.zone {
+            config["locality"]["zone"] = json!(zone);
+        }
+    }
+    config
+}
+
+fn part(fingerprint: String) -> Part<'static> {
+    Part {
+        name: NAME,
+        // What it keeps has one writer, which holds it in memory: two would shut each other out.
+        replicas: 1,
+        strategy: json!({ "type": "Recreate" }),
+        arguments: json!([
+            "run",
+            "federation",
+            "--config",
+            format!("{CONFIGURATION}/federation.yaml")
+        ]),
+        environment: Value::Null,
+        ports: json!([
+            { "name": "grpc", "containerPort": PORT },
+            { "name": "admin", "containerPort": ADMIN },
+        ]),
+        mounts: json!([
+            { "name": "configuration", "mountPath": CONFIGURATION, "readOnly": true },
+            // Above the state directory, which federation makes for itself alone.
+            { "name": "state", "mountPath": "/var/lib" },
+        ]),
+        volumes: json!([
+            { "name": "configuration", "configMap": { "name": NAME } },
+            { "name": "state", "emptyDir": { "sizeLimit": "512Mi" } },
+        ]),
+        lifecycle: Value::Null,
+        spread: Value::Null,
+        api: true,
+        grace: 30,
+        fingerprint,
+    }
+}
+
+fn service() -> Value {
+    let mut service = namespaced("v1", "Service", NAME);
+    service["spec"] = json!({
+        "selector": pod::labels(NAME),
+        "ports": [{ "name": "grpc", "port": PORT, "targetPort": PORT, "protocol": "TCP" }],
+    });
+    service
+}

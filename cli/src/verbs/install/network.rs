@@ -1,0 +1,45 @@
+//! Who may open connections to the parts. What the parts open themselves is not restricted: gateways
+//! dial the cluster's endpoints and peers anywhere, federation the API server, whose address no
+//! policy can name.
+
+use serde_json::{Value, json};
+
+use super::{
+    federation,
+    gateway::{self, EGRESS, TUNNEL},
+    manifest::namespaced,
+    pod::{self, ADMIN},
+};
+
+pub(super) fn objects() -> Vec<Value> {
+    let inside = |port: u16| {
+        json!({
+            "from": [{ "namespaceSelector": {} }],
+            "ports": [{ "port": port, "protocol": "TCP" }],
+        })
+    };
+    let anywhere = json!({ "ports": [{ "port": TUNNEL, "protocol": "UDP" }] });
+    vec![
+        policy("linkspan-deny", json!({}), json!([])),
+        policy(
+            federation::NAME,
+            json!({ "matchLabels": pod::labels(federation::NAME) }),
+            json!([inside(federation::PORT), inside(ADMIN)]),
+        ),
+        policy(
+            gateway::NAME,
+            json!({ "matchLabels": pod::labels(gateway::NAME) }),
+            json!([anywhere, inside(EGRESS), inside(ADMIN)]),
+        ),
+    ]
+}
+
+fn policy(name: &str, pods: Value, ingress: Value) -> Value {
+    let mut policy = namespaced("networking.k8s.io/v1", "NetworkPolicy", name);
+    policy["spec"] = json!({
+        "podSelector": pods,
+        "policyTypes": ["Ingress"],
+        "ingress": ingress,
+    });
+    policy
+}
