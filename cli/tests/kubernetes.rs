@@ -316,7 +316,7 @@ fn what_is_installed_is_valid_and_goes_again() {
             )
             .unwrap_or_else(|error| panic!("{how}: {error:#}"));
     }
-    print(&["uninstall"]);
+    print(&["uninstall", "--shared-crds"]);
     // Without controllers a namespace never goes: what is in it does.
     let delete = ["delete", "--ignore-not-found", "--wait=false", "-f", &path];
     server.kubectl(&delete).expect("deleted");

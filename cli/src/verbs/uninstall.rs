@@ -1,6 +1,6 @@
 //! `linkspan uninstall`: what is to be deleted.
 
-use super::install::{Form, print, references};
+use super::install::{Crds, Form, print, references};
 use crate::{
     exit::{Failure, help},
     output::write_out,
@@ -8,17 +8,23 @@ use crate::{
 
 /// Prints what `linkspan install` makes, by name, for `kubectl delete`.
 ///
-/// With the CustomResourceDefinitions go all objects of these kinds, those of others included: where
-/// something else uses the Multi-Cluster Services API, keep them. Linked clusters learn of it by
-/// silence; `linkspan link remove PEER` before tells them at once.
+/// With a CustomResourceDefinition go all objects of its kind. Those of the Multi-Cluster Services and
+/// About APIs stay unless `--shared-crds` says otherwise: others may have installed them, or use
+/// them. Linked clusters learn of it by silence; `linkspan link remove PEER` before tells them at
+/// once.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = help!(
     "linkspan uninstall",
+    "linkspan uninstall --shared-crds",
     "linkspan uninstall --keep-crds -o json",
 ))]
 pub struct Args {
-    /// Keep the CustomResourceDefinitions, and what was declared with them
+    /// Also delete the definitions of the Multi-Cluster Services and About APIs, with every
+    /// ServiceExport, ServiceImport and ClusterProperty, whoever made it
     #[arg(long)]
+    shared_crds: bool,
+    /// Keep all CustomResourceDefinitions, and what was declared with them
+    #[arg(long, conflicts_with = "shared_crds")]
     keep_crds: bool,
     /// YAML documents, or one JSON list
     #[arg(short, long, value_enum, default_value_t)]
@@ -26,11 +32,16 @@ pub struct Args {
 }
 
 pub(crate) fn uninstall(args: &Args) -> Result<(), Failure> {
-    if args.keep_crds {
+    let crds = match (args.shared_crds, args.keep_crds) {
+        (true, _) => Crds::All,
+        (_, true) => Crds::Kept,
+        _ => Crds::Own,
+    };
+    if crds != Crds::All {
         eprintln!(
             "ServiceImports stay as they are; remove them with: kubectl delete serviceimports \
              --all-namespaces -l app.kubernetes.io/managed-by=linkspan-federation"
         );
     }
-    write_out(print(args.output, &references(!args.keep_crds))?.as_bytes())
+    write_out(print(args.output, &references(crds))?.as_bytes())
 }

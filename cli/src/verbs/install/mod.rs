@@ -78,14 +78,35 @@ pub(super) fn manifests(settings: &Settings) -> Vec<Value> {
     all
 }
 
+/// Which CustomResourceDefinitions are to be deleted, and with them all objects of their kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Crds {
+    /// None.
+    Kept,
+    /// Our own.
+    Own,
+    /// Also those of standard APIs, which others may have installed or use.
+    All,
+}
+
+impl Crds {
+    fn include(self, object: &Value) -> bool {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        match self {
+            _ if object["kind"] != "CustomResourceDefinition" => true,
+            Self::Kept => false,
+            Self::Own => name.ends_with(".linkspan.io"),
+            Self::All => true,
+        }
+    }
+}
+
 /// What names an object and no more, in the order in which they are to be deleted: first what
 /// writes, last what was written. Of every setting: what was not made is not missed.
-pub(super) fn references(crds: bool) -> Vec<Value> {
+pub(super) fn references(crds: Crds) -> Vec<Value> {
     let all = manifests(&Settings::everything());
-    let kept = all
-        .iter()
-        .filter(|object| crds || object["kind"] != "CustomResourceDefinition");
-    let mut references: Vec<_> = kept.map(reference).collect();
+    let deleted = all.iter().filter(|object| crds.include(object));
+    let mut references: Vec<_> = deleted.map(reference).collect();
     references.reverse();
     references.sort_by_key(|object| object["kind"] != "Deployment");
     references

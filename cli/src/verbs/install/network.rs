@@ -11,25 +11,32 @@ use super::{
     pod::{self, ADMIN},
 };
 
+/// Label of a namespace whose pods may read metrics.
+const SCRAPE: &str = "linkspan.io/scrape";
+
 pub(super) fn objects() -> Vec<Value> {
-    let inside = |port: u16| {
+    let from = |namespaces: Value, port: u16| {
         json!({
-            "from": [{ "namespaceSelector": {} }],
+            "from": [{ "namespaceSelector": namespaces }],
             "ports": [{ "port": port, "protocol": "TCP" }],
         })
     };
+    let inside = |port| from(json!({}), port);
+    // Nodes, whose probes go there, need no rule. Whoever else holds many connections there would
+    // have the parts taken for dead.
+    let scrapers = from(json!({ "matchLabels": { SCRAPE: "true" } }), ADMIN);
     let anywhere = json!({ "ports": [{ "port": TUNNEL, "protocol": "UDP" }] });
     vec![
         policy("linkspan-deny", json!({}), json!([])),
         policy(
             federation::NAME,
             json!({ "matchLabels": pod::labels(federation::NAME) }),
-            json!([inside(federation::PORT), inside(ADMIN)]),
+            json!([inside(federation::PORT), scrapers]),
         ),
         policy(
             gateway::NAME,
             json!({ "matchLabels": pod::labels(gateway::NAME) }),
-            json!([anywhere, inside(EGRESS), inside(ADMIN)]),
+            json!([anywhere, inside(EGRESS), scrapers]),
         ),
     ]
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::{
+    Crds,
     manifest::{Form, name, print},
     manifests, references,
     rights::{EVERYWHERE, NODES, Right, SYSTEM},
@@ -95,7 +96,7 @@ fn what_others_need_comes_first_and_what_writes_goes_first() {
     let made = kinds(&of(""));
     assert_eq!(made[0], "Namespace");
     assert_eq!(made.last().unwrap(), "Deployment");
-    let deleted = kinds(&references(true));
+    let deleted = kinds(&references(Crds::All));
     assert_eq!(deleted[..2], ["Deployment", "Deployment"]);
     assert_eq!(deleted.last().unwrap(), "Namespace");
     assert_eq!(made.len(), deleted.len());
@@ -119,22 +120,29 @@ fn whatever_is_installed_is_uninstalled() {
         ]
         .map(of)
     };
-    let deleted: BTreeSet<_> = references(true).iter().map(id).collect();
+    let deleted: BTreeSet<_> = references(Crds::All).iter().map(id).collect();
     for flags in ["", "--expose NodePort", "--expose None"] {
         for object in of(flags) {
             assert!(deleted.contains(&id(&object)), "{object}");
         }
     }
-    let kept = references(false);
-    assert!(
-        kept.iter()
-            .all(|object| object["kind"] != "CustomResourceDefinition")
-    );
-    assert!(
-        references(true)
+    let definitions = |crds| -> Vec<String> {
+        let all = references(crds);
+        let definitions = all
             .iter()
-            .any(|object| object["kind"] == "CustomResourceDefinition")
+            .filter(|object| object["kind"] == "CustomResourceDefinition");
+        definitions
+            .map(|object| object["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(definitions(Crds::Kept), [] as [&str; 0]);
+    // Those of standard APIs may be somebody else's.
+    let own = definitions(Crds::Own);
+    assert_eq!(
+        own,
+        ["failoverpolicies.linkspan.io", "clusterlinks.linkspan.io"]
     );
+    assert_eq!(definitions(Crds::All).len(), 5);
 }
 
 #[test]
