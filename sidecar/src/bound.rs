@@ -14,6 +14,7 @@ use linkspan_dataplane::{
     },
     discover::{self, Registration, Snapshot},
     identity::{first_contact_until, keep_fresh_counted},
+    outbound::{Driver, Listener, Means, Outbound, Services, Source},
 };
 use linkspan_runtime::{
     admin::{self, Admin, Dumps},
@@ -29,8 +30,6 @@ use crate::{
     Config, dump,
     inbound::{self, Inbound},
     mesh::{Mesh, MeshCell},
-    outbound::{Listener, Outbound},
-    services::{Driver, Means, Services},
     workload,
 };
 
@@ -181,7 +180,7 @@ impl Bound {
             let outbound = Outbound::new(Listener {
                 service: wanted.service.clone(),
                 port: wanted.port,
-                mesh: cell.clone(),
+                source: cell.source(),
                 idle: self.config.idle_timeout,
                 access_log: self.config.access_log,
                 stop: stop.clone(),
@@ -283,7 +282,7 @@ impl Control {
             health,
         );
         let mesh = mesh(&config, &reader, &metrics, &snapshots, &stop);
-        let (services, inbound) = (Arc::clone(&mesh.services), mesh.inbound.clone());
+        let (services, inbound) = (Arc::clone(mesh.source.services()), mesh.inbound.clone());
         cell.set(mesh);
         let driver = Driver::new(services, snapshots.clone(), config.cluster.clone());
         tokio::join!(
@@ -342,8 +341,7 @@ fn mesh(
         stop: stop.clone(),
     });
     Mesh {
-        material: reader.clone(),
-        services: Arc::new(Services::new(ports, &means)),
+        source: Source::new(reader.clone(), Arc::new(Services::new(ports, means))),
         inbound,
         snapshots: snapshots.clone(),
     }

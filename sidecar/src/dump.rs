@@ -21,9 +21,9 @@ pub(crate) fn dumps(config: &Config, cell: &MeshCell) -> Dumps {
     dumps.add("debug", move || {
         mesh.get().map_or(Value::Null, |mesh| {
             json!({
-                "identity": mesh.own(),
-                "generation": mesh.material.current().generation(),
-                "destinations": mesh.services.dump(),
+                "identity": mesh.source.own(),
+                "generation": mesh.source.material().current().generation(),
+                "destinations": mesh.source.services().dump(),
             })
         })
     });

@@ -9,17 +9,11 @@
 
 mod bound;
 mod config;
-mod dial;
 mod dump;
-mod gateways;
 mod inbound;
 mod mesh;
-mod outbound;
-mod restarts;
-mod services;
 #[cfg(test)]
 mod tests;
-mod told;
 mod workload;
 
 pub use bound::{BindError, Bound, bind};

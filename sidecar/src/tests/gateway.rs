@@ -192,7 +192,7 @@ async fn a_silent_gateway_is_passed_over_and_no_endpoint_is_blamed() {
     let (status, who) = ask(&source.http2().await, post(full("x"))).await.unwrap();
     assert_eq!((status, who.as_str()), (StatusCode::OK, "w"));
     assert_eq!(silent.connections.load(SeqCst), 1);
-    let shares = source.destination().balancer.explain();
+    let shares = source.destination().shares();
     assert!(shares.iter().all(|share| share.endpoints_ejected == 0));
 }
 
@@ -255,8 +255,7 @@ async fn requests_in_a_dead_tunnel_are_answered_elsewhere_once_it_is_given_up() 
             .collect();
         let destination = source.destination();
         while destination
-            .pool
-            .usage()
+            .connections()
             .iter()
             .flat_map(|(_, counts)| counts)
             .sum::<usize>()
@@ -269,7 +268,7 @@ async fn requests_in_a_dead_tunnel_are_answered_elsewhere_once_it_is_given_up() 
             source.tell(by_gateways(lost, &[gateway.address], false));
         } else {
             source.tell(known(&local.endpoint));
-            while destination.balancer.explain().iter().all(|share| {
+            while destination.shares().iter().all(|share| {
                 share.endpoints_available < 1
                     || share.share == 0.0
                     || share.cluster.as_str() != "east"
@@ -303,7 +302,7 @@ async fn a_dead_remote_endpoint_is_ejected_by_its_own_failure() {
     servers[0].kill();
     let destination = source.destination();
     let ejected = || {
-        let shares = destination.balancer.explain();
+        let shares = destination.shares();
         shares
             .iter()
             .map(|share| share.endpoints_ejected)

@@ -100,7 +100,7 @@ async fn client(source: &Source) -> SyncClient<Channel> {
 }
 
 fn ejected(source: &Source) -> u32 {
-    let shares = source.destination().balancer.explain();
+    let shares = source.destination().shares();
     shares.iter().map(|share| share.endpoints_ejected).sum()
 }
 

@@ -21,7 +21,7 @@ use tokio::{
 use super::world::{
     Body, World, answer, ask, frontend, full, get, host, outbound, post, seen, snapshot,
 };
-use crate::{mesh::MeshCell, outbound::HOLD};
+use linkspan_dataplane::outbound::{HOLD, SourceCell};
 
 #[tokio::test]
 async fn one_connection_spreads_over_six_endpoints() {
@@ -351,7 +351,7 @@ async fn a_call_is_held_until_its_service_is_known() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_is_held_in_vain_for_a_while_only() {
-    let address = outbound(MeshCell::default(), linkspan_runtime::stop::Stop::new()).await;
+    let address = outbound(SourceCell::default(), linkspan_runtime::stop::Stop::new()).await;
     let begun = tokio::time::Instant::now();
     let client = super::world::http2(TcpStream::connect(address).await.unwrap()).await;
     let (status, text) = ask(&client, get()).await.unwrap();

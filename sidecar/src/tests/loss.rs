@@ -290,7 +290,7 @@ async fn connections_end_with_the_process_and_not_when_it_becomes_known() {
         let mut changes = destination.changes();
         source.tell(told(incarnation));
         changes.changed().await.unwrap();
-        assert_eq!(destination.pool.usage().len(), usize::from(kept));
+        assert_eq!(destination.connections().len(), usize::from(kept));
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -21,6 +21,9 @@ use linkspan_dataplane::{
     },
     discover::{GatewayInfo, InboundPort, InboundService, PeerInfo, Snapshot},
     forward::http::{BodyError, Incoming, serve, serve::ServeLimits},
+    outbound::{
+        Destination, Driver, Listener, Means, Outbound, Services, Source as Calls, SourceCell,
+    },
     target::Target,
 };
 use linkspan_routing::{
@@ -40,9 +43,6 @@ use tokio::{
 use crate::{
     config::{Readiness, Workload},
     inbound::{self, Inbound},
-    mesh::{Mesh, MeshCell},
-    outbound::{Listener, Outbound},
-    services::{Destination, Driver, Means, Services},
 };
 
 pub(super) const PORT: u16 = 80;
@@ -197,32 +197,13 @@ impl World {
             seed: 7,
             limits: PoolLimits::default(),
         };
-        let services = Arc::new(Services::new([(key(), PORT)], &means));
+        let services = Arc::new(Services::new([(key(), PORT)], means));
         let (snapshots, reader) = watch::channel(known.map(Arc::new));
         let stop = self.stop();
         let driver = Driver::new(Arc::clone(&services), reader.clone(), cluster("east"));
         tokio::spawn(driver.run(stop.clone()));
-        let cell = MeshCell::default();
-        let nothing = Inbound::new(inbound::Means {
-            material: material.clone(),
-            own: inbound::Identity {
-                endpoint: EndpointId::from_uid("frontend"),
-                cluster: cluster("east").label(),
-                trust_domain: testing::trust_domain("east.test"),
-            },
-            cluster: cluster("east"),
-            workload: workload(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))),
-            traffic: TrafficMetrics::register(&Registry::new()).unwrap(),
-            idle: Duration::from_secs(60),
-            access_log: false,
-            stop: stop.clone(),
-        });
-        cell.set(Mesh {
-            material,
-            services: services.clone(),
-            inbound: nothing,
-            snapshots: reader,
-        });
+        let cell = SourceCell::default();
+        cell.set(Calls::new(material, services.clone()));
         let address = outbound(cell, stop.clone()).await;
         Source {
             address,
@@ -252,12 +233,12 @@ impl World {
 }
 
 /// The source's listener for `shop/checkout`.
-pub(super) async fn outbound(mesh: MeshCell, stop: Stop) -> SocketAddr {
+pub(super) async fn outbound(source: SourceCell, stop: Stop) -> SocketAddr {
     let (listener, address) = listener().await;
     let outbound = Outbound::new(Listener {
         service: key(),
         port: PORT,
-        mesh,
+        source,
         idle: Duration::from_secs(60),
         access_log: true,
         stop,

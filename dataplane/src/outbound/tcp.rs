@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Instant};
 
-use linkspan_dataplane::{
+use crate::{
     connect::mtls::{Connected, InnerAlpn},
     forward::bytes::{Duplex, RelayError, RelayLimits, relay},
     report::{ConnectionReport, Outcome},
@@ -14,8 +14,8 @@ use tracing::debug;
 use super::{
     Outbound, Resolved, Unavailable,
     attempts::{Attempts, CallError},
+    dial::Remote,
 };
-use crate::dial::Remote;
 
 /// Why an opaque call failed.
 #[derive(Debug, thiserror::Error)]

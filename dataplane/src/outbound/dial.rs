@@ -6,19 +6,19 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use linkspan_api::v1::StreamCode;
-use linkspan_dataplane::{
+use crate::{
     connect::{
         mtls::{Alpn, ConnectError, Connected, Connector, InnerAlpn, Upstream, Via},
         pool::{Dial, Dialled},
     },
     target::Target,
 };
+use linkspan_api::v1::StreamCode;
 use linkspan_routing::{ClusterId, Endpoint, EndpointId, EndpointKey, Failure, ServiceKey};
 use linkspan_trust::{MaterialReader, SpiffeId};
 use tokio::time::timeout_at;
 
-use crate::gateways::{BACK_OFF, Gateways, SILENT_BACK_OFF};
+use super::gateways::{BACK_OFF, Gateways, SILENT_BACK_OFF};
 
 /// Gateways tried for one connection; more would only delay the choice of another endpoint.
 const MAX_GATEWAYS: usize = 4;
@@ -39,17 +39,17 @@ const MIN_LIFE: Duration = Duration::from_secs(10);
 
 /// An endpoint as a connection sees it. When one of these changes, it is another endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Remote {
-    pub(crate) id: EndpointId,
-    pub(crate) cluster: ClusterId,
-    pub(crate) identity: SpiffeId,
+pub(super) struct Remote {
+    pub(super) id: EndpointId,
+    pub(super) cluster: ClusterId,
+    pub(super) identity: SpiffeId,
     /// Known in the own cluster only.
-    pub(crate) address: Option<SocketAddr>,
+    pub(super) address: Option<SocketAddr>,
 }
 
 impl Remote {
     /// Which endpoint it is, whatever its identity and address.
-    pub(crate) fn key(&self) -> EndpointKey {
+    pub(super) fn key(&self) -> EndpointKey {
         EndpointKey {
             cluster: self.cluster.clone(),
             id: self.id.clone(),
@@ -70,7 +70,7 @@ impl From<&Endpoint> for Remote {
 
 /// Why there is no connection to an endpoint.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum DialError {
+pub(super) enum DialError {
     /// The way there failed, or the endpoint did.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -87,7 +87,7 @@ pub(crate) enum DialError {
 
 impl DialError {
     /// What this says about the endpoint; nothing if only the way to it failed.
-    pub(crate) fn failure(&self) -> Option<Failure> {
+    pub(super) fn failure(&self) -> Option<Failure> {
         match self {
             Self::Connect(error) if error.is_path() => None,
             Self::Connect(error) => Some(error.failure()),
@@ -97,7 +97,7 @@ impl DialError {
     }
 
     /// Whether it may mean overload: somebody was too busy, or did not answer in time.
-    pub(crate) fn is_overload(&self) -> bool {
+    pub(super) fn is_overload(&self) -> bool {
         matches!(
             self,
             Self::Connect(
@@ -112,7 +112,7 @@ impl DialError {
     }
 
     /// A word for metrics.
-    pub(crate) fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::NoGateway(_) => "no_gateway",
             Self::NotHttp2 => "protocol",
@@ -126,17 +126,17 @@ impl DialError {
 
 /// Connects to the endpoints of one port of one service.
 #[derive(Clone, Debug)]
-pub(crate) struct Dialler {
-    pub(crate) connector: Arc<Connector>,
-    pub(crate) material: MaterialReader,
-    pub(crate) gateways: Arc<Gateways>,
-    pub(crate) service: ServiceKey,
-    pub(crate) port: u16,
+pub(super) struct Dialler {
+    pub(super) connector: Arc<Connector>,
+    pub(super) material: MaterialReader,
+    pub(super) gateways: Arc<Gateways>,
+    pub(super) service: ServiceKey,
+    pub(super) port: u16,
 }
 
 impl Dialler {
     /// Connects; in another cluster by the first of its gateways that can.
-    pub(crate) async fn connect(
+    pub(super) async fn connect(
         &self,
         remote: &Remote,
         alpn: InnerAlpn,
@@ -281,7 +281,7 @@ impl Dial<Remote> for Dialler {
 
 #[cfg(test)]
 mod tests {
-    use linkspan_dataplane::{connect::mtls::ConnectLimits, discover::GatewayInfo};
+    use crate::{connect::mtls::ConnectLimits, discover::GatewayInfo};
     use tokio::time::sleep;
 
     use super::*;

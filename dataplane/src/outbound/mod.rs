@@ -1,11 +1,23 @@
-//! From the workload into the mesh: explicit listeners, each bound to one port of one service.
+//! From a caller into the mesh: listeners, each bound to one port of one service.
 //!
+//! ```text
+//! connection ─► what is it? ─► destination ─► pick an endpoint ─► dial ─► inner mTLS
+//!                              (services)     (attempts)          directly, or by a gateway
+//! ```
+//!
+//! A sidecar has such listeners for its workload, a gateway for callers without a sidecar.
 //! A connection is judged once (HTTP or opaque bytes); endpoints are then chosen for each request
 //! ([`http`]), or once for the connection ([`tcp`]).
 
 mod attempts;
+mod dial;
+mod gateways;
 mod http;
+mod restarts;
+mod services;
+mod source;
 mod tcp;
+mod told;
 
 use std::{
     net::SocketAddr,
@@ -13,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use linkspan_dataplane::{
+use crate::{
     accept::Accept,
     detect::{
         Prefixed,
@@ -31,13 +43,13 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::{
-    mesh::MeshCell,
-    services::{Destination, Known},
-};
+pub use services::{Destination, Driver, Means, Services};
+pub use source::{Source, SourceCell};
+
+use services::Known;
 
 /// How long a call is held for a service of which nothing is known yet.
-pub(crate) const HOLD: Duration = Duration::from_secs(5);
+pub const HOLD: Duration = Duration::from_secs(5);
 /// After a call was held in vain no other one is held for so long: a connection that has waited
 /// for its service does not wait once more for its first request.
 const IN_VAIN: Duration = Duration::from_secs(1);
@@ -46,7 +58,7 @@ const MAX_HELD: usize = 1024;
 
 /// Serves the calls to one port of one service.
 #[derive(Clone, Debug)]
-pub(crate) struct Outbound {
+pub struct Outbound {
     inner: Arc<Inner>,
 }
 
@@ -54,7 +66,7 @@ pub(crate) struct Outbound {
 struct Inner {
     service: ServiceKey,
     port: u16,
-    mesh: MeshCell,
+    source: SourceCell,
     held: Semaphore,
     /// When a call was held in vain last.
     in_vain: Mutex<Option<Instant>>,
@@ -64,13 +76,20 @@ struct Inner {
 }
 
 /// What a listener is made with.
-pub(crate) struct Listener {
-    pub(crate) service: ServiceKey,
-    pub(crate) port: u16,
-    pub(crate) mesh: MeshCell,
-    pub(crate) idle: Duration,
-    pub(crate) access_log: bool,
-    pub(crate) stop: Stop,
+#[derive(Debug)]
+pub struct Listener {
+    /// The service that is called through it.
+    pub service: ServiceKey,
+    /// Its Service port.
+    pub port: u16,
+    /// Who calls.
+    pub source: SourceCell,
+    /// Longest time in which nothing of a request moves.
+    pub idle: Duration,
+    /// Whether each request and opaque connection gets a line.
+    pub access_log: bool,
+    /// Ends it.
+    pub stop: Stop,
 }
 
 /// Why a call cannot be served now.
@@ -95,11 +114,13 @@ struct Resolved {
 }
 
 impl Outbound {
-    pub(crate) fn new(listener: Listener) -> Self {
+    /// One that is not bound yet.
+    #[must_use]
+    pub fn new(listener: Listener) -> Self {
         let Listener {
             service,
             port,
-            mesh,
+            source,
             idle,
             access_log,
             stop,
@@ -109,7 +130,7 @@ impl Outbound {
             inner: Arc::new(Inner {
                 service,
                 port,
-                mesh,
+                source,
                 held,
                 in_vain: Mutex::default(),
                 idle,
@@ -120,7 +141,7 @@ impl Outbound {
     }
 
     /// Accepts connections until drained, and serves them to their ends.
-    pub(crate) async fn run(self, listener: TcpListener) {
+    pub async fn run(self, listener: TcpListener) {
         let stop = self.inner.stop.clone();
         let handler = |socket, caller| {
             let outbound = self.clone();
@@ -130,7 +151,7 @@ impl Outbound {
     }
 
     /// One connection: what is it, and on with it.
-    async fn connection(self, socket: TcpStream, caller: SocketAddr) {
+    pub async fn connection(self, socket: TcpStream, caller: SocketAddr) {
         let protocol = match self.resolve().await {
             Ok(resolved) => resolved.protocol,
             // What speaks HTTP is told why by its requests.
@@ -183,16 +204,16 @@ impl Outbound {
 
 impl Inner {
     fn known(&self) -> Result<Option<Resolved>, Unavailable> {
-        let Some(mesh) = self.mesh.get() else {
+        let Some(source) = self.source.get() else {
             return Ok(None);
         };
-        let destination = mesh.destination(&self.service, self.port);
+        let destination = source.destination(&self.service, self.port);
         let known = destination
             .as_ref()
             .and_then(|destination| destination.known());
         destination
             .zip(known)
-            .map(|(destination, known)| self.resolved(mesh.own(), destination, known))
+            .map(|(destination, known)| self.resolved(source.own(), destination, known))
             .transpose()
     }
 
@@ -211,13 +232,13 @@ impl Inner {
 
     async fn wait(&self, deadline: Instant) -> Result<Resolved, Unavailable> {
         let unknown = || Unavailable::Unknown(self.service.clone());
-        let mesh = timeout_at(deadline, self.mesh.wait()).await;
-        let mesh = mesh.map_err(|_| Unavailable::NoCertificate)?;
-        let destination = mesh
+        let source = timeout_at(deadline, self.source.wait()).await;
+        let source = source.map_err(|_| Unavailable::NoCertificate)?;
+        let destination = source
             .destination(&self.service, self.port)
             .ok_or_else(unknown)?;
         let known = destination.known_by(deadline).await.ok_or_else(unknown)?;
-        self.resolved(mesh.own(), destination, known)
+        self.resolved(source.own(), destination, known)
     }
 
     fn resolved(

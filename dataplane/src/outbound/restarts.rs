@@ -10,11 +10,11 @@ use linkspan_routing::{Endpoint, EndpointKey, is_restart};
 /// The latest incarnation of each endpoint that is listed; of one that is unknown now, what was
 /// known before.
 #[derive(Debug, Default)]
-pub(crate) struct Restarts(HashMap<EndpointKey, u64>);
+pub(super) struct Restarts(HashMap<EndpointKey, u64>);
 
 impl Restarts {
     /// Takes in what is listed now; gives those that are other processes than before.
-    pub(crate) fn note(&mut self, listed: &[Arc<Endpoint>]) -> HashSet<EndpointKey> {
+    pub(super) fn note(&mut self, listed: &[Arc<Endpoint>]) -> HashSet<EndpointKey> {
         let mut restarted = HashSet::new();
         let mut latest = HashMap::with_capacity(listed.len());
         for endpoint in listed {

@@ -10,16 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::discover::GatewayInfo;
 use arc_swap::ArcSwap;
-use linkspan_dataplane::discover::GatewayInfo;
 use linkspan_routing::ClusterId;
 use tokio::sync::Notify;
 
 /// How long a gateway that failed is used only if no other is left.
-pub(crate) const BACK_OFF: Duration = Duration::from_millis(500);
+pub(super) const BACK_OFF: Duration = Duration::from_millis(500);
 /// The same for one that did not answer, as each further try would wait for seconds: about the time
 /// in which discovery will have heard that it is gone, if it is.
-pub(crate) const SILENT_BACK_OFF: Duration = Duration::from_secs(5);
+pub(super) const SILENT_BACK_OFF: Duration = Duration::from_secs(5);
 /// How long a cluster to which no gateway has a tunnel counts as unusable, whatever discovery says:
 /// about the time in which discovery will have heard of it.
 const UNREACHABLE: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ const UNREACHABLE: Duration = Duration::from_secs(1);
 /// What is known of the gateways. The snapshot's part is replaced as a whole; what connecting
 /// teaches is short-lived and kept beside it.
 #[derive(Debug, Default)]
-pub(crate) struct Gateways {
+pub(super) struct Gateways {
     known: ArcSwap<Vec<GatewayInfo>>,
     turn: AtomicUsize,
     learnt: Mutex<Learnt>,
@@ -42,7 +42,7 @@ struct Learnt {
 
 impl Gateways {
     /// Takes over what discovery says.
-    pub(crate) fn update(&self, gateways: &[GatewayInfo], now: Instant) {
+    pub(super) fn update(&self, gateways: &[GatewayInfo], now: Instant) {
         self.known.store(gateways.to_vec().into());
         let mut learnt = self.learnt();
         learnt.failed.retain(|_, until| *until > now);
@@ -51,7 +51,7 @@ impl Gateways {
 
     /// Gateways that lead to a cluster, in the order in which to try them: in turn, those that have
     /// just failed last.
-    pub(crate) fn towards(&self, cluster: &ClusterId, now: Instant) -> Vec<SocketAddr> {
+    pub(super) fn towards(&self, cluster: &ClusterId, now: Instant) -> Vec<SocketAddr> {
         let known = self.known.load();
         let usable = known.iter().filter(|gateway| leads_to(gateway, cluster));
         let mut addresses: Vec<_> = usable.map(|gateway| gateway.egress).collect();
@@ -69,7 +69,7 @@ impl Gateways {
     }
 
     /// Whether a gateway leads to a cluster, as far as is known.
-    pub(crate) fn reach(&self, cluster: &ClusterId, now: Instant) -> bool {
+    pub(super) fn reach(&self, cluster: &ClusterId, now: Instant) -> bool {
         let doubted = self
             .learnt()
             .unreachable
@@ -84,14 +84,14 @@ impl Gateways {
     }
 
     /// A gateway could not help towards a cluster, and had better be left alone until then.
-    pub(crate) fn failed(&self, gateway: SocketAddr, cluster: &ClusterId, until: Instant) {
+    pub(super) fn failed(&self, gateway: SocketAddr, cluster: &ClusterId, until: Instant) {
         self.learnt()
             .failed
             .insert((gateway, cluster.clone()), until);
     }
 
     /// No gateway has a tunnel to a cluster.
-    pub(crate) fn unreachable(&self, cluster: &ClusterId, now: Instant) {
+    pub(super) fn unreachable(&self, cluster: &ClusterId, now: Instant) {
         let before = self
             .learnt()
             .unreachable
@@ -102,12 +102,12 @@ impl Gateways {
     }
 
     /// Waits until connecting has taught that a cluster is unreachable. Cancel-safe.
-    pub(crate) async fn learnt_more(&self) {
+    pub(super) async fn learnt_more(&self) {
         self.changed.notified().await;
     }
 
     /// When something learnt is to be forgotten next.
-    pub(crate) fn next_change(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn next_change(&self, now: Instant) -> Option<Instant> {
         let learnt = self.learnt();
         learnt
             .unreachable

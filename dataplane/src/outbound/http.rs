@@ -6,10 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header, uri::Authority};
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
-use linkspan_dataplane::{
+use crate::{
     connect::pool::Lease,
     forward::http::{
         BodyError, Incoming, Moved, Observer, ReceivedBody, Replay, ReplayBody, SendError, Upload,
@@ -17,6 +14,9 @@ use linkspan_dataplane::{
     },
     report::{Access, RequestReport},
 };
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, uri::Authority};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use linkspan_routing::{Endpoint, Failure, Pick};
 use linkspan_runtime::{BoxError, process::chain};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,8 +25,9 @@ use tracing::debug;
 use super::{
     Outbound, Resolved,
     attempts::{Attempts, CallError, TryError},
+    dial::Remote,
+    services::Destination,
 };
-use crate::{dial::Remote, services::Destination};
 
 type Body = UnsyncBoxBody<Bytes, BodyError>;
 type CallBody = ReplayBody<Upload>;

@@ -1,4 +1,4 @@
-//! The services that the workload calls: for each port one destination, with its balancer and its
+//! The services that a source calls: for each port one destination, with its balancer and its
 //! connections, kept in step with discovery by one task.
 
 use std::{
@@ -7,8 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwapOption;
-use linkspan_dataplane::{
+use crate::{
     connect::{
         mtls::Connector,
         pool::{Pool, PoolLimits},
@@ -16,8 +15,9 @@ use linkspan_dataplane::{
     discover::Snapshot,
     forward::http::RetryBudget,
 };
+use arc_swap::{ArcSwap, ArcSwapOption};
 use linkspan_routing::{
-    AppProtocol, Balancer, ClusterId, EndpointKey, Place, Service, ServiceKey, UsablePeers,
+    AppProtocol, Balancer, ClusterId, EndpointKey, Place, Service, ServiceKey, Share, UsablePeers,
 };
 use linkspan_runtime::{
     stop::Stop,
@@ -30,7 +30,7 @@ use tokio::{
 };
 use tracing::info;
 
-use crate::{
+use super::{
     dial::{Dialler, Remote},
     gateways::Gateways,
     restarts::Restarts,
@@ -42,15 +42,15 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// How long others may take to see connections close that carry nothing any more.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// One port of one service, as the workload calls it.
+/// One port of one service, as a source calls it.
 #[derive(Debug)]
-pub(crate) struct Destination {
-    pub(crate) service: ServiceKey,
-    pub(crate) port: u16,
-    pub(crate) balancer: Balancer,
-    pub(crate) pool: Pool<Remote, Dialler>,
-    pub(crate) budget: RetryBudget,
-    pub(crate) metrics: Meter,
+pub struct Destination {
+    pub(super) service: ServiceKey,
+    pub(super) port: u16,
+    pub(super) balancer: Balancer,
+    pub(super) pool: Pool<Remote, Dialler>,
+    pub(super) budget: RetryBudget,
+    pub(super) metrics: Meter,
     known: ArcSwapOption<Known>,
     /// Locked by updates only.
     restarts: Mutex<Restarts>,
@@ -60,16 +60,16 @@ pub(crate) struct Destination {
 
 /// What discovery says of a destination now.
 #[derive(Debug)]
-pub(crate) struct Known {
-    pub(crate) service: Arc<Service>,
+pub(super) struct Known {
+    pub(super) service: Arc<Service>,
     /// What is spoken there; none if the service has no such port.
-    pub(crate) protocol: Option<AppProtocol>,
+    pub(super) protocol: Option<AppProtocol>,
     requests: HashMap<ClusterId, RequestHandles>,
 }
 
 impl Known {
     /// Endpoints in these clusters.
-    pub(crate) fn endpoints_in<'a>(
+    pub(super) fn endpoints_in<'a>(
         &'a self,
         clusters: &'a [ClusterId],
     ) -> impl Iterator<Item = EndpointKey> + 'a {
@@ -80,18 +80,18 @@ impl Known {
     }
 
     /// Where requests answered by that cluster are counted.
-    pub(crate) fn requests(&self, cluster: &ClusterId) -> Option<RequestHandles> {
+    pub(super) fn requests(&self, cluster: &ClusterId) -> Option<RequestHandles> {
         self.requests.get(cluster).cloned()
     }
 }
 
 /// Where a destination counts.
 #[derive(Clone, Debug)]
-pub(crate) struct Meter {
+pub(super) struct Meter {
     traffic: TrafficMetrics,
     service: Arc<str>,
     /// Of requests that reached no cluster.
-    pub(crate) unanswered: RequestHandles,
+    pub(super) unanswered: RequestHandles,
 }
 
 impl Meter {
@@ -105,7 +105,7 @@ impl Meter {
         }
     }
 
-    pub(crate) fn connection(&self, cluster: &str) -> ConnectionHandles {
+    pub(super) fn connection(&self, cluster: &str) -> ConnectionHandles {
         self.traffic.connection(&labels(&self.service, cluster))
     }
 
@@ -113,11 +113,11 @@ impl Meter {
         self.traffic.request(&labels(&self.service, cluster))
     }
 
-    pub(crate) fn retry(&self, reason: &'static str) {
+    pub(super) fn retry(&self, reason: &'static str) {
         self.traffic.retries(&self.service, reason).inc();
     }
 
-    pub(crate) fn connect_failure(&self, cluster: &ClusterId, reason: &'static str) {
+    pub(super) fn connect_failure(&self, cluster: &ClusterId, reason: &'static str) {
         self.traffic
             .connect_failures(&self.service, cluster.as_str(), reason)
             .inc();
@@ -134,12 +134,12 @@ fn labels<'a>(service: &'a str, cluster: &'a str) -> TrafficLabels<'a> {
 
 impl Destination {
     /// What is known; none before discovery has told, or after it has withdrawn the service.
-    pub(crate) fn known(&self) -> Option<Arc<Known>> {
+    pub(super) fn known(&self) -> Option<Arc<Known>> {
         self.known.load_full()
     }
 
     /// Waits until something is known, at most until then. Cancel-safe.
-    pub(crate) async fn known_by(&self, deadline: tokio::time::Instant) -> Option<Arc<Known>> {
+    pub(super) async fn known_by(&self, deadline: tokio::time::Instant) -> Option<Arc<Known>> {
         let mut changes = self.changes.subscribe();
         loop {
             if let Some(known) = self.known() {
@@ -150,8 +150,23 @@ impl Destination {
     }
 
     /// Follows changes that may make another choice possible.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Where its requests go now, and why.
+    #[must_use]
+    pub fn shares(&self) -> Vec<Share> {
+        self.balancer.explain()
+    }
+
+    /// Endpoints with open connections, and the requests in flight on each of these.
+    #[must_use]
+    pub fn connections(&self) -> Vec<(EndpointKey, Vec<usize>)> {
+        let used = self.pool.usage().into_iter();
+        used.map(|(remote, in_flight)| (remote.key(), in_flight))
+            .collect()
     }
 
     fn update(&self, now: Instant, service: &Arc<Service>, peers: &UsablePeers) {
@@ -198,52 +213,87 @@ impl Destination {
     }
 }
 
-/// All destinations of a sidecar.
+/// Destinations by service and port.
+type ByPort = BTreeMap<(ServiceKey, u16), Arc<Destination>>;
+
+/// All destinations of a source.
 #[derive(Debug)]
-pub(crate) struct Services {
-    by_port: BTreeMap<(ServiceKey, u16), Arc<Destination>>,
+pub struct Services {
+    by_port: ArcSwap<ByPort>,
     gateways: Arc<Gateways>,
+    means: Means,
 }
 
 /// What destinations are made with.
-pub(crate) struct Means {
-    pub(crate) material: MaterialReader,
-    pub(crate) connector: Arc<Connector>,
-    pub(crate) traffic: TrafficMetrics,
-    pub(crate) place: Place,
+#[derive(Debug)]
+pub struct Means {
+    /// With which identity they are called.
+    pub material: MaterialReader,
+    /// Makes the connections, with the same.
+    pub connector: Arc<Connector>,
+    /// Counts.
+    pub traffic: TrafficMetrics,
+    /// Where the source is.
+    pub place: Place,
     /// Tells this source from others, so that they prefer different endpoints.
-    pub(crate) seed: u64,
-    pub(crate) limits: PoolLimits,
+    pub seed: u64,
+    /// Connections to each endpoint.
+    pub limits: PoolLimits,
 }
 
 impl Services {
     /// One destination for each of `ports`; nothing is known of them yet.
-    pub(crate) fn new(ports: impl IntoIterator<Item = (ServiceKey, u16)>, means: &Means) -> Self {
-        let gateways = Arc::new(Gateways::default());
-        let destination = |(service, port): (ServiceKey, u16)| {
-            let made = Arc::new(destination(service.clone(), port, means, &gateways));
+    #[must_use]
+    pub fn new(ports: impl IntoIterator<Item = (ServiceKey, u16)>, means: Means) -> Self {
+        let this = Self {
+            by_port: ArcSwap::default(),
+            gateways: Arc::default(),
+            means,
+        };
+        this.follow(ports.into_iter().collect());
+        this
+    }
+
+    /// Has one destination for each of `ports` and no other. Those that go close their connections
+    /// once these carry nothing. Called by one task only.
+    pub fn follow(&self, ports: BTreeSet<(ServiceKey, u16)>) {
+        let before = self.by_port.load();
+        let one = |(service, port): (ServiceKey, u16)| {
+            let kept = before.get(&(service.clone(), port)).cloned();
+            let make = || destination(service.clone(), port, &self.means, &self.gateways);
+            let made = kept.unwrap_or_else(|| Arc::new(make()));
             ((service, port), made)
         };
-        let by_port = ports.into_iter().map(destination).collect();
-        Self { by_port, gateways }
+        let next: ByPort = ports.into_iter().map(one).collect();
+        for (port, gone) in before.iter() {
+            if !next.contains_key(port) {
+                gone.forget();
+            }
+        }
+        self.by_port.store(Arc::new(next));
     }
 
     /// The destination for a port of a service.
-    pub(crate) fn destination(&self, service: &ServiceKey, port: u16) -> Option<Arc<Destination>> {
-        self.by_port.get(&(service.clone(), port)).cloned()
+    #[must_use]
+    pub fn destination(&self, service: &ServiceKey, port: u16) -> Option<Arc<Destination>> {
+        self.by_port.load().get(&(service.clone(), port)).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<Destination>> {
+        self.by_port.load().values().cloned().collect()
     }
 
     /// What the debug face shows.
-    pub(crate) fn dump(&self) -> serde_json::Value {
-        let destination = |destination: &Arc<Destination>| {
+    #[must_use]
+    pub fn dump(&self) -> serde_json::Value {
+        let destination = |destination: Arc<Destination>| {
             let connections = destination
-                .pool
-                .usage()
+                .connections()
                 .into_iter()
-                .map(|(remote, in_flight)| {
+                .map(|(endpoint, in_flight)| {
                     serde_json::json!({
-                        "endpoint": remote.id,
-                        "cluster": remote.cluster,
+                        "endpoint": endpoint.id,
+                        "cluster": endpoint.cluster,
                         "inFlight": in_flight,
                     })
                 });
@@ -251,11 +301,11 @@ impl Services {
                 "service": destination.service,
                 "port": destination.port,
                 "known": destination.known().is_some(),
-                "shares": destination.balancer.explain(),
+                "shares": destination.shares(),
                 "connections": connections.collect::<Vec<_>>(),
             })
         };
-        self.by_port.values().map(destination).collect()
+        self.all().into_iter().map(destination).collect()
     }
 }
 
@@ -286,7 +336,8 @@ fn destination(
 }
 
 /// Keeps destinations in step with discovery; sole caller of their updates.
-pub(crate) struct Driver {
+#[derive(Debug)]
+pub struct Driver {
     services: Arc<Services>,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     own: ClusterId,
@@ -295,13 +346,16 @@ pub(crate) struct Driver {
 }
 
 /// What was applied last.
+#[derive(Debug)]
 struct Applied {
     snapshot: Arc<Snapshot>,
     peers: UsablePeers,
 }
 
 impl Driver {
-    pub(crate) fn new(
+    /// One that has applied nothing yet. Its caller is in cluster `own`.
+    #[must_use]
+    pub fn new(
         services: Arc<Services>,
         snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
         own: ClusterId,
@@ -316,7 +370,7 @@ impl Driver {
     }
 
     /// Applies snapshots, and what time and connecting teach, until the stop aborts.
-    pub(crate) async fn run(mut self, stop: Stop) {
+    pub async fn run(mut self, stop: Stop) {
         let mut sweep = Instant::now() + SWEEP;
         loop {
             let due = self.apply(Instant::now()).min(sweep);
@@ -345,8 +399,8 @@ impl Driver {
             let peers = self.peers(&snapshot, now);
             let lost = self.lost(&peers);
             self.tell(&peers, &lost, now);
-            for destination in self.services.by_port.values() {
-                self.apply_to(destination, now, &snapshot, &peers);
+            for destination in self.services.all() {
+                self.apply_to(&destination, now, &snapshot, &peers);
                 if !lost.is_empty() {
                     destination
                         .pool
@@ -411,18 +465,19 @@ impl Driver {
                     .get(&destination.service)
                     .is_some_and(|before| Arc::ptr_eq(before, service))
         });
-        if !same {
+        // A destination may be younger than what it is to know.
+        if !same || destination.known().is_none() {
             destination.update(now, service, peers);
         }
     }
 
     /// Says goodbye on all connections; nobody calls any more.
     async fn close(&self) {
-        let pools = || self.services.by_port.values().map(|to| &to.pool);
-        pools().for_each(|pool| pool.retain(|_| false));
+        let all = self.services.all();
+        all.iter().for_each(|to| to.pool.retain(|_| false));
         let closing = async {
-            for pool in pools() {
-                pool.close().await;
+            for to in &all {
+                to.pool.close().await;
             }
         };
         // Whoever does not take it in time goes without.
@@ -430,8 +485,8 @@ impl Driver {
     }
 
     fn next_change(&self, now: Instant) -> Instant {
-        let balancers = self.services.by_port.values();
-        let balancers = balancers.filter_map(|destination| destination.balancer.refresh(now));
+        let all = self.services.all();
+        let balancers = all.iter().filter_map(|to| to.balancer.refresh(now));
         // A little late rather than early, so that what is due has come.
         let balancers = balancers.map(|wait| now + wait + Duration::from_millis(1));
         let gateways = self.services.gateways.next_change(now);
@@ -439,7 +494,7 @@ impl Driver {
     }
 
     fn sweep(&self) {
-        for destination in self.services.by_port.values() {
+        for destination in self.services.all() {
             destination.pool.sweep(Instant::now());
         }
     }

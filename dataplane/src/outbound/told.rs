@@ -16,21 +16,21 @@ const STEADY: Duration = Duration::from_secs(10);
 
 /// What has been told.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub(super) struct Told {
     /// Unusable clusters, and since when each has been usable again.
     unusable: BTreeMap<ClusterId, Option<Instant>>,
 }
 
 impl Told {
     /// A cluster was lost; whether that is news.
-    pub(crate) fn lost(&mut self, cluster: &ClusterId, now: Instant) -> bool {
+    pub(super) fn lost(&mut self, cluster: &ClusterId, now: Instant) -> bool {
         let known = self.unusable.insert(cluster.clone(), None);
         known.is_none_or(|since| since.is_some_and(|since| is_steady(since, now)))
     }
 
     /// The clusters of which it is news that they are usable again. To be called with what is the
     /// case, every few seconds at least.
-    pub(crate) fn back(&mut self, peers: &UsablePeers, now: Instant) -> BTreeSet<ClusterId> {
+    pub(super) fn back(&mut self, peers: &UsablePeers, now: Instant) -> BTreeSet<ClusterId> {
         let mut back = BTreeSet::new();
         self.unusable.retain(|cluster, since| {
             let Some(usable) = peers.get(cluster) else {

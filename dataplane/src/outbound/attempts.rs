@@ -5,14 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use linkspan_dataplane::{
+use crate::{
     connect::pool::LeaseError,
     forward::http::{RetryBudget, SendError, retry::pause},
 };
 use linkspan_routing::{ClusterId, EndpointKey, Failure, NoEndpoint, Pick, Try};
 use tokio::time::{sleep, timeout_at};
 
-use crate::{dial::DialError, services::Destination};
+use super::{dial::DialError, services::Destination};
 
 /// Tries in which the call may have been seen by an endpoint.
 const MAX_SENT: u32 = 5;
