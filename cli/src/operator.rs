@@ -105,8 +105,15 @@ impl Operator {
     }
 
     /// Declares an export; idempotent.
-    pub async fn export(&mut self, key: v1::ServiceKey) -> Result<v1::ExportResponse, Failure> {
-        let request = v1::ExportRequest { key: Some(key) };
+    pub async fn export(
+        &mut self,
+        key: v1::ServiceKey,
+        unmeshed_clients: Option<bool>,
+    ) -> Result<v1::ExportResponse, Failure> {
+        let request = v1::ExportRequest {
+            key: Some(key),
+            unmeshed_clients,
+        };
         answer(self.client.export(request).await)
     }
 

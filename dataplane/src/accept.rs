@@ -54,6 +54,21 @@ impl Accept {
         H: Fn(TcpStream, SocketAddr) -> F,
         F: Future<Output = ()> + Send + 'static,
     {
+        self.run_telling(listener, stop, handler, || {}).await;
+    }
+
+    /// As [`run`](Self::run); calls `closed` as soon as the listener is closed, while connections may
+    /// still be open.
+    pub async fn run_telling<H, F>(
+        self,
+        listener: TcpListener,
+        stop: Stop,
+        handler: H,
+        closed: impl FnOnce(),
+    ) where
+        H: Fn(TcpStream, SocketAddr) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         let connections = TaskTracker::new();
         let mut failing = false;
@@ -88,6 +103,7 @@ impl Accept {
             }
         }
         drop(listener);
+        closed();
         connections.close();
         connections.wait().await;
     }

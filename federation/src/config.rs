@@ -3,6 +3,7 @@
 use std::{
     fmt::Display,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -40,6 +41,8 @@ pub struct Config {
     pub stale_ttl: Duration,
     /// Clocks that no configuration file sets.
     pub timers: Timers,
+    /// Ports of gateways that stand for imports, for clients without a sidecar.
+    pub import_ports: RangeInclusive<u16>,
 }
 
 /// Where resources are declared and statuses written.
@@ -58,6 +61,9 @@ pub enum Home {
         namespace: String,
     },
 }
+
+/// Below what systems give to outgoing connections, above what services usually have.
+const IMPORT_PORTS: RangeInclusive<u16> = 16_000..=31_999;
 
 /// Clocks with fixed values in every deployment; tests shorten some.
 #[derive(Clone, Debug)]
@@ -120,6 +126,14 @@ struct Raw {
     failback: RawFailback,
     #[serde(rename = "staleTTL")]
     stale_ttl: Option<HumanDuration>,
+    import_ports: Option<RawPorts>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawPorts {
+    first: u16,
+    last: u16,
 }
 
 #[derive(Debug, Deserialize)]
@@ -179,6 +193,7 @@ impl Raw {
         let admin_listen = check.address("adminListen", &self.admin_listen);
         let debug_listen = check.loopback("debugListen", &self.debug_listen);
         let home = check.home(self.resources_dir, self.home);
+        let import_ports = check.ports("importPorts", self.import_ports);
         let or = |set: Option<HumanDuration>, seconds| {
             set.map_or(Duration::from_secs(seconds), Duration::from)
         };
@@ -198,6 +213,7 @@ impl Raw {
             },
             stale_ttl: or(self.stale_ttl, 300),
             timers: Timers::default(),
+            import_ports: import_ports?,
         })
     }
 }
@@ -270,6 +286,18 @@ impl Check {
         None
     }
 
+    fn ports(&mut self, key: &str, given: Option<RawPorts>) -> Option<RangeInclusive<u16>> {
+        let Some(RawPorts { first, last }) = given else {
+            return Some(IMPORT_PORTS);
+        };
+        if first > 0 && first <= last {
+            return Some(first..=last);
+        }
+        let fix = "give a first port from 1 on, and a last one that is not below it";
+        self.0.add(key, format_args!("{first} to {last}"), fix);
+        None
+    }
+
     fn label(&mut self, key: &str, text: &str) -> Option<String> {
         if text.parse::<DnsLabel>().is_ok() {
             return Some(text.to_owned());
@@ -319,6 +347,18 @@ debugListen: 127.0.0.1:15021
         assert_eq!(config.trust_domain.as_str(), "a.test");
         assert_eq!(config.failback.ramp, Duration::from_secs(3));
         assert_eq!(config.stale_ttl, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn ports_for_imports_are_a_range() {
+        assert_eq!(load(GOOD).unwrap().import_ports, 16_000..=31_999);
+        let with = |ports: &str| load(&format!("{GOOD}importPorts: {ports}\n"));
+        let config = with("{first: 20000, last: 20000}").unwrap();
+        assert_eq!(config.import_ports, 20_000..=20_000);
+        for ports in ["{first: 2, last: 1}", "{first: 0, last: 1}"] {
+            let error = with(ports).unwrap_err().to_string();
+            assert!(error.contains("importPorts"), "{error}");
+        }
     }
 
     #[test]

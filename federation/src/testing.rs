@@ -138,6 +138,7 @@ impl Home {
             failback: Default::default(),
             stale_ttl: Duration::from_secs(300),
             timers: self.timers.clone(),
+            import_ports: 16_000..=16_009,
         }
     }
 
@@ -288,10 +289,20 @@ impl Material {
 
 /// Asks for a certificate; an empty token asks by the connection's own.
 pub(crate) async fn issue(channel: Channel, token: &str) -> Result<Material, Status> {
+    issue_for(channel, token, v1::IssuedFor::Unspecified).await
+}
+
+/// As [`issue`], for somebody else.
+pub(crate) async fn issue_for(
+    channel: Channel,
+    token: &str,
+    whom: v1::IssuedFor,
+) -> Result<Material, Status> {
     let (key, csr) = generate_csr().unwrap();
     let request = v1::IssueRequest {
         csr: csr.into(),
         join_token: token.into(),
+        issued_for: whom.into(),
     };
     let response = IdentityClient::new(channel)
         .issue(request)

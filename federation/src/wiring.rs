@@ -320,6 +320,12 @@ impl Site {
         let (persist_marks, newest) = watch::channel(Arc::new(remembered.marks.clone()));
         let keep = kept::keep(slots.capacity.clone(), newest, self.stop.clone());
         tasks.essential("capacity", done(keep));
+        let (persist_ports, newest) = watch::channel(Arc::new(remembered.import_ports.clone()));
+        let (kept, kept_ports) = watch::channel(Arc::new(remembered.import_ports.clone()));
+        let written = move |ports| drop(kept.send_replace(ports));
+        let slot = slots.import_ports.clone();
+        let keep = kept::keep_telling(slot, newest, written, self.stop.clone());
+        tasks.essential("import-ports", done(keep));
         Foundation {
             own: self.own.clone(),
             own_bundle: self.issuer.authority.bundle(),
@@ -328,6 +334,7 @@ impl Site {
             lease: timers.lease,
             restarted: self.epoch.restarted,
             remembered,
+            import_ports: self.config.import_ports.clone(),
             context: sync::Context {
                 own: self.own.clone(),
                 dial,
@@ -342,6 +349,8 @@ impl Site {
             persist_roots,
             persist_owned,
             persist_marks,
+            persist_ports,
+            kept_ports,
             book,
             persist_journal: watch::Sender::new(None),
         }

@@ -141,14 +141,21 @@ fn for_service(
         .iter()
         .map(|gateway| gateway.egress)
         .collect();
-    choose(target, &exported.endpoints, reach, &siblings)
+    let imports = snapshot
+        .imports
+        .iter()
+        .map(|import| import.listen)
+        .collect();
+    let allowed = |address: SocketAddr| {
+        reach.allows(address, &siblings) && !reach.own.is_import(address, &imports, &siblings)
+    };
+    choose(target, &exported.endpoints, allowed)
 }
 
 fn choose<'a>(
     target: &Target,
     endpoints: impl IntoIterator<Item = &'a std::sync::Arc<Endpoint>>,
-    reach: &Reach,
-    siblings: &[SocketAddr],
+    allowed: impl Fn(SocketAddr) -> bool,
 ) -> Result<Admitted, Refusal> {
     let named = |endpoint: &&std::sync::Arc<Endpoint>| {
         target.endpoint.as_ref().is_none_or(|id| endpoint.id == *id)
@@ -162,9 +169,8 @@ fn choose<'a>(
         let rule = "no such endpoint is listed and ready";
         return Err(refuse(StreamCode::EndpointGone, rule));
     }
-    let (mut may, never): (Vec<_>, Vec<_>) = listed
-        .into_iter()
-        .partition(|address| reach.allows(*address, siblings));
+    let (mut may, never): (Vec<_>, Vec<_>) =
+        listed.into_iter().partition(|address| allowed(*address));
     if may.is_empty() {
         debug_assert!(!never.is_empty(), "a listed endpoint is in one of the two");
         let rule = "the endpoint's address is loopback, link-local or one of Linkspan's own parts; \

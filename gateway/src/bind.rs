@@ -10,12 +10,13 @@ use std::time::Duration;
 use linkspan_api::v1;
 use linkspan_dataplane::discover::{self, Registration, Snapshot};
 use linkspan_dataplane::identity;
+use linkspan_dataplane::outbound::SourceCell;
 use linkspan_runtime::BoxError;
 use linkspan_runtime::admin::{self, Admin, Dumps};
 use linkspan_runtime::process::{Exit, Tasks};
 use linkspan_runtime::readiness::{Gate, Readiness};
 use linkspan_runtime::stop::Stop;
-use linkspan_runtime::telemetry::{GatewayMetrics, Registry, TelemetryError};
+use linkspan_runtime::telemetry::{ControlMetrics, GatewayMetrics, Registry, TelemetryError};
 use linkspan_trust::MaterialReader;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -71,6 +72,8 @@ pub struct Sources {
     pub health: watch::Sender<v1::LinkHealth>,
     /// What federation asks to be dialled for a join.
     pub joins: mpsc::Receiver<v1::JoinDial>,
+    /// The certificate with which clients without a sidecar are served; `None` until there is one.
+    pub unmeshed_clients: watch::Receiver<Option<MaterialReader>>,
 }
 
 /// Joins that wait to be dialled: an operator asks for one at a time.
@@ -87,6 +90,7 @@ pub struct Bound {
     sockets: Sockets,
     gates: Gates,
     metrics: GatewayMetrics,
+    unmeshed: SourceCell,
     faces: [TcpListener; 2],
 }
 
@@ -143,6 +147,7 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
         sockets,
         gates,
         metrics,
+        unmeshed: SourceCell::default(),
         faces,
     })
 }
@@ -235,6 +240,7 @@ impl Bound {
             sockets: self.sockets,
             gates: self.gates,
             metrics: self.metrics,
+            unmeshed: self.unmeshed,
         };
         tasks.essential("gateway", serve(running, stop));
         tasks.run(grace).await
@@ -244,7 +250,8 @@ impl Bound {
         let (mut dumps, config) = (Dumps::new(), self.config.dump());
         let (peers, again) = (self.peers.subscribe(), self.peers.subscribe());
         dumps.add("config", move || config.clone());
-        dumps.add("debug", move || debug::dump(&peers.borrow()));
+        let unmeshed = self.unmeshed.clone();
+        dumps.add("debug", move || debug::dump(&peers.borrow(), &unmeshed));
         dumps.add("snapshot", move || debug::links(&again.borrow()));
         dumps
     }
@@ -258,6 +265,7 @@ struct Running {
     sockets: Sockets,
     gates: Gates,
     metrics: GatewayMetrics,
+    unmeshed: SourceCell,
 }
 
 impl Running {
@@ -296,6 +304,12 @@ impl Running {
             inner.clone(),
         );
         tasks.background("identity", keep);
+        let (unmeshed, unmeshed_clients) = watch::channel(None);
+        if self.config.imports.is_some() {
+            let known = (material.clone(), snapshot.clone());
+            let keep = self.keep_unmeshed(unmeshed, known, inner.clone());
+            tasks.background("identity of unmeshed clients", keep);
+        }
         let grace = self.config.drain_grace + MARGIN;
         let sources = Sources {
             material,
@@ -303,9 +317,37 @@ impl Running {
             registration,
             health,
             joins,
+            unmeshed_clients,
         };
         tasks.essential("plane", self.with_sources(sources, inner));
         Ok(tasks.run(grace).await?)
+    }
+
+    /// Fetches the certificate for clients without a sidecar, and keeps it fresh.
+    fn keep_unmeshed(
+        &self,
+        ready: watch::Sender<Option<MaterialReader>>,
+        (gateway, snapshot): (MaterialReader, watch::Receiver<Option<Arc<Snapshot>>>),
+        stop: Stop,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let client = self.config.federation.clone();
+        let metrics = ControlMetrics {
+            // That gauge is the gateway's own.
+            certificate_expiry: ControlMetrics::detached().certificate_expiry,
+            ..self.metrics.control.clone()
+        };
+        async move {
+            let first = identity::unmeshed_clients_until(&client, &gateway, &stop).await;
+            let Some((writer, reader)) = first else {
+                return;
+            };
+            ready.send_replace(Some(reader.clone()));
+            let own = (writer, reader);
+            let keep = identity::keep_unmeshed_clients_fresh(
+                own, gateway, client, snapshot, metrics, stop,
+            );
+            keep.await;
+        }
     }
 
     async fn with_sources(self, sources: Sources, stop: Stop) -> Result<(), BoxError> {
@@ -319,6 +361,8 @@ impl Running {
             sources,
             peers: self.peers,
             links: self.metrics.links,
+            traffic: self.metrics.traffic,
+            unmeshed: self.unmeshed,
             ready: self.gates.snapshot,
         };
         Ok(plane.run(self.sockets, stop).await?)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use linkspan_dataplane::identity::{FederationClient, RawFederation};
-use linkspan_routing::ClusterId;
+use linkspan_routing::{ClusterId, Locality};
 use linkspan_runtime::config::{ConfigError, HumanDuration, Problems, read_yaml};
 use serde::Deserialize;
 
@@ -43,6 +43,10 @@ pub struct Config {
     pub drain_grace: Duration,
     /// Endpoints on loopback and link-local addresses may be dialled for peers.
     pub allow_loopback_endpoints: bool,
+    /// Where this gateway is; what is unknown is near to nothing.
+    pub locality: Locality,
+    /// How clients without a sidecar are served; `None` where they are not.
+    pub imports: Option<ImportsConfig>,
     /// How long to wait for what; not in the file.
     pub timers: Timers,
     /// How much to hold at once; not in the file.
@@ -56,6 +60,41 @@ pub struct Own {
     pub replica: Option<String>,
     /// IP address that sidecars are told.
     pub egress_address: Option<IpAddr>,
+}
+
+/// Longest time in which nothing of a request moves, where the file does not say.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How clients without a sidecar are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportsConfig {
+    /// IP address on which the ports of imports are opened.
+    pub listen: IpAddr,
+    /// IP address that clients are told.
+    pub address: IpAddr,
+    /// Longest time in which nothing of a request moves.
+    pub idle: Duration,
+    /// Whether each request and opaque connection gets a line.
+    pub access_log: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawImports {
+    listen: String,
+    address: Option<String>,
+    idle_timeout: Option<HumanDuration>,
+    #[serde(default)]
+    access_log: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawLocality {
+    #[serde(default)]
+    region: String,
+    #[serde(default)]
+    zone: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,6 +114,9 @@ struct Raw {
     drain_grace: Option<HumanDuration>,
     #[serde(default)]
     allow_loopback_endpoints: bool,
+    #[serde(default)]
+    locality: RawLocality,
+    imports: Option<RawImports>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -121,6 +163,7 @@ impl Config {
             advertised(egress_listen, raw.egress_address.as_deref(), &mut problems);
         let admin_listen = listen("adminListen", &raw.admin_listen, &mut problems);
         let debug_listen = loopback("debugListen", &raw.debug_listen, &mut problems);
+        let imports = raw.imports.map(|raw| imports(raw, &mut problems));
         let drain_grace = raw.drain_grace.map_or(DRAIN_GRACE, |grace| grace.0);
         problems.finish_with(|| {
             Some(Self {
@@ -135,6 +178,12 @@ impl Config {
                 debug_listen,
                 drain_grace,
                 allow_loopback_endpoints: raw.allow_loopback_endpoints,
+                locality: Locality {
+                    region: raw.locality.region.into(),
+                    zone: raw.locality.zone.into(),
+                },
+                // One that is not good is a problem, and then there is no configuration.
+                imports: imports.flatten(),
                 timers: Timers::default(),
                 limits: Limits::default(),
             })
@@ -159,8 +208,45 @@ impl Config {
             "debugListen": self.debug_listen.to_string(),
             "drainGrace": format!("{:?}", self.drain_grace),
             "allowLoopbackEndpoints": self.allow_loopback_endpoints,
+            "locality": self.locality,
+            "imports": self.imports.as_ref().map(ImportsConfig::dump),
         })
     }
+}
+
+impl ImportsConfig {
+    fn dump(&self) -> serde_json::Value {
+        serde_json::json!({
+            "listen": self.listen.to_string(),
+            "address": self.address.to_string(),
+            "idleTimeout": format!("{:?}", self.idle),
+            "accessLog": self.access_log,
+        })
+    }
+}
+
+/// `None` after a problem was added.
+fn imports(raw: RawImports, problems: &mut Problems) -> Option<ImportsConfig> {
+    let ip = |key: &str, text: &str, problems: &mut Problems| -> Option<IpAddr> {
+        problems.check(key, text, text.parse())
+    };
+    let listen = ip("imports.listen", &raw.listen, problems);
+    let address = match raw.address {
+        Some(text) => ip("imports.address", &text, problems),
+        None if listen.is_some_and(|listen| listen.is_unspecified()) => {
+            let fix = "give the IP address at which clients reach this gateway";
+            let found = "nothing, while imports.listen is any address";
+            problems.add("imports.address", found, fix);
+            None
+        }
+        None => listen,
+    };
+    Some(ImportsConfig {
+        listen: listen?,
+        address: address?,
+        idle: raw.idle_timeout.map_or(IDLE_TIMEOUT, |idle| idle.0),
+        access_log: raw.access_log,
+    })
 }
 
 fn replica(name: &str, problems: &mut Problems) -> Arc<str> {
@@ -302,6 +388,23 @@ mod tests {
         assert_eq!(problems(any), ["egressAddress"]);
         let given = check(|yaml| any(yaml) + "egressAddress: 192.0.2.7\n").unwrap();
         assert_eq!(given.egress_address, Some([192, 0, 2, 7].into()));
+    }
+
+    #[test]
+    fn unmeshed_clients_are_served_only_where_it_says_so() {
+        assert_eq!(check(|yaml| yaml).unwrap().imports, None);
+        let with = |imports: &str| check(|yaml| yaml + "imports: " + imports + "\n");
+        let imports = with("{listen: 192.0.2.7}").unwrap().imports.unwrap();
+        assert_eq!(imports.address, imports.listen);
+        let imports = with("{listen: '::', address: 192.0.2.8}").unwrap().imports;
+        assert_eq!(imports.unwrap().address, IpAddr::from([192, 0, 2, 8]));
+        for (imports, key) in [
+            ("{listen: 0.0.0.0}", "imports.address"),
+            ("{listen: '192.0.2.7:80'}", "imports.listen"),
+        ] {
+            let found = problems(|yaml| yaml + "imports: " + imports + "\n");
+            assert_eq!(found, [key]);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the loopback admin face shows of links and connections. No secrets.
 
+use linkspan_dataplane::outbound::SourceCell;
 use serde::Serialize;
 
 use crate::peers::{Peer, Peers};
@@ -38,10 +39,16 @@ struct ConnectionDump<'a> {
     congestion_window: u64,
 }
 
-/// All links and their connections.
-pub(crate) fn dump(peers: &Peers) -> serde_json::Value {
+/// All links and their connections, and what clients without a sidecar call.
+pub(crate) fn dump(peers: &Peers, unmeshed: &SourceCell) -> serde_json::Value {
     let links: Vec<_> = peers.iter().map(link).collect();
-    serde_json::json!({ "links": links })
+    let imports = unmeshed.get().map(|source| {
+        serde_json::json!({
+            "identity": source.own(),
+            "destinations": source.services().dump(),
+        })
+    });
+    serde_json::json!({ "links": links, "imports": imports })
 }
 
 /// What is declared of the links.

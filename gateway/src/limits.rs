@@ -76,6 +76,8 @@ pub struct Limits {
     pub egress: usize,
     /// Streams from peers that are relayed at a time, 16384; one peer may have half of them.
     pub ingress: usize,
+    /// Connections of clients without a sidecar, 8192; one of them, and one import, may have half.
+    pub imports: usize,
     /// Tunnel handshakes in progress above which callers are refused, 1000.
     pub handshakes: usize,
     /// How many of these one source may have, 100; and all together who have not proved that their
@@ -95,6 +97,7 @@ impl Default for Limits {
             connections: 32,
             egress: 16_384,
             ingress: 16_384,
+            imports: 8_192,
             handshakes: 1_000,
             handshakes_each: 100,
             windows: Windows {

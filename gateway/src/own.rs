@@ -29,6 +29,8 @@ pub struct OwnParts {
     pub anywhere: BTreeSet<u16>,
     /// All our ports; our siblings have the same on addresses of their own.
     pub ports: BTreeSet<u16>,
+    /// Where ports for clients without a sidecar are opened.
+    pub imports: Option<IpAddr>,
     /// Whether an address is one of this machine's.
     pub is_here: fn(IpAddr) -> bool,
 }
@@ -39,6 +41,24 @@ impl OwnParts {
     pub fn contains(&self, address: SocketAddr) -> bool {
         self.exactly.contains(&address)
             || (self.anywhere.contains(&address.port()) && (self.is_here)(address.ip()))
+    }
+
+    /// Whether this leads to one of the ports in `imports`, ours or a sibling's whose egress is one of
+    /// `siblings`: nothing is carried in a circle.
+    #[must_use]
+    pub fn is_import(
+        &self,
+        address: SocketAddr,
+        imports: &BTreeSet<u16>,
+        siblings: &[SocketAddr],
+    ) -> bool {
+        let ip = address.ip().to_canonical();
+        let is_ours = self.imports.is_some_and(|listen| match listen {
+            any if any.is_unspecified() => (self.is_here)(ip),
+            one => one.to_canonical() == ip,
+        });
+        let is_siblings = |egress: &SocketAddr| egress.ip().to_canonical() == ip;
+        imports.contains(&address.port()) && (is_ours || siblings.iter().any(is_siblings))
     }
 
     /// Whether this leads to a part of a sibling whose egress is at `egress`.
@@ -80,6 +100,7 @@ pub(crate) fn parts(config: &Config, addresses: &Addresses) -> OwnParts {
             .collect(),
         anywhere: any.iter().map(SocketAddr::port).collect(),
         ports: bound.iter().map(SocketAddr::port).collect(),
+        imports: config.imports.as_ref().map(|imports| imports.listen),
         is_here,
     }
 }
@@ -186,6 +207,7 @@ mod tests {
             exactly: BTreeSet::from([at("10.0.0.5:15021")]),
             anywhere: BTreeSet::from([port]),
             ports: BTreeSet::from([port, 15_021]),
+            imports: Some([10, 0, 0, 5].into()),
             is_here: |ip| ["10.0.0.5", "127.0.0.1"].contains(&&*ip.to_string()),
         }
     }
@@ -218,6 +240,22 @@ mod tests {
         }
         for other in ["10.0.0.6:8080", "10.0.0.7:15443"] {
             assert!(!own.of_sibling(egress, at(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn ports_of_imports_are_ours_and_our_siblings() {
+        let (own, imports) = (on_any(15_443), BTreeSet::from([16_000]));
+        let is_import = |address| own.is_import(at(address), &imports, &[at("10.0.0.6:15444")]);
+        for ours in [
+            "10.0.0.5:16000",
+            "10.0.0.6:16000",
+            "[::ffff:10.0.0.5]:16000",
+        ] {
+            assert!(is_import(ours), "{ours}");
+        }
+        for other in ["10.0.0.5:16001", "10.0.0.7:16000"] {
+            assert!(!is_import(other), "{other}");
         }
     }
 

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use linkspan_dataplane::outbound::SourceCell;
 use linkspan_runtime::BoxError;
 use linkspan_runtime::places::Places;
 use linkspan_runtime::process::{Exit, Tasks};
 use linkspan_runtime::readiness::Gate;
 use linkspan_runtime::stop::Stop;
-use linkspan_runtime::telemetry::LinkMetrics;
+use linkspan_runtime::telemetry::{LinkMetrics, TrafficMetrics};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -25,6 +26,7 @@ use crate::tunnel::close::CloseCode;
 use crate::tunnel::handshake::Own;
 use crate::tunnel::session::Shared;
 use crate::tunnel::{Tunnel, dialer, endpoint, listener};
+use crate::unmeshed::Imports;
 
 /// For the last packets, which tell the peers that we close.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -36,6 +38,9 @@ pub(crate) struct Plane {
     pub(crate) sources: Sources,
     pub(crate) peers: watch::Sender<Arc<Peers>>,
     pub(crate) links: LinkMetrics,
+    pub(crate) traffic: TrafficMetrics,
+    /// Who calls for clients without a sidecar.
+    pub(crate) unmeshed: SourceCell,
     pub(crate) ready: Gate,
 }
 
@@ -59,6 +64,8 @@ impl Plane {
             sources,
             peers: published,
             links,
+            traffic,
+            unmeshed,
             ready: gate,
         } = self;
         let Sources {
@@ -67,6 +74,7 @@ impl Plane {
             registration,
             health,
             joins,
+            unmeshed_clients,
         } = sources;
         let (timers, limits) = (config.timers, config.limits);
         let (table, reporter) = Table::new(
@@ -125,6 +133,20 @@ impl Plane {
             &links,
             (timers, limits),
         );
+        if let Some(imports) = config.imports.clone() {
+            let imports = Imports {
+                egress: registration::egress(&config, &addresses),
+                imports,
+                snapshot: snapshot.clone(),
+                peers: peers.clone(),
+                registration: registration.clone(),
+                traffic,
+                source: unmeshed,
+                stop: stop.clone(),
+                config,
+            };
+            tasks.essential("imports", done(imports.run(unmeshed_clients)));
+        }
         let registered = registration::keep(registration, snapshot, ready, gate, stop.clone());
         tasks.background("peer table", until_aborted(stop.clone(), table.run()));
         tasks.background("registration", registered);

@@ -1,5 +1,6 @@
 //! What this gateway tells its own federation of itself.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -14,10 +15,7 @@ use crate::config::Config;
 
 /// The registration before anything is known: not ready.
 pub(crate) fn first(config: &Config, addresses: &Addresses) -> Registration {
-    let egress = SocketAddr::new(
-        config.egress_address.unwrap_or(addresses.egress.ip()),
-        addresses.egress.port(),
-    );
+    let egress = egress(config, addresses);
     let tunnel = config
         .tunnel_addresses
         .iter()
@@ -35,7 +33,42 @@ pub(crate) fn first(config: &Config, addresses: &Addresses) -> Registration {
         tunnel_addresses: tunnel.collect(),
         ready: false,
         draining: false,
+        imports: config.imports.as_ref().map(|imports| v1::ImportListeners {
+            address: imports.address.to_string(),
+            open: Vec::new(),
+            failed: Vec::new(),
+        }),
     })
+}
+
+/// Tells which ports are open for clients without a sidecar, and which cannot be opened.
+pub(crate) fn listening(
+    registration: &watch::Sender<Registration>,
+    open: &BTreeSet<u16>,
+    failed: &BTreeSet<u16>,
+) {
+    let wire = |ports: &BTreeSet<u16>| ports.iter().map(|port| u32::from(*port)).collect();
+    let (open, failed): (Vec<_>, Vec<_>) = (wire(open), wire(failed));
+    registration.send_if_modified(|registration| {
+        let Registration::Gateway(v1::GatewayRegistration {
+            imports: Some(told),
+            ..
+        }) = registration
+        else {
+            return false;
+        };
+        let news = told.open != open || told.failed != failed;
+        (told.open, told.failed) = (open, failed);
+        news
+    });
+}
+
+/// Where others reach the egress port.
+pub(crate) fn egress(config: &Config, addresses: &Addresses) -> SocketAddr {
+    SocketAddr::new(
+        config.egress_address.unwrap_or(addresses.egress.ip()),
+        addresses.egress.port(),
+    )
 }
 
 fn change(

@@ -1,4 +1,5 @@
-//! May this caller reach this service? So far by trust domain only.
+//! May this caller reach this service? So far by trust domain, and by whether somebody without a
+//! sidecar may.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,6 +15,10 @@ pub enum Verdict {
     Exported,
     /// Refused: the service is not exported to the caller's trust domain.
     NotExported,
+    /// Refused: the caller has no sidecar, and the service does not admit such.
+    Unmeshed,
+    /// Refused: the caller is one of Linkspan's own parts, which call no service.
+    Part,
 }
 
 impl Verdict {
@@ -29,23 +34,45 @@ impl fmt::Display for Verdict {
             Self::OwnDomain => "allowed: own trust domain",
             Self::Exported => "allowed: exported to the caller's trust domain",
             Self::NotExported => "refused: not exported to the caller's trust domain",
+            Self::Unmeshed => "refused: unmeshed clients are not admitted",
+            Self::Part => "refused: the caller is a part of Linkspan",
         })
     }
 }
 
-/// Whether `caller` may reach a service of trust domain `own` that is exported to `exported_to`.
-pub fn authorize(
-    own: &TrustDomain,
-    exported_to: &BTreeSet<TrustDomain>,
-    caller: &SpiffeId,
-) -> Verdict {
+/// Whom a service is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Audience<'a> {
+    /// The trust domain of its cluster.
+    pub own: &'a TrustDomain,
+    /// Those of the clusters to which it is exported.
+    pub exported_to: &'a BTreeSet<TrustDomain>,
+    /// Whether it admits callers without a sidecar, for whom gateways call.
+    pub unmeshed_clients: bool,
+}
+
+/// Whether `caller` may reach a service that is for `audience`.
+///
+/// That a trust domain is admitted means its workloads. No identity in the system namespace is
+/// meant by that: gateways call for others under an identity of its own, which must be admitted by
+/// name, and the parts themselves call nothing.
+pub fn authorize(audience: Audience<'_>, caller: &SpiffeId) -> Verdict {
     let domain = caller.trust_domain();
-    if domain == own {
+    let admitted = if domain == audience.own {
         Verdict::OwnDomain
-    } else if exported_to.contains(domain) {
+    } else if audience.exported_to.contains(domain) {
         Verdict::Exported
     } else {
-        Verdict::NotExported
+        return Verdict::NotExported;
+    };
+    if !caller.is_system() {
+        admitted
+    } else if *caller != SpiffeId::unmeshed_client(domain) {
+        Verdict::Part
+    } else if audience.unmeshed_clients {
+        admitted
+    } else {
+        Verdict::Unmeshed
     }
 }
 
@@ -53,19 +80,59 @@ pub fn authorize(
 mod tests {
     use super::*;
 
+    fn ask(unmeshed_clients: bool, caller: SpiffeId) -> Verdict {
+        let exported_to = BTreeSet::from(["west.test".parse().unwrap()]);
+        let audience = Audience {
+            own: &"east.test".parse().unwrap(),
+            exported_to: &exported_to,
+            unmeshed_clients,
+        };
+        authorize(audience, &caller)
+    }
+
+    fn domain(name: &str) -> TrustDomain {
+        name.parse().unwrap()
+    }
+
     #[test]
     fn other_domains_need_an_export() {
-        let own: TrustDomain = "east.test".parse().unwrap();
-        let exported = BTreeSet::from(["west.test".parse::<TrustDomain>().unwrap()]);
-        let verdict = |domain: &str| {
-            let caller = format!("spiffe://{domain}/ns/shop/sa/frontend")
-                .parse()
-                .unwrap();
-            authorize(&own, &exported, &caller)
+        let frontend = |domain: &str| {
+            let id = format!("spiffe://{domain}/ns/shop/sa/frontend");
+            ask(false, id.parse().unwrap())
         };
-        assert_eq!(verdict("east.test"), Verdict::OwnDomain);
-        assert_eq!(verdict("west.test"), Verdict::Exported);
-        assert_eq!(verdict("north.test"), Verdict::NotExported);
+        assert_eq!(frontend("east.test"), Verdict::OwnDomain);
+        assert_eq!(frontend("west.test"), Verdict::Exported);
+        assert_eq!(frontend("north.test"), Verdict::NotExported);
         assert!(!Verdict::NotExported.is_allowed());
+    }
+
+    #[test]
+    fn unmeshed_clients_are_admitted_by_name_only() {
+        let verdict = |name: &str, admitted| {
+            let caller = SpiffeId::unmeshed_client(&domain(name));
+            ask(admitted, caller)
+        };
+        assert_eq!(verdict("east.test", false), Verdict::Unmeshed);
+        assert_eq!(verdict("west.test", false), Verdict::Unmeshed);
+        assert_eq!(verdict("east.test", true), Verdict::OwnDomain);
+        assert_eq!(verdict("west.test", true), Verdict::Exported);
+        assert_eq!(verdict("north.test", true), Verdict::NotExported);
+        assert!(!Verdict::Unmeshed.is_allowed());
+    }
+
+    #[test]
+    fn parts_call_no_service() {
+        for name in ["east.test", "west.test"] {
+            let domain = domain(name);
+            let other = format!("spiffe://{name}/ns/linkspan-system/sa/other");
+            for part in [
+                SpiffeId::gateway(&domain),
+                SpiffeId::federation(&domain),
+                other.parse().unwrap(),
+            ] {
+                assert_eq!(ask(true, part), Verdict::Part);
+            }
+        }
+        assert!(!Verdict::Part.is_allowed());
     }
 }

@@ -45,7 +45,7 @@ mod slot;
 mod testing;
 mod undrain;
 
-pub use authorize::{Verdict, authorize};
+pub use authorize::{Audience, Verdict, authorize};
 pub use balancer::{Balancer, NoEndpoint, Pick, PickReason, Try};
 pub use explain::{Share, Why};
 pub use health::{BASE_EJECTION, CONSECUTIVE_ERRORS, FORGET_EJECTIONS, Failure, MAX_EJECTION};

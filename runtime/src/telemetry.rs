@@ -377,6 +377,8 @@ pub struct GatewayMetrics {
     pub control: ControlMetrics,
     /// Links and their streams.
     pub links: LinkMetrics,
+    /// Requests and connections of clients without a sidecar.
+    pub traffic: TrafficMetrics,
 }
 
 impl GatewayMetrics {
@@ -388,6 +390,7 @@ impl GatewayMetrics {
         Ok(Self {
             control: ControlMetrics::register(registry)?,
             links: LinkMetrics::register(registry)?,
+            traffic: TrafficMetrics::register(registry)?,
         })
     }
 }

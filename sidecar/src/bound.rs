@@ -321,6 +321,7 @@ fn mesh(
         place: config.place(),
         seed: seed(config),
         limits: PoolLimits::default(),
+        nearest_gateway: None,
     };
     let ports = config
         .outbound

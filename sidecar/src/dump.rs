@@ -102,5 +102,6 @@ fn inbound(service: &InboundService) -> Value {
         "service": service.key,
         "ports": ports.collect::<Value>(),
         "exportedTo": service.exported_to,
+        "unmeshedClients": service.unmeshed_clients,
     })
 }

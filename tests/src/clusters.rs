@@ -229,11 +229,24 @@ impl<M: Machine> Cluster<M> {
         Ok(())
     }
 
+    /// Starts one more gateway, which serves clients without a sidecar at that address.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn serve_unmeshed(&mut self, number: usize, listen: IpAddr) -> Result<()> {
+        let imports = json!({"listen": listen, "accessLog": true});
+        self.start_gateway_with(number, Some(imports)).await
+    }
+
     async fn start_gateway(&mut self, number: usize) -> Result<()> {
+        self.start_gateway_with(number, None).await
+    }
+
+    async fn start_gateway_with(&mut self, number: usize, imports: Option<Value>) -> Result<()> {
         let replica = format!("gateway-{number}");
         let (tunnel, egress) = (self.listen()?, self.listen()?);
         let advertised = self.machine.advertised(tunnel)?;
-        let config = json!({
+        let mut config = json!({
             "cluster": self.id,
             "replica": replica,
             "federation": self.federation_client("linkspan-system", "linkspan-gateway").await?,
@@ -245,6 +258,9 @@ impl<M: Machine> Cluster<M> {
             "allowLoopbackEndpoints": self.machine.address().is_loopback(),
             "drainGrace": "1s",
         });
+        if let Some(imports) = imports {
+            config["imports"] = imports;
+        }
         self.tunnels.extend(advertised);
         self.egresses.push(egress);
         self.run(&replica, "gateway", &config)

@@ -97,6 +97,17 @@ impl SpiffeId {
         Self::system(trust_domain, "linkspan-federation")
     }
 
+    /// The identity with which gateways call for those who have no sidecar.
+    pub fn unmeshed_client(trust_domain: &TrustDomain) -> Self {
+        Self::system(trust_domain, "linkspan-unmeshed-client")
+    }
+
+    /// Whether this is an identity of Linkspan's own: of its parts, or of those whom they stand for.
+    pub fn is_system(&self) -> bool {
+        let id = self.workload_id();
+        id.is_some_and(|id| id.namespace() == SYSTEM_NAMESPACE)
+    }
+
     fn system(trust_domain: &TrustDomain, service_account: &str) -> Self {
         let path = format!("/ns/{SYSTEM_NAMESPACE}/sa/{service_account}");
         Self::assemble(trust_domain.clone(), &path)

@@ -62,6 +62,29 @@ struct Import {
     ports: Vec<Port>,
     session_affinity: String,
     conditions: Vec<Condition>,
+    /// Where clients without a sidecar reach it.
+    listeners: Vec<Listener>,
+    /// Clusters whose exports admit such clients.
+    unmeshed_clusters: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Listener {
+    port: u32,
+    listen: u32,
+    open: Vec<String>,
+    gateways: u32,
+}
+
+impl From<v1::ImportPortInfo> for Listener {
+    fn from(of: v1::ImportPortInfo) -> Self {
+        Self {
+            port: of.port,
+            listen: of.listen,
+            open: of.open,
+            gateways: of.gateways,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -127,6 +150,8 @@ impl From<v1::ServiceInfo> for Service {
                 ports: import.ports.into_iter().map(port).collect(),
                 session_affinity: import.session_affinity,
                 conditions: import.conditions.into_iter().map(Condition::from).collect(),
+                listeners: import.listeners.into_iter().map(Listener::from).collect(),
+                unmeshed_clusters: import.unmeshed_clusters,
             }),
             clusters: of.clusters.into_iter().map(Cluster::from).collect(),
         }
@@ -192,7 +217,7 @@ fn text(view: &View) -> String {
     ];
     let mut text = table(header, rows);
     for service in &view.services {
-        for line in remarks(service) {
+        for line in entrances(service).into_iter().chain(remarks(service)) {
             text.push_str(&format!("\n{}: {line}", service.name));
         }
     }
@@ -282,6 +307,25 @@ fn state(cluster: &Cluster) -> &'static str {
 /// Rounded: below a second nobody counts.
 fn age(millis: u64) -> String {
     humantime::format_duration(Duration::from_secs(millis / 1000)).to_string()
+}
+
+/// Where clients without a sidecar reach the service, port by port.
+fn entrances(service: &Service) -> Vec<String> {
+    let import = service.import.iter();
+    let one = |import: &Import, at: &Listener| {
+        let clusters = import.unmeshed_clusters.join(", ");
+        let where_ = match at.open.as_slice() {
+            [] => format!("at no gateway yet, of {}", at.gateways),
+            open => format!("at {}", open.join(", ")),
+        };
+        format!(
+            "port {} is {} for clients without a sidecar ({where_}; admitted by {clusters})",
+            at.port, at.listen
+        )
+    };
+    import
+        .flat_map(|import| import.listeners.iter().map(move |at| one(import, at)))
+        .collect()
 }
 
 /// What is wrong, or disputed.

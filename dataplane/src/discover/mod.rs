@@ -25,7 +25,8 @@ pub use records::{RecordError, bundle_of};
 /// Everything that federation told this proxy, at one time.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Services subscribed to, with their endpoints (sidecars).
+    /// Services subscribed to (sidecars) or imported for clients without a sidecar (gateways), with
+    /// their endpoints.
     pub services: HashMap<ServiceKey, Arc<Service>>,
     /// Roots of the own and each linked trust domain.
     pub bundles: BundleSet,
@@ -42,6 +43,8 @@ pub struct Snapshot {
     pub inbound: Vec<InboundService>,
     /// Services that peers may reach (gateways).
     pub exported: Vec<ExportedService>,
+    /// Ports to open for clients without a sidecar (gateways).
+    pub imports: Vec<ImportPort>,
     /// Number of the newest response applied, within its stream.
     pub revision: u64,
 }
@@ -128,6 +131,8 @@ pub struct InboundService {
     pub ports: Vec<InboundPort>,
     /// Trust domains of the clusters to which it is exported.
     pub exported_to: BTreeSet<TrustDomain>,
+    /// Whether it admits clients without a sidecar.
+    pub unmeshed_clients: bool,
 }
 
 /// A port of a service that the own workload serves.
@@ -152,6 +157,17 @@ pub struct ExportedService {
     pub peers: BTreeSet<ClusterId>,
     /// Its endpoints in this cluster.
     pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// A port on which gateways take calls of clients without a sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportPort {
+    /// The service that is called through it.
+    pub service: ServiceKey,
+    /// Its Service port.
+    pub port: u16,
+    /// Where gateways listen.
+    pub listen: u16,
 }
 
 /// What a proxy tells of itself; sent at once, whenever it changes, and as the heartbeat.

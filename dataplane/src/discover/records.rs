@@ -18,8 +18,8 @@ use linkspan_trust::{Bundle, BundleSet, SpiffeId, TrustDomain};
 use rustls::pki_types::CertificateDer;
 
 use super::{
-    ExportedService, GatewayInfo, InboundPort, InboundService, LinkInfo, PeerInfo, Snapshot,
-    TunnelAddress, failover,
+    ExportedService, GatewayInfo, ImportPort, InboundPort, InboundService, LinkInfo, PeerInfo,
+    Snapshot, TunnelAddress, failover,
 };
 
 /// Records of one stream; far above what a cluster has, to bound memory against a runaway server.
@@ -58,6 +58,7 @@ enum Record {
     Peer(PeerInfo),
     Inbound(InboundService),
     Exported(ExportedService),
+    Import(ImportPort),
     /// The gateways of a peer that was unlinked, and the invitation of which the link came.
     Tombstone(SpiffeId, String),
 }
@@ -124,6 +125,11 @@ impl Records {
                 peers: parse_all("peers", &exported.peers)?,
                 endpoints: Vec::new(),
             }),
+            Body::ImportPort(of) => Record::Import(ImportPort {
+                service: key(of.service)?,
+                port: port("port", of.port)?,
+                listen: port("listen", of.listen)?,
+            }),
         })
     }
 
@@ -165,6 +171,8 @@ impl Records {
                 }
                 Record::Exported(mut exported) => {
                     exported.endpoints = of(&exported.key);
+                    // Those of other clusters, which have no address, are those of an import.
+                    exported.endpoints.retain(|of| of.address.is_some());
                     snapshot.exported.push(exported);
                 }
                 Record::Gateway(gateway) => snapshot.gateways.push(gateway),
@@ -174,6 +182,7 @@ impl Records {
                     snapshot.tombstones.insert(gateway, invitation);
                 }
                 Record::Inbound(inbound) => snapshot.inbound.push(inbound),
+                Record::Import(import) => snapshot.imports.push(import),
                 Record::Endpoint(..) | Record::Bundle(_) => {}
             }
         }
@@ -299,6 +308,7 @@ fn inbound(inbound: v1::InboundService) -> Result<InboundService, RecordError> {
         key: key(inbound.key)?,
         ports: ports.collect::<Result<_, _>>()?,
         exported_to: parse_all("exported_to", &inbound.exported_to)?,
+        unmeshed_clients: inbound.unmeshed_clients,
     })
 }
 

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use linkspan_api::v1::{IssueRequest, IssueResponse, identity_client::IdentityClient};
+use linkspan_api::v1::{IssueRequest, IssueResponse, IssuedFor, identity_client::IdentityClient};
 use linkspan_runtime::{
     BoxError, backoff::Backoff, config::Problems, process::chain, stop::Stop,
     telemetry::ControlMetrics,
@@ -183,7 +183,7 @@ pub enum IdentityError {
 pub async fn first_contact(
     client: &FederationClient,
 ) -> Result<(MaterialWriter, MaterialReader), IdentityError> {
-    let (svid, bundle) = issue_by_token(client).await?;
+    let (svid, bundle) = issue_by_token(client, IssuedFor::Unspecified).await?;
     let mut bundles = BundleSet::new();
     let inserted = bundles.insert(client.trust_domain.clone(), bundle);
     inserted.map_err(|error| IdentityError::Answer(error.into()))?;
@@ -253,16 +253,77 @@ pub async fn keep_fresh_counted(
     }
 }
 
-/// A new certificate: by the token where that is a projected one, which tells who runs here now;
-/// else by the present certificate.
+/// Fetches the certificate for clients without a sidecar, for whom a gateway calls, trying until it
+/// succeeds, or until the stop drains (`None`). `gateway` is the gateway's own.
+pub async fn unmeshed_clients_until(
+    client: &FederationClient,
+    gateway: &MaterialReader,
+    stop: &Stop,
+) -> Option<(MaterialWriter, MaterialReader)> {
+    let contact = persist("certificate for unmeshed clients", FIRST_RETRY, || async {
+        let (svid, bundle) = issue_for_unmeshed(gateway, client).await?;
+        let mut bundles = BundleSet::new();
+        let inserted = bundles.insert(client.trust_domain.clone(), bundle);
+        inserted.map_err(|error| IdentityError::Answer(error.into()))?;
+        Ok(material(svid, bundles))
+    });
+    tokio::select! {
+        () = stop.draining() => None,
+        material = contact => Some(material),
+    }
+}
+
+/// As [`keep_fresh_counted`], for the certificate that [`unmeshed_clients_until`] gave: it does not
+/// renew itself, but is issued anew to the gateway.
+pub async fn keep_unmeshed_clients_fresh(
+    (writer, reader): (MaterialWriter, MaterialReader),
+    gateway: MaterialReader,
+    client: FederationClient,
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    metrics: ControlMetrics,
+    stop: Stop,
+) {
+    let own = client.trust_domain.clone();
+    let renewal = move || {
+        let (gateway, client) = (gateway.clone(), client.clone());
+        async move { issue_for_unmeshed(&gateway, &client).await }
+    };
+    let mut fresh = Fresh {
+        writer,
+        reader,
+        own,
+        snapshots,
+        metrics,
+        now: SystemTime::now,
+    };
+    tokio::select! {
+        () = stop.aborted() => {}
+        () = fresh.keep(renewal) => {}
+    }
+}
+
+async fn issue_for_unmeshed(
+    gateway: &MaterialReader,
+    client: &FederationClient,
+) -> Result<(Svid, Bundle), IdentityError> {
+    let issued = issue_anew(gateway, client, IssuedFor::UnmeshedClients).await?;
+    let (wanted, found) = (
+        SpiffeId::unmeshed_client(&client.trust_domain),
+        issued.0.id(),
+    );
+    if wanted != *found {
+        // One that does not know of unmeshed clients issues what the caller is.
+        let text = format!("certificate is for `{found}`, not for `{wanted}`; update federation");
+        return Err(IdentityError::Answer(text.into()));
+    }
+    Ok(issued)
+}
+
 async fn renew(
     reader: &MaterialReader,
     client: &FederationClient,
 ) -> Result<(Svid, Bundle), IdentityError> {
-    let issued = match read_token(client).await {
-        Ok(token) if is_projected(&token) => issue_by_token(client).await?,
-        _ => renew_by_certificate(reader, client).await?,
-    };
+    let issued = issue_anew(reader, client, IssuedFor::Unspecified).await?;
     let (own, found) = (reader.current().svid().id().clone(), issued.0.id());
     if own != *found {
         let text = format!("certificate is for `{found}`, but this process is `{own}`");
@@ -271,21 +332,37 @@ async fn renew(
     Ok(issued)
 }
 
+/// A new certificate: by the token where that is a projected one, which tells who runs here now;
+/// else by the present certificate.
+async fn issue_anew(
+    reader: &MaterialReader,
+    client: &FederationClient,
+    whom: IssuedFor,
+) -> Result<(Svid, Bundle), IdentityError> {
+    match read_token(client).await {
+        Ok(token) if is_projected(&token) => issue_by_token(client, whom).await,
+        _ => renew_by_certificate(reader, client, whom).await,
+    }
+}
+
 /// By the present certificate, else (say, because it expired) by token.
 async fn renew_by_certificate(
     reader: &MaterialReader,
     client: &FederationClient,
+    whom: IssuedFor,
 ) -> Result<(Svid, Bundle), IdentityError> {
-    let by_certificate = issue(client, client.mutual_tls(reader)?, String::new()).await;
+    let by_certificate = issue(client, client.mutual_tls(reader)?, String::new(), whom).await;
     match by_certificate {
         Ok(issued) => Ok(issued),
-        Err(by_certificate) => issue_by_token(client)
-            .await
-            .map_err(|by_token| match by_token {
-                // Of two failures the first tells more, unless federation itself answered the second.
-                IdentityError::Refused { .. } => by_token,
-                _ => by_certificate,
-            }),
+        Err(by_certificate) => {
+            issue_by_token(client, whom)
+                .await
+                .map_err(|by_token| match by_token {
+                    // Of two failures the first tells more, unless federation itself answered the second.
+                    IdentityError::Refused { .. } => by_token,
+                    _ => by_certificate,
+                })
+        }
     }
 }
 
@@ -294,13 +371,17 @@ fn is_projected(token: &str) -> bool {
     token.starts_with("ey") && token.split('.').count() == 3
 }
 
-async fn issue_by_token(client: &FederationClient) -> Result<(Svid, Bundle), IdentityError> {
+async fn issue_by_token(
+    client: &FederationClient,
+    whom: IssuedFor,
+) -> Result<(Svid, Bundle), IdentityError> {
     let token = read_token(client).await?;
     let tls = first_contact_config(&client.identity(), &client.roots, &[alpn::H2]);
     issue(
         client,
         tls.map_err(|error| IdentityError::Tls(error.into()))?,
         token,
+        whom,
     )
     .await
 }
@@ -329,6 +410,7 @@ async fn issue(
     client: &FederationClient,
     tls: ClientConfig,
     join_token: String,
+    issued_for: IssuedFor,
 ) -> Result<(Svid, Bundle), IdentityError> {
     let (key, csr) = generate_csr().map_err(|error| IdentityError::Request(error.into()))?;
     let channel = grpc::channel(&client.address, tls).await;
@@ -339,6 +421,7 @@ async fn issue(
     let request = IssueRequest {
         csr: csr.into(),
         join_token,
+        issued_for: issued_for.into(),
     };
     let mut service = IdentityClient::new(channel);
     let answer = timeout(RPC, service.issue(request))

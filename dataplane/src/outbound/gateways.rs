@@ -28,6 +28,8 @@ const UNREACHABLE: Duration = Duration::from_secs(1);
 /// teaches is short-lived and kept beside it.
 #[derive(Debug, Default)]
 pub(super) struct Gateways {
+    /// On this very machine: tried before the others.
+    nearest: Option<SocketAddr>,
     known: ArcSwap<Vec<GatewayInfo>>,
     turn: AtomicUsize,
     learnt: Mutex<Learnt>,
@@ -41,6 +43,14 @@ struct Learnt {
 }
 
 impl Gateways {
+    /// None known yet; `nearest` is tried before all others where it leads to the cluster.
+    pub(super) fn with_nearest(nearest: Option<SocketAddr>) -> Self {
+        Self {
+            nearest,
+            ..Self::default()
+        }
+    }
+
     /// Takes over what discovery says.
     pub(super) fn update(&self, gateways: &[GatewayInfo], now: Instant) {
         self.known.store(gateways.to_vec().into());
@@ -64,7 +74,7 @@ impl Gateways {
             let until = learnt.failed.get(&(*address, cluster.clone()));
             until.is_some_and(|until| *until > now)
         };
-        addresses.sort_by_key(failed);
+        addresses.sort_by_key(|address| (failed(address), self.nearest != Some(*address)));
         addresses
     }
 
@@ -160,6 +170,23 @@ mod tests {
         assert_eq!(ports(&gateways.towards(&west, now)), [2, 1]);
         assert!(gateways.reach(&west, now) && !gateways.reach(&north, now));
         assert!(gateways.towards(&north, now).is_empty());
+    }
+
+    #[test]
+    fn the_nearest_comes_first_unless_it_failed() {
+        let (two, now) = (SocketAddr::from(([127, 0, 0, 1], 2)), Instant::now());
+        let gateways = Gateways::with_nearest(Some(two));
+        let west: ClusterId = "west".parse().unwrap();
+        let known = [1, 2, 3].map(|port| gateway(port, &["west"], false));
+        gateways.update(&known, now);
+        for _ in 0..3 {
+            assert_eq!(gateways.towards(&west, now)[0], two);
+        }
+        gateways.failed(two, &west, now + BACK_OFF);
+        assert_eq!(gateways.towards(&west, now)[2], two);
+        // Where it does not lead, it is none.
+        gateways.update(&[gateway(2, &[], false)], now);
+        assert!(gateways.towards(&west, now).is_empty());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -239,6 +240,8 @@ pub struct Means {
     pub seed: u64,
     /// Connections to each endpoint.
     pub limits: PoolLimits,
+    /// The gateway that is used before others towards other clusters, where there is one.
+    pub nearest_gateway: Option<SocketAddr>,
 }
 
 impl Services {
@@ -247,7 +250,7 @@ impl Services {
     pub fn new(ports: impl IntoIterator<Item = (ServiceKey, u16)>, means: Means) -> Self {
         let this = Self {
             by_port: ArcSwap::default(),
-            gateways: Arc::default(),
+            gateways: Arc::new(Gateways::with_nearest(means.nearest_gateway)),
             means,
         };
         this.follow(ports.into_iter().collect());

@@ -16,6 +16,10 @@ use crate::model::{
 #[cfg(test)]
 mod tests;
 
+/// Annotation of a ServiceExport: whether callers without a sidecar may use the service, `allow` or
+/// (the default) `deny`.
+pub const UNMESHED_CLIENTS: &str = "linkspan.io/unmeshed-clients";
+
 /// Sequence of a declared bundle: lower than any that a peer announces.
 const DECLARED_SEQUENCE: u64 = 0;
 
@@ -87,6 +91,8 @@ pub struct DeclaredPort {
 pub struct DeclaredExport {
     /// When it was made, in whole seconds: as peers are told, so that all agree on who is oldest.
     pub created: SystemTime,
+    /// Whether callers without a sidecar may use it.
+    pub unmeshed_clients: bool,
 }
 
 /// A resource and where it came from.
@@ -220,10 +226,11 @@ impl Assembly<'_> {
             .metadata
             .creation_timestamp
             .map_or(created, |written| written.time());
-        let created = whole_seconds(created);
-        self.declared
-            .exports
-            .insert(key, DeclaredExport { created });
+        let declared = DeclaredExport {
+            created: whole_seconds(created),
+            unmeshed_clients: unmeshed_clients(&export.metadata)?,
+        };
+        self.declared.exports.insert(key, declared);
         Ok(())
     }
 
@@ -297,6 +304,22 @@ fn whole_seconds(time: SystemTime) -> SystemTime {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
+/// What the export says of callers without a sidecar. An annotation, since the fields of the kind are
+/// those of the MCS API; an AuthorizationPolicy will say the same more finely.
+fn unmeshed_clients(metadata: &resources::Metadata) -> Result<bool, String> {
+    match metadata
+        .annotations
+        .get(UNMESHED_CLIENTS)
+        .map(String::as_str)
+    {
+        None | Some("deny") => Ok(false),
+        Some("allow") => Ok(true),
+        Some(other) => Err(format!(
+            "metadata.annotations[{UNMESHED_CLIENTS}]: found {other:?}; write `allow` or `deny`"
+        )),
+    }
 }
 
 fn key_of(metadata: &resources::Metadata) -> Result<ServiceKey, String> {

@@ -1,7 +1,7 @@
 //! The registry of this cluster's own gateway replicas, and what they see of the peers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::join::InvitationId;
@@ -35,6 +35,19 @@ pub struct GatewayRegistration {
     pub ready: bool,
     /// Whether it finishes what it has and takes nothing new.
     pub draining: bool,
+    /// What it has open for clients without a sidecar; `None` where it serves none.
+    pub imports: Option<ImportListeners>,
+}
+
+/// The per-import listeners of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportListeners {
+    /// Where clients reach it.
+    pub address: IpAddr,
+    /// Ports that accept connections.
+    pub open: BTreeSet<u16>,
+    /// Ports that it cannot open.
+    pub failed: BTreeSet<u16>,
 }
 
 /// What a replica sees of one peer.

@@ -19,6 +19,7 @@ pub mod failover;
 pub mod gateways;
 pub mod history;
 pub mod hold;
+pub mod imports;
 pub mod inject;
 pub mod join;
 pub mod journal;

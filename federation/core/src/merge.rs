@@ -116,6 +116,11 @@ pub fn merge(
             .iter()
             .map(|c| (c.cluster.clone(), capacity(&c.export, &ports)))
             .collect(),
+        unmeshed_clients: ranked
+            .iter()
+            .filter(|c| c.export.unmeshed_clients)
+            .map(|c| c.cluster.clone())
+            .collect(),
         ports,
     };
     Some(Merged {

@@ -1,7 +1,7 @@
 //! The nouns of the control plane. Names of clusters, services and endpoints are those
 //! of `routing` and `trust`; what only a federation knows is added here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -108,6 +108,8 @@ pub struct Export {
     pub created: SystemTime,
     /// Endpoints expected per locality; the denominator of health.
     pub capacity: Vec<(Locality, u32)>,
+    /// Whether callers without a sidecar may use it, for whom gateways call.
+    pub unmeshed_clients: bool,
 }
 
 /// One endpoint of an exported service.
@@ -134,6 +136,8 @@ pub struct Import {
     pub session_affinity: SessionAffinity,
     /// What each exporting cluster contributes.
     pub clusters: BTreeMap<ClusterId, ClusterCapacity>,
+    /// Those of them that admit callers without a sidecar.
+    pub unmeshed_clients: BTreeSet<ClusterId>,
 }
 
 /// A link as it is declared on this side.

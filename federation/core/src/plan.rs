@@ -113,6 +113,7 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
             .map(|(key, merged)| (key, merged.import))
             .collect(),
         services,
+        import_ports: BTreeMap::new(),
         problems: known.declared.problems.clone(),
     }
 }
@@ -294,8 +295,8 @@ fn inbound_service(
     service: &DeclaredService,
     peers: &BTreeSet<TrustDomain>,
 ) -> InboundService {
-    let exported =
-        service.import_type.is_some() && known.declared.exports.contains_key(&service.key);
+    let export = known.declared.exports.get(&service.key);
+    let export = export.filter(|_| service.import_type.is_some());
     InboundService {
         service: service.key.clone(),
         ports: service
@@ -307,11 +308,8 @@ fn inbound_service(
                 app_protocol: port.service_port.app_protocol,
             })
             .collect(),
-        exported_to: if exported {
-            peers.clone()
-        } else {
-            BTreeSet::new()
-        },
+        exported_to: export.map(|_| peers.clone()).unwrap_or_default(),
+        unmeshed_clients: export.is_some_and(|export| export.unmeshed_clients),
     }
 }
 

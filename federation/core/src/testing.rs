@@ -127,6 +127,7 @@ pub fn export(key: &str, ports: Vec<ServicePort>, age: u64) -> Export {
         session_affinity: SessionAffinity::None,
         created: Clock::default().now().wall - Duration::from_secs(age),
         capacity: Vec::new(),
+        unmeshed_clients: false,
     }
 }
 

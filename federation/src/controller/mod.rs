@@ -63,7 +63,7 @@ pub(crate) async fn run<S: Source>(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut batch = Vec::with_capacity(BATCH);
     let mut pace = Pace::new(Timer::now());
-    let mut book = state.book();
+    let (mut book, mut kept_ports) = (state.book(), state.kept_ports());
     let mut remembered = false;
     loop {
         tokio::select! {
@@ -89,6 +89,7 @@ pub(crate) async fn run<S: Source>(
                 }
             }
             Ok(()) = book.changed() => state.consult_book(now()),
+            Ok(()) = kept_ports.changed() => state.note_kept_ports(),
             _ = tick.tick() => state.tick(now()),
             () = sleep_until(pace.due()), if state.wants_plan() => {}
         }

@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use linkspan_api::v1;
 use linkspan_core::{
     ClusterId, Condition, Import, Locality, Service, ServiceKey, affinity_text, declared::Declared,
-    peer::Now, peers::PeersView,
+    imports::ImportPort, peer::Now, peers::PeersView,
 };
 
 use super::state::State;
@@ -48,6 +49,12 @@ impl State {
                     ports: import.ports.iter().map(wire_port).collect(),
                     session_affinity: affinity_text(import.session_affinity).into(),
                     conditions: conditions(desired.import_conditions.get(key)),
+                    listeners: self.import_listeners(key),
+                    unmeshed_clusters: import
+                        .unmeshed_clients
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect(),
                 }),
                 clusters: listing.clusters(),
             }
@@ -56,6 +63,30 @@ impl State {
             cluster: self.own.cluster.to_string(),
             services: keys.into_iter().map(one).collect(),
         }
+    }
+
+    /// Where clients without a sidecar reach an import.
+    fn import_listeners(&self, key: &ServiceKey) -> Vec<v1::ImportPortInfo> {
+        let serving: Vec<_> = self
+            .gateways
+            .counting()
+            .filter_map(|gateway| gateway.registration.imports.as_ref())
+            .collect();
+        let ports = self.last.desired.import_ports.iter();
+        let one = |(of, listen): (&ImportPort, &u16)| v1::ImportPortInfo {
+            port: of.port.into(),
+            listen: u32::from(*listen),
+            open: serving
+                .iter()
+                .filter(|at| at.open.contains(listen))
+                .map(|at| SocketAddr::new(at.address, *listen).to_string())
+                .collect(),
+            gateways: u32::try_from(serving.len()).unwrap_or(u32::MAX),
+        };
+        ports
+            .filter(|(of, _)| of.service == *key)
+            .map(one)
+            .collect()
     }
 
     /// Where workloads of a cluster are, as far as is known here.

@@ -1,6 +1,6 @@
 //! All that the controller owns, and what each input does to it.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use linkspan_core::{
     ClusterId, FailbackConfig, OwnCluster,
@@ -9,6 +9,7 @@ use linkspan_core::{
     gateways::Gateways,
     history::History,
     hold::{LINK_GRACE, RemovalHold},
+    imports::{KeptPort, PortBook},
     join::LinkBook,
     peer::{Decision, Event, Hangup, Now, PeerSettings, PeerState},
     peers::{Decisions, Journals, Peers, PeersView},
@@ -47,6 +48,8 @@ pub(crate) struct Foundation {
     pub(crate) restarted: bool,
     /// What was known before the restart.
     pub(crate) remembered: Remembered,
+    /// Numbers that may stand for imports.
+    pub(crate) import_ports: RangeInclusive<u16>,
     pub(crate) context: Context,
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: FederationMetrics,
@@ -62,6 +65,10 @@ pub(crate) struct Foundation {
     pub(crate) persist_marks: watch::Sender<Arc<Vec<KeptMark>>>,
     /// Where the last records of peers go, likewise.
     pub(crate) persist_journal: watch::Sender<Newest>,
+    /// Where the ports of imports go, likewise.
+    pub(crate) persist_ports: watch::Sender<Arc<Vec<KeptPort>>>,
+    /// Those that a restart would find.
+    pub(crate) kept_ports: watch::Receiver<Arc<Vec<KeptPort>>>,
 }
 
 /// The registries, the peers, and the last plan.
@@ -81,6 +88,7 @@ pub(crate) struct State {
     high_water: HighWater,
     seen: Seen,
     history: History,
+    import_ports: PortBook,
     /// Made with the first declared links.
     hold: Option<RemovalHold>,
     pub(super) links: Links,
@@ -90,6 +98,8 @@ pub(crate) struct State {
     persist_owned: watch::Sender<Arc<Vec<Owned>>>,
     persist_marks: watch::Sender<Arc<Vec<KeptMark>>>,
     persist_journal: watch::Sender<Newest>,
+    persist_ports: watch::Sender<Arc<Vec<KeptPort>>>,
+    kept_ports: watch::Receiver<Arc<Vec<KeptPort>>>,
     /// Claims of uids when these were kept last.
     kept_claims: u64,
     dirty: bool,
@@ -121,6 +131,7 @@ impl State {
             high_water: HighWater::restored(f.remembered.marks, now),
             seen: Seen::new(),
             history: History::new(),
+            import_ports: PortBook::new(f.import_ports, f.remembered.import_ports),
             hold: None,
             links: Links::new(f.context, f.tasks),
             metrics: f.metrics,
@@ -129,12 +140,24 @@ impl State {
             persist_owned: f.persist_owned,
             persist_marks: f.persist_marks,
             persist_journal: f.persist_journal,
+            persist_ports: f.persist_ports,
+            kept_ports: f.kept_ports,
             kept_claims: 0,
             dirty: false,
             planned: None,
             last: Arc::default(),
             started: now,
         }
+    }
+
+    /// Which ports of imports a restart would find.
+    pub(super) fn kept_ports(&self) -> watch::Receiver<Arc<Vec<KeptPort>>> {
+        self.kept_ports.clone()
+    }
+
+    /// More ports of imports can be told.
+    pub(super) fn note_kept_ports(&mut self) {
+        self.dirty = true;
     }
 
     /// Takes in what peers told before a restart; before anything is declared.
@@ -359,7 +382,7 @@ impl State {
         self.high_water
             .observe(&listed(&declared, &self.workloads), now.instant);
         self.seen.observe(&listed_by_peers(&peers), now.instant);
-        let desired = plan(
+        let mut desired = plan(
             &Known {
                 own: &self.own,
                 failback: self.failback,
@@ -374,6 +397,10 @@ impl State {
         );
         self.measure(&peers, desired.problems.len());
         let own_settled = self.workloads.settled();
+        let settled = self.settled(own_settled, &peers, now);
+        self.import_ports
+            .assign(&mut desired, &self.gateways, !settled, now.wall);
+        PortBook::tell_only_kept(&mut desired, &self.kept_ports.borrow());
         let bundles = bundles(&self.own.trust_domain, &self.own_bundle, &desired);
         let buried = buried(&self.book.borrow(), &declared);
         self.young.observe(&self.gateways, now.instant);
@@ -382,7 +409,7 @@ impl State {
             .removed(&declared, &self.gateways, &self.book.borrow());
         World {
             generation: 0,
-            settled: self.settled(own_settled, &peers, now),
+            settled,
             own_settled,
             declared,
             desired,
@@ -468,6 +495,12 @@ impl State {
                 news
             });
         }
+        self.persist_ports.send_if_modified(|last| {
+            let newest = self.import_ports.kept();
+            let news = **last != newest;
+            *last = Arc::new(newest);
+            news
+        });
         self.persist.send_if_modified(|last| {
             let news = !self.workloads.counting().eq(last.iter());
             if news {

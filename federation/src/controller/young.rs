@@ -115,6 +115,7 @@ mod tests {
             tunnel_addresses: Vec::new(),
             ready: true,
             draining: false,
+            imports: None,
         };
         gateways.register(registration, Session(1), now).unwrap();
         gateways

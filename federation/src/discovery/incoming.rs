@@ -8,7 +8,7 @@ use std::{
 use linkspan_api::v1;
 use linkspan_core::{
     Address, ClusterId, Locality, SYSTEM_NAMESPACE, ServiceKey, SpiffeId,
-    gateways::{GatewayRegistration, PeerHealth, Removed},
+    gateways::{GatewayRegistration, ImportListeners, PeerHealth, Removed},
     workloads::Registration,
 };
 use tonic::Status;
@@ -90,6 +90,23 @@ pub(crate) fn gateway(said: v1::GatewayRegistration) -> Result<GatewayRegistrati
         tunnel_addresses: tunnel_addresses.collect::<Result<_, _>>()?,
         ready: said.ready,
         draining: said.draining,
+        imports: said.imports.map(imports).transpose()?,
+    })
+}
+
+fn imports(said: v1::ImportListeners) -> Result<ImportListeners, Status> {
+    let address = said.address.parse().map_err(|_| {
+        Status::invalid_argument(format!(
+            "gateway imports address is {:?}; give an IP address",
+            clip(&said.address)
+        ))
+    })?;
+    // Numbers that are no port are none of ours.
+    let ports = |said: Vec<u32>| said.into_iter().filter_map(|port| u16::try_from(port).ok());
+    Ok(ImportListeners {
+        address,
+        open: ports(said.open).collect(),
+        failed: ports(said.failed).collect(),
     })
 }
 

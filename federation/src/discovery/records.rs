@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use linkspan_api::v1::{self, discover_record::Body};
 use linkspan_core::{
     Bundle, ClusterCapacity, ClusterId, Endpoint, Service, ServiceKey, TrustDomain,
+    imports::{ImportPort, admitting},
     plan::{ExportedService, InboundPort, InboundService, PlannedLink},
 };
 
@@ -68,8 +69,9 @@ pub(crate) fn followed(of: &Service) -> Vec<v1::DiscoverRecord> {
     std::iter::once(service(of)).chain(endpoints).collect()
 }
 
-/// What a gateway is told: roots, its siblings, links, whom to send away, and what peers may reach.
-pub(super) fn gateway(world: &World) -> Vec<v1::DiscoverRecord> {
+/// What a gateway is told: roots, its siblings, links, whom to send away, what peers may reach, and,
+/// where it serves clients without a sidecar (`imports`), what these may.
+pub(super) fn gateway(world: &World, imports: bool) -> Vec<v1::DiscoverRecord> {
     let mut records: Vec<_> = bundles(world, |_| true).collect();
     records.extend(world.buried.iter().flat_map(tombstone));
     records.extend(gateways(world));
@@ -85,7 +87,42 @@ pub(super) fn gateway(world: &World) -> Vec<v1::DiscoverRecord> {
         let none = BTreeSet::new();
         records.extend(of.endpoints.iter().map(|of| endpoint(key, of, &none)));
     }
+    if imports {
+        let imported = imported(world);
+        // What is told under the same key comes with more labels.
+        let keys: BTreeSet<_> = imported.iter().map(|record| record.key.clone()).collect();
+        records.retain(|record| !keys.contains(&record.key));
+        records.extend(imported);
+    }
     records
+}
+
+/// The ports for clients without a sidecar, and the services behind them.
+fn imported(world: &World) -> Vec<v1::DiscoverRecord> {
+    let ports = world.desired.import_ports.iter();
+    let mut records: Vec<_> = ports.map(|(of, listen)| import_port(of, *listen)).collect();
+    let services: BTreeSet<_> = world
+        .desired
+        .import_ports
+        .keys()
+        .map(|of| &of.service)
+        .collect();
+    for key in services {
+        let service = world.desired.services.get(key);
+        let admitting = service.and_then(|service| admitting(service, &world.desired));
+        records.extend(admitting.iter().flat_map(followed));
+    }
+    records
+}
+
+fn import_port(of: &ImportPort, listen: u16) -> v1::DiscoverRecord {
+    let body = v1::ImportPort {
+        service: Some(wire_key(&of.service)),
+        port: of.port.into(),
+        listen: listen.into(),
+    };
+    let key = format!("import/{}/{}", of.service, of.port);
+    record(key, Body::ImportPort(body))
 }
 
 fn record(key: String, body: Body) -> v1::DiscoverRecord {
@@ -181,6 +218,7 @@ fn inbound(of: &InboundService) -> v1::DiscoverRecord {
         key: Some(wire_key(&of.service)),
         ports: of.ports.iter().map(port).collect(),
         exported_to: of.exported_to.iter().map(ToString::to_string).collect(),
+        unmeshed_clients: of.unmeshed_clients,
     };
     record(format!("inbound/{}", of.service), Body::Inbound(body))
 }

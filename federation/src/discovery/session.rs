@@ -44,6 +44,8 @@ enum Role {
     },
     Gateway {
         replica: String,
+        /// Whether it serves clients without a sidecar.
+        imports: bool,
         applied: AppliedGuard,
     },
 }
@@ -146,10 +148,14 @@ impl Session {
                 SpiffeId::gateway(&self.shared.domain)
             )));
         }
-        let replica = said.replica.clone();
+        let (replica, imports) = (said.replica.clone(), said.imports.is_some());
         self.register_gateway(said).await?;
         let applied = self.shared.applied.connected(self.number.0, &replica);
-        Ok(Role::Gateway { replica, applied })
+        Ok(Role::Gateway {
+            replica,
+            imports,
+            applied,
+        })
     }
 
     async fn register_gateway(&self, said: v1::GatewayRegistration) -> Result<(), Status> {
@@ -299,7 +305,9 @@ impl Open<'_> {
             Role::Workload {
                 subscription: None, ..
             } => return,
-            Role::Gateway { .. } => (records::gateway(&world), world.own_settled),
+            Role::Gateway { imports, .. } => {
+                (records::gateway(&world, *imports), world.own_settled)
+            }
         };
         let removals = if settled {
             Removals::Apply

@@ -202,6 +202,23 @@ pub(crate) fn may_be_issued(id: &SpiffeId, own: &TrustDomain) -> Result<(), Stat
     Ok(())
 }
 
+/// For whom a caller that proved to be `found` is issued a certificate.
+fn issued_for(
+    asked: v1::IssuedFor,
+    (token, found): (TokenId, SpiffeId),
+    own: &TrustDomain,
+) -> Result<(TokenId, SpiffeId), Status> {
+    match asked {
+        v1::IssuedFor::Unspecified => Ok((token, found)),
+        v1::IssuedFor::UnmeshedClients if found == SpiffeId::gateway(own) => {
+            Ok((token, SpiffeId::unmeshed_client(own)))
+        }
+        v1::IssuedFor::UnmeshedClients => Err(Status::permission_denied(format!(
+            "`{found}` is no gateway; only gateways call for clients without a sidecar"
+        ))),
+    }
+}
+
 /// A bundle as it is sent to proxies.
 pub(crate) fn trust_bundle(domain: &TrustDomain, bundle: &Bundle) -> v1::TrustBundle {
     v1::TrustBundle {
@@ -243,6 +260,7 @@ impl IdentityService {
         let issuer = Arc::clone(&self.0);
         issuer.admit(&caller)?;
         let found = issuer.identity(&caller, &asked.join_token).await?;
+        let found = issued_for(asked.issued_for(), found, &issuer.domain)?;
         // Checking and signing take a millisecond of CPU: not on the threads that serve streams.
         let issued = tokio::task::spawn_blocking(move || issuer.issue(found, &asked.csr));
         issued

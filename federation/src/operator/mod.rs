@@ -14,7 +14,7 @@ use linkspan_api::v1;
 use linkspan_core::{
     ClusterId, ConditionStatus, ServiceKey,
     backend::{Declarations, DeclareError, Written},
-    declared::Declared,
+    declared::{Declared, UNMESHED_CLIENTS},
 };
 use linkspan_resources::{Object, ServiceExport, Timestamp};
 use linkspan_runtime::process::chain;
@@ -65,23 +65,39 @@ impl<D: Declarations> v1::operator_server::Operator for OperatorService<D> {
         &self,
         request: Request<v1::ExportRequest>,
     ) -> Result<Response<v1::ExportResponse>, Status> {
-        let key = service_key(request.into_inner().key)?;
+        let request = request.into_inner();
+        let key = service_key(request.key)?;
         let declared = Arc::clone(&self.worlds.borrow().declared);
         exportable(&declared, &key, &self.place)?;
-        if declared.exports.contains_key(&key) {
+        let before = declared.exports.get(&key);
+        let wanted = request.unmeshed_clients;
+        if before.is_some_and(|before| wanted.is_none_or(|as_is| as_is == before.unmeshed_clients))
+        {
             return Ok(Response::new(v1::ExportResponse {
                 created: false,
                 path: self.place.clone(),
+                changed: false,
             }));
         }
         let mut export = ServiceExport::of(key.namespace.as_str(), key.name.as_str());
-        export.metadata.creation_timestamp = Some(Timestamp::from(SystemTime::now()));
+        // The oldest export wins, so that a change must not make it younger.
+        let created = before.map_or_else(SystemTime::now, |before| before.created);
+        export.metadata.creation_timestamp = Some(Timestamp::from(created));
+        if let Some(admitted) = wanted {
+            let word = if admitted { "allow" } else { "deny" };
+            let annotations = &mut export.metadata.annotations;
+            annotations.insert(UNMESHED_CLIENTS.to_owned(), word.to_owned());
+        }
         let written = self.declare(Object::ServiceExport(export)).await?;
-        let is_made = |world: &World| world.declared.exports.contains_key(&key);
+        let is_made = |world: &World| {
+            let now = world.declared.exports.get(&key);
+            now.is_some_and(|now| wanted.is_none_or(|wanted| now.unmeshed_clients == wanted))
+        };
         let settled = self.settled(written, is_made).await;
         Ok(Response::new(v1::ExportResponse {
-            created: settled.changed,
+            created: settled.changed && before.is_none(),
             path: settled.place,
+            changed: settled.changed && before.is_some(),
         }))
     }
 

@@ -25,7 +25,17 @@ pub(crate) fn load<T: DeserializeOwned>(slot: &Slot) -> Result<Vec<T>, StateErro
 /// Keeps what `newest` says, until `stop` drains.
 pub(crate) async fn keep<T: Serialize + Send + Sync + 'static>(
     slot: Slot,
+    newest: watch::Receiver<Arc<Vec<T>>>,
+    stop: Stop,
+) {
+    keep_telling(slot, newest, |_| {}, stop).await;
+}
+
+/// As [`keep`]; tells what has been written, each time.
+pub(crate) async fn keep_telling<T: Serialize + Send + Sync + 'static>(
+    slot: Slot,
     mut newest: watch::Receiver<Arc<Vec<T>>>,
+    written: impl Fn(Arc<Vec<T>>),
     stop: Stop,
 ) {
     let mut failing = false;
@@ -42,6 +52,8 @@ pub(crate) async fn keep<T: Serialize + Send + Sync + 'static>(
         failing = !write(&slot, &now, failing).await;
         if failing {
             newest.mark_changed();
+        } else {
+            written(now);
         }
     }
     // The state at the end, or those that came last would be missing after the restart.

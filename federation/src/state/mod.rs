@@ -14,6 +14,7 @@
 //! * roots.json           the roots that peers announced
 //! * capacity.json        how many endpoints each service had lately
 //!   journal/             what each peer told last (directory home)
+//! * import-ports.json    which port stands for which import, for unmeshed clients
 //!   status/              what is wrong with resources, per object
 //!   operator.sock        the operator API
 //! ```

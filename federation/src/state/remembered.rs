@@ -3,6 +3,7 @@
 use linkspan_core::{
     announced::Announced,
     capacity::KeptMark,
+    imports::KeptPort,
     workloads::{Owned, Registration},
 };
 
@@ -18,6 +19,8 @@ pub(crate) struct Remembered {
     pub(crate) announced: Vec<Announced>,
     /// How many endpoints each service had.
     pub(crate) marks: Vec<KeptMark>,
+    /// Which ports stood for which imports.
+    pub(crate) import_ports: Vec<KeptPort>,
 }
 
 impl Remembered {
@@ -28,6 +31,7 @@ impl Remembered {
             owned: kept::load(&slots.uids)?,
             announced: roots::load(&slots.roots)?,
             marks: kept::load(&slots.capacity)?,
+            import_ports: kept::load(&slots.import_ports)?,
         })
     }
 }

@@ -157,6 +157,7 @@ pub(crate) struct Slots {
     pub(crate) registrations: Slot,
     pub(crate) uids: Slot,
     pub(crate) capacity: Slot,
+    pub(crate) import_ports: Slot,
 }
 
 /// Where the authority is kept.
@@ -188,6 +189,7 @@ impl Slots {
             registrations: slot("registrations.json"),
             uids: slot("uids.json"),
             capacity: slot("capacity.json"),
+            import_ports: slot("import-ports.json"),
         }
     }
 
@@ -211,6 +213,8 @@ impl Slots {
             registrations: learned("registrations.json"),
             uids: learned("uids.json"),
             capacity: learned("capacity.json"),
+            // Clients have written them down.
+            import_ports: kept("import-ports.json"),
         }
     }
 }

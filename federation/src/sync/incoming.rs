@@ -114,6 +114,7 @@ fn typed_export(export: v1::ExportRecord) -> Result<Export, Problem> {
             .into_iter()
             .map(|capacity| (typed_locality(capacity.locality), capacity.expected))
             .collect(),
+        unmeshed_clients: export.unmeshed_clients,
     })
 }
 

@@ -72,6 +72,7 @@ fn export_record(export: &Export) -> v1::SyncRecord {
         session_affinity: affinity_text(export.session_affinity).into(),
         created_unix: i64::try_from(created).unwrap_or(i64::MAX),
         capacity: export.capacity.iter().map(wire_capacity).collect(),
+        unmeshed_clients: export.unmeshed_clients,
     };
     record(export_key(&export.service), Body::Export(body))
 }

@@ -61,6 +61,7 @@ async fn an_export_is_taken_back_and_services_say_so() {
     let mut operator = federation.operator().await;
     let export = v1::ExportRequest {
         key: key("checkout"),
+        unmeshed_clients: None,
     };
     operator.export(export).await.unwrap();
     federation

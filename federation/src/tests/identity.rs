@@ -258,6 +258,7 @@ async fn a_malformed_request_is_refused() {
     let mut client = v1::identity_client::IdentityClient::new(federation.anonymous().await);
     for csr in [Vec::new(), vec![0; 64], vec![0x30; 20_000]] {
         let request = v1::IssueRequest {
+            issued_for: 0,
             csr: csr.into(),
             join_token: token.clone(),
         };

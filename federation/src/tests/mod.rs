@@ -4,6 +4,7 @@ mod directory;
 mod discovery;
 mod failover;
 mod identity;
+mod imports;
 mod join;
 mod mistakes;
 mod operator;

@@ -10,6 +10,13 @@ use crate::{
     testing::{Home, service_yaml},
 };
 
+fn export(name: &str) -> v1::ExportRequest {
+    v1::ExportRequest {
+        key: key(name),
+        unmeshed_clients: None,
+    }
+}
+
 fn key(name: &str) -> Option<v1::ServiceKey> {
     Some(v1::ServiceKey {
         namespace: "shop".into(),
@@ -50,19 +57,11 @@ async fn an_export_is_declared_once_and_only_for_a_service() {
         .await;
     let mut operator = federation.operator().await;
 
-    let status = operator
-        .export(v1::ExportRequest { key: key("cart") })
-        .await
-        .unwrap_err();
+    let status = operator.export(export("cart")).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
     assert!(status.message().contains("shop/checkout"), "{status}");
 
-    let made = operator
-        .export(v1::ExportRequest {
-            key: key("checkout"),
-        })
-        .await
-        .unwrap();
+    let made = operator.export(export("checkout")).await.unwrap();
     let made = made.into_inner();
     assert!(made.created);
     let expected = home.resources().join("serviceexport-shop-checkout.yaml");
@@ -73,12 +72,7 @@ async fn an_export_is_declared_once_and_only_for_a_service() {
     federation
         .until("the export", |world| world.declared.exports.len() == 1)
         .await;
-    let again = operator
-        .export(v1::ExportRequest {
-            key: key("checkout"),
-        })
-        .await
-        .unwrap();
+    let again = operator.export(export("checkout")).await.unwrap();
     assert!(!again.into_inner().created);
 
     let status = operator

@@ -220,6 +220,7 @@ pub(super) fn gateway(replica: &str) -> v1::GatewayRegistration {
         }],
         ready: true,
         draining: false,
+        imports: None,
     }
 }
 

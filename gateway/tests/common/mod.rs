@@ -2,6 +2,7 @@
 //! that no federation is needed.
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub(crate) mod mesh;
 pub(crate) mod raw;
 pub(crate) mod wire;
 
@@ -141,6 +142,8 @@ pub(crate) fn config(cluster: &str, replica: &str, pki: &Pki) -> Config {
         debug_listen: any,
         drain_grace: PATIENCE,
         allow_loopback_endpoints: true,
+        locality: Locality::unknown(),
+        imports: None,
         timers: timers(),
         limits: Limits::default(),
     }
@@ -158,6 +161,8 @@ pub(crate) struct Gateway {
     pub(crate) material: MaterialReader,
     pub(crate) stop: Stop,
     pub(crate) writer: MaterialWriter,
+    /// Material ends with its writer.
+    _unmeshed: MaterialWriter,
     running: JoinHandle<Result<(), Exit>>,
     runtime: Option<Runtime>,
 }
@@ -189,6 +194,9 @@ impl Gateway {
         let registration = watch::Sender::new(unset);
         let health = watch::Sender::new(v1::LinkHealth::default());
         let (asked, joins) = tokio::sync::mpsc::channel(4);
+        let own = SpiffeId::unmeshed_client(identity.trust_domain());
+        let (_unmeshed, unmeshed) = pki.material(&own);
+        let unmeshed = watch::Sender::new(Some(unmeshed));
         let (registered, reported) = (registration.subscribe(), health.subscribe());
         let sources = Sources {
             material: material.clone(),
@@ -196,6 +204,7 @@ impl Gateway {
             registration,
             health,
             joins,
+            unmeshed_clients: unmeshed.subscribe(),
         };
         let stop = Stop::new();
         Self {
@@ -208,6 +217,7 @@ impl Gateway {
             material,
             stop: stop.clone(),
             writer,
+            _unmeshed,
             running: home.spawn(bound.run_with(sources, stop)),
             runtime,
         }

@@ -4,7 +4,7 @@ use linkspan_dataplane::{
     discover::{InboundPort, InboundService},
     target::TargetName,
 };
-use linkspan_routing::{ClusterLabel, EndpointId, ServiceKey, authorize};
+use linkspan_routing::{Audience, ClusterLabel, EndpointId, ServiceKey, Verdict, authorize};
 use linkspan_trust::{SpiffeId, TrustDomain};
 
 /// Who we are.
@@ -45,15 +45,15 @@ pub(super) enum Refusal {
     /// The service has no such port.
     #[error("the service has no such port")]
     NoPort,
-    /// The service is not exported to the caller.
-    #[error("the service is not exported to the caller's trust domain")]
-    NotExported,
+    /// The service is not for the caller.
+    #[error("{0}")]
+    NotAllowed(Verdict),
 }
 
 impl Refusal {
     /// Whether the caller's knowledge is merely behind or wrong, so that it may do better elsewhere.
     pub(super) fn is_mistake(self) -> bool {
-        self != Self::NotExported
+        !matches!(self, Self::NotAllowed(_))
     }
 }
 
@@ -81,8 +81,14 @@ pub(super) fn passage(
     let service = served.iter().find(|service| service.key == target.service);
     let service = service.ok_or(Refusal::NotServed)?;
     // Before the port, so that it tells strangers nothing about the service.
-    if !authorize(&own.trust_domain, &service.exported_to, caller).is_allowed() {
-        return Err(Refusal::NotExported);
+    let audience = Audience {
+        own: &own.trust_domain,
+        exported_to: &service.exported_to,
+        unmeshed_clients: service.unmeshed_clients,
+    };
+    let verdict = authorize(audience, caller);
+    if !verdict.is_allowed() {
+        return Err(Refusal::NotAllowed(verdict));
     }
     let port = service.ports.iter().find(|port| port.port == target.port);
     Ok(Passage {
@@ -97,6 +103,8 @@ mod tests {
     use linkspan_trust::testing::{trust_domain, workload};
 
     use super::*;
+
+    const NOT_EXPORTED: Refusal = Refusal::NotAllowed(Verdict::NotExported);
 
     fn own() -> Own {
         Own {
@@ -116,6 +124,7 @@ mod tests {
             key: "shop/checkout".parse().unwrap(),
             ports: vec![port],
             exported_to: [trust_domain("east.test")].into(),
+            unmeshed_clients: false,
         }]
     }
 
@@ -136,7 +145,7 @@ mod tests {
         }
         assert!(ask("east.test", "", target).is_ok());
         for (caller, prefix, target, refusal) in [
-            ("north.test", &*own, target, Refusal::NotExported),
+            ("north.test", &*own, target, NOT_EXPORTED),
             ("east.test", &other, target, Refusal::OtherEndpoint),
             (
                 "east.test",
@@ -148,7 +157,7 @@ mod tests {
                 "north.test",
                 &own,
                 "8080.checkout.shop.svc.west",
-                Refusal::NotExported,
+                NOT_EXPORTED,
             ),
             (
                 "east.test",
@@ -169,6 +178,26 @@ mod tests {
                 Err(refusal),
                 "{caller} {target}"
             );
+        }
+    }
+
+    #[test]
+    fn gateways_pass_for_unmeshed_clients_and_only_where_these_are_admitted() {
+        let target = "80.checkout.shop.svc.west.linkspan.internal"
+            .parse()
+            .unwrap();
+        let mut served = served();
+        for admitted in [false, true] {
+            served[0].unmeshed_clients = admitted;
+            for domain in ["west.test", "east.test"] {
+                let domain = trust_domain(domain);
+                let ask = |caller| passage(&own(), &served, &caller, &target).map(drop);
+                let unmeshed = ask(SpiffeId::unmeshed_client(&domain));
+                let refused = Err(Refusal::NotAllowed(Verdict::Unmeshed));
+                assert_eq!(unmeshed, if admitted { Ok(()) } else { refused });
+                let tunnel = ask(SpiffeId::gateway(&domain));
+                assert_eq!(tunnel, Err(Refusal::NotAllowed(Verdict::Part)));
+            }
         }
     }
 }

@@ -196,6 +196,7 @@ impl World {
             },
             seed: 7,
             limits: PoolLimits::default(),
+            nearest_gateway: None,
         };
         let services = Arc::new(Services::new([(key(), PORT)], means));
         let (snapshots, reader) = watch::channel(known.map(Arc::new));
@@ -312,6 +313,7 @@ pub(super) fn served(protocol: AppProtocol, exported_to: &[&str]) -> InboundServ
         key: key(),
         ports: vec![port],
         exported_to,
+        unmeshed_clients: false,
     }
 }
 

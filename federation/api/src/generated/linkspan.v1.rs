@@ -126,6 +126,9 @@ pub struct IssueRequest {
     /// certificate proves who asks.
     #[prost(string, tag = "2")]
     pub join_token: ::prost::alloc::string::String,
+    /// For whom; a gateway may ask for more than its own.
+    #[prost(enumeration = "IssuedFor", tag = "3")]
+    pub issued_for: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IssueResponse {
@@ -135,6 +138,34 @@ pub struct IssueResponse {
     /// The roots of the cluster's own trust domain.
     #[prost(message, optional, tag = "2")]
     pub bundle: ::core::option::Option<TrustBundle>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum IssuedFor {
+    /// Whoever the token or the caller's certificate proves.
+    Unspecified = 0,
+    /// Clients without a sidecar, for whom a gateway calls; to gateways only.
+    UnmeshedClients = 1,
+}
+impl IssuedFor {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ISSUED_FOR_UNSPECIFIED",
+            Self::UnmeshedClients => "ISSUED_FOR_UNMESHED_CLIENTS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ISSUED_FOR_UNSPECIFIED" => Some(Self::Unspecified),
+            "ISSUED_FOR_UNMESHED_CLIENTS" => Some(Self::UnmeshedClients),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod identity_client {
@@ -733,6 +764,22 @@ pub struct GatewayRegistration {
     /// Set when the replica finishes what it has and takes nothing new.
     #[prost(bool, tag = "5")]
     pub draining: bool,
+    /// Set where the replica serves clients without a sidecar.
+    #[prost(message, optional, tag = "6")]
+    pub imports: ::core::option::Option<ImportListeners>,
+}
+/// What a gateway has open for clients without a sidecar.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportListeners {
+    /// IP address at which they reach it.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// Ports that accept connections now; the complete set.
+    #[prost(uint32, repeated, tag = "2")]
+    pub open: ::prost::alloc::vec::Vec<u32>,
+    /// Ports that it was told to open and cannot.
+    #[prost(uint32, repeated, tag = "3")]
+    pub failed: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Subscription {
@@ -813,7 +860,7 @@ pub struct DiscoverRecord {
     /// Unique among the records of one stream, e.g. `service/shop/checkout`.
     #[prost(string, tag = "1")]
     pub key: ::prost::alloc::string::String,
-    #[prost(oneof = "discover_record::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "discover_record::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub body: ::core::option::Option<discover_record::Body>,
 }
 /// Nested message and enum types in `DiscoverRecord`.
@@ -838,6 +885,8 @@ pub mod discover_record {
         Exported(super::ExportedService),
         #[prost(message, tag = "10")]
         Tombstone(super::Tombstone),
+        #[prost(message, tag = "11")]
+        ImportPort(super::ImportPort),
     }
 }
 /// A service that the proxy subscribed to, merged over the clusterset.
@@ -967,6 +1016,9 @@ pub struct InboundService {
     /// Trust domains of the clusters to which the service is exported.
     #[prost(string, repeated, tag = "3")]
     pub exported_to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Whether it admits clients without a sidecar, for whom gateways call.
+    #[prost(bool, tag = "4")]
+    pub unmeshed_clients: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InboundPort {
@@ -989,6 +1041,19 @@ pub struct ExportedService {
     /// Cluster ids of the peers to which it is exported.
     #[prost(string, repeated, tag = "3")]
     pub peers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A port that gateways open for clients without a sidecar, to gateways that serve such. The service
+/// and its endpoints follow as records of their own: those whose clusters admit such clients.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportPort {
+    #[prost(message, optional, tag = "1")]
+    pub service: ::core::option::Option<ServiceKey>,
+    /// The Service port.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// Where gateways listen.
+    #[prost(uint32, tag = "3")]
+    pub listen: u32,
 }
 /// Generated client implementations.
 pub mod discovery_client {
@@ -1446,6 +1511,9 @@ pub struct ExportRecord {
     pub created_unix: i64,
     #[prost(message, repeated, tag = "6")]
     pub capacity: ::prost::alloc::vec::Vec<LocalityCapacity>,
+    /// Whether it admits clients without a sidecar.
+    #[prost(bool, tag = "7")]
+    pub unmeshed_clients: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EndpointRecord {
@@ -2288,6 +2356,9 @@ pub struct WorkloadStatus {
 pub struct ExportRequest {
     #[prost(message, optional, tag = "1")]
     pub key: ::core::option::Option<ServiceKey>,
+    /// Whether clients without a sidecar are admitted; absent: as it is, at first not.
+    #[prost(bool, optional, tag = "2")]
+    pub unmeshed_clients: ::core::option::Option<bool>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExportResponse {
@@ -2297,6 +2368,9 @@ pub struct ExportResponse {
     /// Where the declaration was written.
     #[prost(string, tag = "2")]
     pub path: ::prost::alloc::string::String,
+    /// It was exported already, but otherwise.
+    #[prost(bool, tag = "3")]
+    pub changed: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateJoinTokenRequest {
@@ -2421,6 +2495,28 @@ pub struct ImportInfo {
     pub session_affinity: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "4")]
     pub conditions: ::prost::alloc::vec::Vec<Condition>,
+    /// Where clients without a sidecar reach it.
+    #[prost(message, repeated, tag = "5")]
+    pub listeners: ::prost::alloc::vec::Vec<ImportPortInfo>,
+    /// Clusters whose exports admit such clients.
+    #[prost(string, repeated, tag = "6")]
+    pub unmeshed_clusters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Where clients without a sidecar reach one port of an import.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportPortInfo {
+    /// The Service port.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// The gateways' port.
+    #[prost(uint32, tag = "2")]
+    pub listen: u32,
+    /// `address:port` at each gateway that has it open.
+    #[prost(string, repeated, tag = "3")]
+    pub open: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Gateways that should open it.
+    #[prost(uint32, tag = "4")]
+    pub gateways: u32,
 }
 /// What one cluster contributes.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -13,6 +13,7 @@ fn gateway(replica: &str, port: u16) -> GatewayRegistration {
         }],
         ready: true,
         draining: false,
+        imports: None,
     }
 }
 
@@ -142,6 +143,7 @@ fn peers_are_told_of_replicas_that_take_tunnels() {
         .register(
             GatewayRegistration {
                 draining: true,
+                imports: None,
                 ..gateway("g2", 2)
             },
             Session(3),

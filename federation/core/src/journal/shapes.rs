@@ -39,6 +39,8 @@ struct ExportLine {
     affinity: String,
     created_unix: u64,
     capacity: Vec<(Locality, u32)>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unmeshed_clients: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -115,6 +117,7 @@ impl From<Export> for ExportLine {
             affinity: affinity_text(export.session_affinity).to_owned(),
             created_unix: seconds(export.created),
             capacity: export.capacity,
+            unmeshed_clients: export.unmeshed_clients,
             service: export.service,
         }
     }
@@ -149,6 +152,7 @@ impl ExportLine {
                 .checked_add(Duration::from_secs(self.created_unix))
                 .ok_or("its time is out of range")?,
             capacity: self.capacity,
+            unmeshed_clients: self.unmeshed_clients,
         })
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Address, Endpoint, ExportedEndpoint};
+use crate::model::{Address, Endpoint, Export, ExportedEndpoint};
 use crate::peer::{Event, Now, Peer, PeerSettings, PeerState};
 use crate::peers::{Journals, Peers};
 use crate::record::RecordBody;
@@ -21,7 +21,10 @@ fn labelled() -> ExportedEndpoint {
 
 fn bodies() -> Vec<RecordBody> {
     vec![
-        RecordBody::Export(export("shop/checkout", vec![named_port("http", 80)], 50)),
+        RecordBody::Export(Export {
+            unmeshed_clients: true,
+            ..export("shop/checkout", vec![named_port("http", 80)], 50)
+        }),
         RecordBody::Endpoint(labelled()),
         RecordBody::Bundle(testing::bundle("west.test", 7)),
         RecordBody::Gateways(vec![Address {

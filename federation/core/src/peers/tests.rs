@@ -22,6 +22,7 @@ fn gateways_that_see(cluster: &str, clock: &Clock) -> Gateways {
         tunnel_addresses: vec![],
         ready: true,
         draining: false,
+        imports: None,
     };
     gateways
         .register(registration, Session(1), clock.now().instant)

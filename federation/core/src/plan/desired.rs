@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::imports::ImportPort;
 use crate::model::{
     Address, AppProtocol, Bundle, ClusterId, Condition, Endpoint, EndpointId, Export,
     ExportedEndpoint, Import, Link, Service, ServiceKey, TrustDomain,
@@ -23,6 +24,8 @@ pub struct Desired {
     pub outgoing: BTreeMap<ClusterId, Arc<Outgoing>>,
     /// Links as gateways and proxies need them.
     pub links: BTreeMap<ClusterId, PlannedLink>,
+    /// On which port gateways take calls of clients without a sidecar; see [`crate::imports`].
+    pub import_ports: BTreeMap<ImportPort, u16>,
     /// Conditions of our ServiceExports.
     pub export_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
     /// Conditions of the imports.
@@ -44,6 +47,8 @@ pub struct InboundService {
     pub ports: Vec<InboundPort>,
     /// Trust domains of the peers to which it is exported.
     pub exported_to: BTreeSet<TrustDomain>,
+    /// Whether it admits callers without a sidecar.
+    pub unmeshed_clients: bool,
 }
 
 /// A port of an [`InboundService`].

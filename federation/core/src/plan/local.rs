@@ -100,6 +100,7 @@ impl<'a> Local<'a> {
                     session_affinity: service.session_affinity,
                     created: declared.created,
                     capacity: capacity.clone(),
+                    unmeshed_clients: declared.unmeshed_clients,
                 })
             });
         let endpoints = workloads.iter().map(|workload| {

@@ -58,9 +58,13 @@ impl World {
 
     fn export(&mut self, key: &str) {
         let created = self.clock.now().wall - Duration::from_secs(100);
-        self.declared
-            .exports
-            .insert(service(key), DeclaredExport { created });
+        self.declared.exports.insert(
+            service(key),
+            DeclaredExport {
+                created,
+                unmeshed_clients: false,
+            },
+        );
     }
 
     fn register(&mut self, uid: &str, app: &str) {
@@ -383,6 +387,7 @@ fn peers_and_gateways_learn_only_of_what_is_exported() {
         }],
         ready: true,
         draining: false,
+        imports: None,
     };
     world
         .gateways
@@ -528,4 +533,32 @@ fn an_unusable_peer_keeps_its_endpoints_and_says_so() {
     let desired = world.plan();
     assert_eq!(endpoints(&desired, "shop/checkout").len(), 2);
     assert!(!desired.links[&west].usable);
+}
+
+#[test]
+fn unmeshed_clients_get_the_part_of_those_who_admit_them() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.export("shop/checkout");
+    world.register("checkout-1", "checkout");
+    world.link("west", west_checkout());
+    let key = service("shop/checkout");
+    let part = |desired: &Desired| {
+        let service = desired.services.get(&key).unwrap();
+        crate::imports::admitting(service, desired)
+    };
+    let desired = world.plan();
+    assert_eq!(part(&desired), None);
+    assert!(!desired.inbound["checkout-1"][0].unmeshed_clients);
+    let export = world.declared.exports.get_mut(&key).unwrap();
+    export.unmeshed_clients = true;
+    let desired = world.plan();
+    let part = part(&desired).unwrap();
+    let clusters: Vec<_> = part.clusters.keys().map(ClusterId::as_str).collect();
+    assert_eq!(clusters, ["east"], "west has not said so");
+    let east = |endpoint: &Arc<Endpoint>| endpoint.cluster.as_str() == "east";
+    assert!(!part.endpoints.is_empty() && part.endpoints.iter().all(east));
+    assert!(desired.inbound["checkout-1"][0].unmeshed_clients);
+    // To callers who have a sidecar it makes no difference.
+    assert_eq!(desired.services[&key].clusters.len(), 2);
 }

@@ -184,6 +184,7 @@ mod tests {
             import_type: ImportType::ClusterSetIP,
             session_affinity: SessionAffinity::None,
             clusters: BTreeMap::from([("west".parse().expect("an id"), Default::default())]),
+            unmeshed_clients: Default::default(),
         }
     }
 

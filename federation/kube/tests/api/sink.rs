@@ -116,6 +116,7 @@ fn import(key: &str, clusters: &[&str]) -> Import {
         import_type: ImportType::ClusterSetIP,
         session_affinity: SessionAffinity::None,
         clusters: clusters.collect(),
+        unmeshed_clients: Default::default(),
     }
 }
 

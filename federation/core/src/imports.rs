@@ -1,0 +1,313 @@
+//! On which port of the gateways clients without a sidecar reach an import.
+//!
+//! Each port of an import has one number, the same at all gateways of the cluster, for as long as
+//! the import lives, over restarts, too: clients write it down. A number that is given back must not
+//! soon mean another service, since some gateway or client may not have heard of that: it rests for
+//! [`REST`], and until every gateway that may have it open has told that it is closed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::gateways::Gateways;
+use crate::model::{Condition, ConditionStatus, ImportType, Service, ServiceKey};
+use crate::plan::Desired;
+use crate::presence::Presence;
+
+#[cfg(test)]
+mod tests;
+
+/// How long a number that is given back is not used for anything else.
+pub const REST: Duration = Duration::from_secs(600);
+/// A gateway's word counts as later than the return of a number after this time: longer than the
+/// lease for which a silent one counts as connected.
+const SURELY_LATER: Duration = Duration::from_secs(15);
+/// How long a gateway that is not heard of may have ports open: its certificate for unmeshed clients
+/// lasts for a day, and without that it reaches nobody.
+const FORGOTTEN: Duration = Duration::from_secs(25 * 3600);
+/// That a gateway lives is written down anew when what is written is so old.
+const NOTED: Duration = Duration::from_secs(600);
+
+/// One port of an import.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ImportPort {
+    /// The imported service.
+    pub service: ServiceKey,
+    /// Its Service port.
+    pub port: u16,
+}
+
+/// What is to be remembered over a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum KeptPort {
+    /// A number in use, or at rest.
+    Number {
+        /// The number.
+        number: u16,
+        /// For what it is or was used.
+        of: ImportPort,
+        /// Set where it was given back.
+        rests: Option<Rest>,
+    },
+    /// A gateway that has ports open.
+    Gateway {
+        /// Its replica name.
+        replica: String,
+        /// When it was heard, roughly.
+        heard: SystemTime,
+    },
+}
+
+/// Since when a number rests, and whom it waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest {
+    since: SystemTime,
+    /// Replicas that may have it open.
+    waiting: BTreeSet<String>,
+}
+
+/// Which number stands for which port of which import.
+#[derive(Clone, Debug)]
+pub struct PortBook {
+    range: RangeInclusive<u16>,
+    used: BTreeMap<ImportPort, u16>,
+    resting: BTreeMap<u16, (ImportPort, Rest)>,
+    gateways: BTreeMap<String, SystemTime>,
+}
+
+impl PortBook {
+    /// A book that gives out the numbers of `range`, with what was kept before a restart. Numbers
+    /// that are kept twice, which nobody writes, count once.
+    pub fn new(range: RangeInclusive<u16>, kept: impl IntoIterator<Item = KeptPort>) -> Self {
+        let mut this = Self {
+            range,
+            used: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+        };
+        for kept in kept {
+            match kept {
+                KeptPort::Gateway { replica, heard } => {
+                    this.gateways.insert(replica, heard);
+                }
+                KeptPort::Number { number, .. } if this.is_held(number) => {}
+                KeptPort::Number {
+                    number,
+                    of,
+                    rests: None,
+                } => {
+                    this.used.insert(of, number);
+                }
+                KeptPort::Number {
+                    number,
+                    of,
+                    rests: Some(rest),
+                } => {
+                    this.resting.insert(number, (of, rest));
+                }
+            }
+        }
+        this
+    }
+
+    /// What is to be kept, in a fixed order.
+    pub fn kept(&self) -> Vec<KeptPort> {
+        let number = |number: &u16, of: &ImportPort, rests| KeptPort::Number {
+            number: *number,
+            of: of.clone(),
+            rests,
+        };
+        let used = self.used.iter().map(|(of, held)| number(held, of, None));
+        let resting = self
+            .resting
+            .iter()
+            .map(|(held, (of, rest))| number(held, of, Some(rest.clone())));
+        let gateways = self.gateways.iter().map(|(replica, heard)| {
+            let (replica, heard) = (replica.clone(), *heard);
+            KeptPort::Gateway { replica, heard }
+        });
+        used.chain(resting).chain(gateways).collect()
+    }
+
+    /// Gives numbers to what `desired` offers to clients without a sidecar, and says so there: the
+    /// numbers, and on which imports there was none left. While no gateway serves such clients
+    /// nothing is offered. While `hold` is set, nothing is given back: after a restart, peers may
+    /// not have told yet what they export.
+    pub fn assign(
+        &mut self,
+        desired: &mut Desired,
+        gateways: &Gateways,
+        hold: bool,
+        now: SystemTime,
+    ) {
+        self.hear(gateways, now);
+        let wanted = match self.gateways.is_empty() {
+            true => BTreeSet::new(),
+            false => offered(desired),
+        };
+        if !hold {
+            self.give_back(&wanted, now);
+        }
+        self.end_rests(gateways, now);
+        let mut without = BTreeSet::new();
+        for port in &wanted {
+            if !self.used.contains_key(port) && !self.take(port, gateways) {
+                without.insert(port.service.clone());
+            }
+        }
+        desired.import_ports = self.used.clone();
+        for service in without {
+            let condition = exhausted(&self.range);
+            desired.import_conditions.insert(service, vec![condition]);
+        }
+    }
+
+    /// Notes the gateways that serve clients without a sidecar, and forgets those long gone.
+    fn hear(&mut self, gateways: &Gateways, now: SystemTime) {
+        let serving = gateways.counting().map(|gateway| gateway.registration);
+        for registration in serving.filter(|of| of.imports.is_some()) {
+            let heard = self.gateways.get(&registration.replica);
+            if heard.is_none_or(|heard| age(*heard, now) >= NOTED) {
+                self.gateways.insert(registration.replica.clone(), now);
+            }
+        }
+        self.gateways
+            .retain(|_, heard| age(*heard, now) < FORGOTTEN);
+    }
+
+    fn give_back(&mut self, wanted: &BTreeSet<ImportPort>, now: SystemTime) {
+        let waiting: BTreeSet<_> = self.gateways.keys().cloned().collect();
+        let (range, resting) = (&self.range, &mut self.resting);
+        self.used.retain(|of, number| {
+            let stays = wanted.contains(of) && range.contains(number);
+            if !stays {
+                let rest = Rest {
+                    since: now,
+                    waiting: waiting.clone(),
+                };
+                resting.insert(*number, (of.clone(), rest));
+            }
+            stays
+        });
+    }
+
+    fn end_rests(&mut self, gateways: &Gateways, now: SystemTime) {
+        let open_at: Vec<_> = gateways
+            .iter()
+            .filter(|gateway| matches!(gateway.presence, Presence::Connected { .. }))
+            .map(|gateway| (&gateway.registration.replica, open(gateway.registration)))
+            .collect();
+        let known = &self.gateways;
+        self.resting.retain(|number, (_, rest)| {
+            if age(rest.since, now) >= SURELY_LATER {
+                for (replica, open) in &open_at {
+                    if !open.is_some_and(|open| open.contains(number)) {
+                        rest.waiting.remove(*replica);
+                    }
+                }
+            }
+            rest.waiting.retain(|replica| known.contains_key(replica));
+            age(rest.since, now) < REST || !rest.waiting.is_empty()
+        });
+    }
+
+    /// Finds a number: the one that it had before, else the lowest that is free. One that a gateway
+    /// has open without our knowledge (a crash may lose the newest of what is kept) is not free.
+    fn take(&mut self, port: &ImportPort, gateways: &Gateways) -> bool {
+        let range = self.range.clone();
+        let before = self
+            .resting
+            .iter()
+            .find(|(number, (of, _))| of == port && range.contains(number))
+            .map(|(number, _)| *number);
+        let is_open = |number: &u16| {
+            let mut registrations = gateways.iter().map(|gateway| gateway.registration);
+            registrations.any(|of| open(of).is_some_and(|open| open.contains(number)))
+        };
+        let found = before.or_else(|| {
+            let held: BTreeSet<_> = self.used.values().chain(self.resting.keys()).collect();
+            let mut free = range.filter(|number| !held.contains(number));
+            free.find(|number| !is_open(number))
+        });
+        if let Some(number) = found {
+            self.resting.remove(&number);
+            self.used.insert(port.clone(), number);
+        }
+        found.is_some()
+    }
+
+    /// Takes out of `desired` what is not in `kept`, the newest that a restart would find: a number
+    /// that a crash forgets must not have been told to anybody.
+    pub fn tell_only_kept(desired: &mut Desired, kept: &[KeptPort]) {
+        let kept: BTreeMap<&ImportPort, u16> = kept
+            .iter()
+            .filter_map(|kept| match kept {
+                KeptPort::Number {
+                    number,
+                    of,
+                    rests: None,
+                } => Some((of, *number)),
+                _ => None,
+            })
+            .collect();
+        let is_kept = |of: &ImportPort, number: &mut u16| kept.get(of) == Some(number);
+        desired.import_ports.retain(is_kept);
+    }
+
+    fn is_held(&self, number: u16) -> bool {
+        self.resting.contains_key(&number) || self.used.values().any(|used| *used == number)
+    }
+}
+
+fn open(registration: &crate::gateways::GatewayRegistration) -> Option<&BTreeSet<u16>> {
+    registration.imports.as_ref().map(|imports| &imports.open)
+}
+
+/// Zero where the clock was set back.
+fn age(since: SystemTime, now: SystemTime) -> Duration {
+    now.duration_since(since).unwrap_or_default()
+}
+
+/// What clients without a sidecar may use: the ports of imports with one address, at clusters that
+/// admit such clients.
+fn offered(desired: &Desired) -> BTreeSet<ImportPort> {
+    let mut offered = BTreeSet::new();
+    for (key, import) in &desired.imports {
+        let has_address = import.import_type == ImportType::ClusterSetIP;
+        let of = desired.services.get(key).filter(|_| has_address);
+        let of = of.and_then(|service| admitting(service, desired));
+        for port in of.iter().flat_map(|service| &service.ports) {
+            offered.insert(ImportPort {
+                service: key.clone(),
+                port: port.port,
+            });
+        }
+    }
+    offered
+}
+
+/// The part of a service that admits clients without a sidecar; `None` where no part does.
+pub fn admitting(service: &Service, desired: &Desired) -> Option<Service> {
+    let import = desired.imports.get(&service.key)?;
+    let admits = |cluster: &_| import.unmeshed_clients.contains(cluster);
+    let mut part = service.clone();
+    part.clusters.retain(|cluster, _| admits(cluster));
+    part.endpoints.retain(|endpoint| admits(&endpoint.cluster));
+    let clusters = part.clusters.values();
+    let exposed: BTreeSet<u16> = clusters.flat_map(|of| of.ports.iter().copied()).collect();
+    part.ports.retain(|port| exposed.contains(&port.port));
+    (!part.ports.is_empty()).then_some(part)
+}
+
+fn exhausted(range: &RangeInclusive<u16>) -> Condition {
+    let message = format!(
+        "no port from {} to {} is free for clients without a sidecar; widen `importPorts` of \
+         federation, or export less to them",
+        range.start(),
+        range.end()
+    );
+    Condition::new("Ready", ConditionStatus::False, "PortsExhausted", message)
+}

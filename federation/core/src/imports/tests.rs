@@ -1,0 +1,254 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::Session;
+use crate::gateways::{GatewayRegistration, ImportListeners};
+use crate::merge::{Contribution, merge};
+use crate::testing::{Clock, export, port, service};
+
+/// A book, gateways that come and go, and a clock.
+struct Bench {
+    clock: Clock,
+    gateways: Gateways,
+    book: PortBook,
+    hold: bool,
+}
+
+impl Bench {
+    fn new(range: RangeInclusive<u16>) -> Self {
+        let clock = Clock::default();
+        Self {
+            clock,
+            gateways: Gateways::new(),
+            book: PortBook::new(range, []),
+            hold: false,
+        }
+    }
+
+    /// Replica `name` says that it has these ports open.
+    fn says(&mut self, name: &str, open: &[u16]) {
+        let registration = GatewayRegistration {
+            replica: name.to_owned(),
+            egress_address: ([127, 0, 0, 1], 1).into(),
+            tunnel_addresses: Vec::new(),
+            ready: true,
+            draining: false,
+            imports: Some(ImportListeners {
+                address: [127, 0, 0, 1].into(),
+                open: open.iter().copied().collect(),
+                failed: BTreeSet::new(),
+            }),
+        };
+        let now = self.clock.now().instant;
+        self.gateways
+            .register(registration, Session(1), now)
+            .unwrap();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let now = self.clock.pass(time);
+        self.gateways.tick(now.instant);
+    }
+
+    /// The numbers of these services' ports 80, as assigned now; and who got none.
+    fn assign(&mut self, services: &[&str]) -> (BTreeMap<String, u16>, Vec<String>) {
+        let mut desired = desired(services, true);
+        let now = self.clock.now().wall;
+        self.book
+            .assign(&mut desired, &self.gateways, self.hold, now);
+        let numbers = desired.import_ports.iter();
+        let numbers = numbers.map(|(of, number)| (of.service.to_string(), *number));
+        let without = desired.import_conditions.iter();
+        let without = without.filter(|(_, conditions)| conditions[0].reason == "PortsExhausted");
+        (
+            numbers.collect(),
+            without.map(|(key, _)| key.to_string()).collect(),
+        )
+    }
+
+    fn of(&mut self, services: &[&str]) -> Vec<u16> {
+        self.assign(services).0.into_values().collect()
+    }
+}
+
+/// West exports these with port 80.
+fn desired(services: &[&str], unmeshed_clients: bool) -> Desired {
+    let mut desired = Desired::default();
+    for key in services {
+        let contribution = Contribution {
+            cluster: "west".parse().unwrap(),
+            export: Arc::new(crate::Export {
+                unmeshed_clients,
+                ..export(key, vec![port(80)], 1)
+            }),
+        };
+        let key = service(key);
+        let merged = merge(&"east".parse().unwrap(), &key, &[contribution]).unwrap();
+        let of = Service {
+            key: key.clone(),
+            ports: merged.seen.ports.clone(),
+            clusters: merged.seen.clusters.clone(),
+            endpoints: Vec::new(),
+            failback: Default::default(),
+            policy: None,
+            drained: BTreeSet::new(),
+        };
+        desired.services.insert(key.clone(), Arc::new(of));
+        desired.imports.insert(key, merged.import);
+    }
+    desired
+}
+
+const RANGE: RangeInclusive<u16> = 16_000..=16_002;
+
+#[test]
+fn each_import_keeps_its_number() {
+    let mut bench = Bench::new(RANGE);
+    bench.says("g1", &[]);
+    assert_eq!(bench.of(&["shop/b"]), [16_000]);
+    let (numbers, _) = bench.assign(&["shop/a", "shop/b"]);
+    assert_eq!((numbers["shop/a"], numbers["shop/b"]), (16_001, 16_000));
+    // Over a restart, too.
+    bench.book = PortBook::new(RANGE, bench.book.kept());
+    assert_eq!(bench.assign(&["shop/a", "shop/b"]).0, numbers);
+}
+
+#[test]
+fn nothing_is_offered_that_no_gateway_serves_or_no_cluster_admits() {
+    let mut bench = Bench::new(RANGE);
+    assert!(bench.of(&["shop/a"]).is_empty());
+    bench.says("g1", &[]);
+    let mut refused = desired(&["shop/a"], false);
+    let now = bench.clock.now().wall;
+    bench.book.assign(&mut refused, &bench.gateways, false, now);
+    assert!(refused.import_ports.is_empty() && refused.import_conditions.is_empty());
+    assert_eq!(bench.of(&["shop/a"]).len(), 1);
+}
+
+#[test]
+fn a_number_that_is_given_back_rests() {
+    let mut bench = Bench::new(16_000..=16_000);
+    bench.says("g1", &[]);
+    bench.of(&["shop/a"]);
+    bench.says("g1", &[16_000]);
+    assert!(bench.of(&[]).is_empty());
+    bench.says("g1", &[]);
+    // It comes back to whom it belonged at once, and to nobody else.
+    let mut other = bench.book.clone();
+    std::mem::swap(&mut bench.book, &mut other);
+    assert_eq!(bench.of(&["shop/a"]), [16_000]);
+    std::mem::swap(&mut bench.book, &mut other);
+    let mut waited = Duration::ZERO;
+    while waited < REST {
+        let (numbers, without) = bench.assign(&["shop/b"]);
+        assert_eq!((numbers.len(), &*without), (0, &["shop/b".to_owned()][..]));
+        bench.pass(Duration::from_secs(5));
+        bench.says("g1", &[]);
+        waited += Duration::from_secs(5);
+    }
+    assert_eq!(bench.of(&["shop/b"]), [16_000]);
+}
+
+#[test]
+fn a_number_rests_until_each_gateway_has_closed_it() {
+    let mut bench = Bench::new(16_000..=16_000);
+    for name in ["g1", "g2"] {
+        bench.says(name, &[16_000]);
+    }
+    bench.book.used.insert(
+        ImportPort {
+            service: service("shop/a"),
+            port: 80,
+        },
+        16_000,
+    );
+    bench.of(&[]);
+    // One has closed it; of the other nothing is heard, for hours and over a restart.
+    for _ in 0..20 {
+        bench.pass(Duration::from_secs(3600));
+        bench.says("g1", &[]);
+        assert!(bench.of(&["shop/b"]).is_empty());
+        bench.book = PortBook::new(16_000..=16_000, bench.book.kept());
+    }
+    // It has still got it open; then it has not.
+    bench.says("g2", &[16_000]);
+    assert!(bench.of(&["shop/b"]).is_empty());
+    bench.says("g2", &[]);
+    assert_eq!(bench.of(&["shop/b"]), [16_000]);
+}
+
+#[test]
+fn a_gateway_that_never_returns_is_waited_for_while_its_certificate_lasts() {
+    let mut bench = Bench::new(16_000..=16_000);
+    bench.says("gone", &[]);
+    bench.says("g1", &[]);
+    assert_eq!(bench.of(&["shop/a"]), [16_000]);
+    bench.of(&[]);
+    let hour = Duration::from_secs(3600);
+    let mut hours = 0;
+    while bench.of(&["shop/b"]).is_empty() {
+        bench.pass(hour);
+        bench.says("g1", &[]);
+        hours += 1;
+    }
+    assert_eq!(hour * hours, FORGOTTEN);
+}
+
+#[test]
+fn nothing_is_given_back_while_peers_are_waited_for() {
+    let mut bench = Bench::new(RANGE);
+    bench.says("g1", &[]);
+    let before = bench.of(&["shop/a", "shop/b"]);
+    bench.hold = true;
+    assert_eq!(bench.of(&[]), before);
+    assert_eq!(bench.of(&["shop/c"]).len(), 3);
+    bench.hold = false;
+    assert_eq!(bench.of(&["shop/c"]), [16_002]);
+}
+
+#[test]
+fn a_number_that_is_open_somewhere_is_not_free() {
+    let mut bench = Bench::new(RANGE);
+    // A crash has lost what it was for.
+    bench.says("g1", &[16_000]);
+    assert_eq!(bench.of(&["shop/a"]), [16_001]);
+}
+
+#[test]
+fn another_range_moves_what_is_outside() {
+    let mut bench = Bench::new(RANGE);
+    bench.says("g1", &[]);
+    bench.of(&["shop/a"]);
+    bench.book = PortBook::new(17_000..=17_009, bench.book.kept());
+    assert_eq!(bench.of(&["shop/a"]), [17_000]);
+    assert!(bench.book.is_held(16_000), "clients may still use it");
+}
+
+#[test]
+fn who_was_too_many_is_told_and_the_others_stay() {
+    let mut bench = Bench::new(RANGE);
+    bench.says("g1", &[]);
+    let (numbers, without) = bench.assign(&["shop/a", "shop/b", "shop/c", "shop/d"]);
+    assert_eq!((numbers.len(), &*without), (3, &["shop/d".to_owned()][..]));
+}
+
+#[test]
+fn a_number_is_told_only_once_a_restart_would_find_it() {
+    let mut bench = Bench::new(16_000..=16_009);
+    bench.says("gateway-1", &[]);
+    bench.assign(&["shop/a"]);
+    let before = bench.book.kept();
+    let mut told = desired(&["shop/a", "shop/b"], true);
+    let now = bench.clock.now().wall;
+    bench.book.assign(&mut told, &bench.gateways, false, now);
+    assert_eq!(told.import_ports.len(), 2);
+    for (kept, numbers) in [
+        (bench.book.kept(), vec![16_000, 16_001]),
+        (before, vec![16_000]),
+        (Vec::new(), Vec::new()),
+    ] {
+        PortBook::tell_only_kept(&mut told, &kept);
+        let found: Vec<_> = told.import_ports.values().copied().collect();
+        assert_eq!(found, numbers);
+    }
+}
