@@ -43,10 +43,10 @@ pub(super) fn objects() -> Vec<Value> {
 
 fn policy(name: &str, pods: Value, ingress: Value) -> Value {
     let mut policy = namespaced("networking.k8s.io/v1", "NetworkPolicy", name);
-    policy["spec"] = json!({
-        "podSelector": pods,
-        "policyTypes": ["Ingress"],
-        "ingress": ingress,
-    });
+    policy["spec"] = json!({ "podSelector": pods, "policyTypes": ["Ingress"] });
+    // As the API server writes nothing: applying it again is then no change.
+    if ingress != json!([]) {
+        policy["spec"]["ingress"] = ingress;
+    }
     policy
 }
