@@ -13,6 +13,7 @@ use linkspan_dataplane::{
         pool::PoolLimits,
     },
     discover::{self, Registration, Snapshot},
+    forward::http::serve::ServeLimits,
     identity::{first_contact_until, keep_fresh_counted},
     outbound::{Driver, Listener, Means, Outbound, Services, Source},
 };
@@ -183,6 +184,8 @@ impl Bound {
                 source: cell.source(),
                 idle: self.config.idle_timeout,
                 access_log: self.config.access_log,
+                limits: ServeLimits::default(),
+                requests: None,
                 stop: stop.clone(),
             });
             tasks.essential("outbound", async move {

@@ -10,7 +10,7 @@ use crate::{
     connect::pool::Lease,
     forward::http::{
         BodyError, Incoming, Moved, Observer, ReceivedBody, Replay, ReplayBody, SendError, Upload,
-        Watched, grpc, headers, retry::is_idempotent, send, serve, serve::ServeLimits,
+        Watched, grpc, headers, retry::is_idempotent, send, serve,
     },
     report::{Access, RequestReport},
 };
@@ -19,7 +19,10 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header, uri::Author
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use linkspan_routing::{Endpoint, Failure, Pick};
 use linkspan_runtime::{BoxError, process::chain};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+};
 use tracing::debug;
 
 use super::{
@@ -43,7 +46,7 @@ impl Outbound {
             let outbound = outbound.clone();
             async move { Ok::<_, BoxError>(outbound.request(request, caller).await) }
         };
-        let served = serve(io, ServeLimits::default(), self.inner.stop.clone(), handler).await;
+        let served = serve(io, self.inner.limits, self.inner.stop.clone(), handler).await;
         if let Err(error) = served {
             debug!(%caller, error = %chain(&*error), "HTTP connection ended badly");
         }
@@ -54,6 +57,13 @@ impl Outbound {
         if request.method() == Method::CONNECT {
             return refusal(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported");
         }
+        let places = self.inner.requests.as_deref();
+        let Ok(_place) = places.map(Semaphore::try_acquire).transpose() else {
+            return refusal(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many requests wait already",
+            );
+        };
         let resolved = match self.resolve().await {
             Ok(resolved) => resolved,
             Err(error) => return refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),

@@ -31,6 +31,7 @@ use crate::{
         Prefixed,
         http::{DETECT_TIMEOUT, Protocol, detect_http},
     },
+    forward::http::serve::ServeLimits,
     report::Access,
 };
 use linkspan_routing::{AppProtocol, ServiceKey};
@@ -72,6 +73,8 @@ struct Inner {
     in_vain: Mutex<Option<Instant>>,
     idle: Duration,
     access_log: bool,
+    limits: ServeLimits,
+    requests: Option<Arc<Semaphore>>,
     stop: Stop,
 }
 
@@ -88,6 +91,11 @@ pub struct Listener {
     pub idle: Duration,
     /// Whether each request and opaque connection gets a line.
     pub access_log: bool,
+    /// Of each HTTP connection.
+    pub limits: ServeLimits,
+    /// Requests that may wait for their answers at a time, shared with others; more are refused at
+    /// once (503). `None`: as many as the caller's connections carry.
+    pub requests: Option<Arc<Semaphore>>,
     /// Ends it.
     pub stop: Stop,
 }
@@ -123,6 +131,8 @@ impl Outbound {
             source,
             idle,
             access_log,
+            limits,
+            requests,
             stop,
         } = listener;
         let held = Semaphore::new(MAX_HELD);
@@ -135,6 +145,8 @@ impl Outbound {
                 in_vain: Mutex::default(),
                 idle,
                 access_log,
+                limits,
+                requests,
                 stop,
             }),
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::gateways::Gateways;
-use crate::model::{Condition, ConditionStatus, ImportType, Service, ServiceKey};
+use crate::model::{ClusterId, Condition, ConditionStatus, ImportType, Service, ServiceKey};
 use crate::plan::Desired;
 use crate::presence::Presence;
 
@@ -21,6 +21,9 @@ mod tests;
 
 /// How long a number that is given back is not used for anything else.
 pub const REST: Duration = Duration::from_secs(600);
+/// Most numbers that one cluster's exports take: whoever exports without end leaves the rest to the
+/// others, and each is a listening socket of every gateway.
+pub const MOST_OF_ONE: usize = 512;
 /// A gateway's word counts as later than the return of a number after this time: longer than the
 /// lease for which a silent one counts as connected.
 const SURELY_LATER: Duration = Duration::from_secs(15);
@@ -152,17 +155,11 @@ impl PortBook {
             self.give_back(&wanted, now);
         }
         self.end_rests(gateways, now);
-        let mut without = BTreeSet::new();
-        for port in &wanted {
-            if !self.used.contains_key(port) && !self.take(port, gateways) {
-                without.insert(port.service.clone());
-            }
-        }
-        desired.import_ports = self.used.clone();
-        for service in without {
+        for service in self.take_all(&wanted, desired, gateways) {
             let condition = exhausted(&self.range);
             desired.import_conditions.insert(service, vec![condition]);
         }
+        desired.import_ports = self.used.clone();
     }
 
     /// Notes the gateways that serve clients without a sidecar, and forgets those long gone.
@@ -214,29 +211,59 @@ impl PortBook {
         });
     }
 
-    /// Finds a number: the one that it had before, else the lowest that is free. One that a gateway
-    /// has open without our knowledge (a crash may lose the newest of what is kept) is not free.
-    fn take(&mut self, port: &ImportPort, gateways: &Gateways) -> bool {
-        let range = self.range.clone();
-        let before = self
-            .resting
+    /// Finds numbers for what has none; gives back who got none. Each has the one that it had before,
+    /// else the lowest that is free. One that a gateway has open without our knowledge (a crash may
+    /// lose the newest of what is kept) is not free. One pass over all numbers, however much is
+    /// wanted: peers say how much.
+    fn take_all(
+        &mut self,
+        wanted: &BTreeSet<ImportPort>,
+        desired: &Desired,
+        gateways: &Gateways,
+    ) -> BTreeSet<ServiceKey> {
+        let missing: Vec<_> = wanted
             .iter()
-            .find(|(number, (of, _))| of == port && range.contains(number))
-            .map(|(number, _)| *number);
-        let is_open = |number: &u16| {
-            let mut registrations = gateways.iter().map(|gateway| gateway.registration);
-            registrations.any(|of| open(of).is_some_and(|open| open.contains(number)))
-        };
-        let found = before.or_else(|| {
-            let held: BTreeSet<_> = self.used.values().chain(self.resting.keys()).collect();
-            let mut free = range.filter(|number| !held.contains(number));
-            free.find(|number| !is_open(number))
-        });
-        if let Some(number) = found {
+            .filter(|port| !self.used.contains_key(*port))
+            .collect();
+        let mut without = BTreeSet::new();
+        if missing.is_empty() {
+            return without;
+        }
+        let range = self.range.clone();
+        let rested = self.resting.iter();
+        let mut before: BTreeMap<_, _> = rested
+            .filter(|(number, _)| range.contains(number))
+            .map(|(number, (of, _))| (of.clone(), *number))
+            .collect();
+        let registrations = gateways.iter().map(|gateway| gateway.registration);
+        let mut held: BTreeSet<u16> = registrations.filter_map(open).flatten().copied().collect();
+        held.extend(self.used.values().chain(self.resting.keys()));
+        let mut free = range.filter(|number| !held.contains(number));
+        let mut shares = self.shares(desired);
+        for port in missing {
+            let share = shares.entry(provider(&port.service, desired)).or_default();
+            let found = match *share < MOST_OF_ONE {
+                true => before.remove(port).or_else(|| free.next()),
+                false => None,
+            };
+            let Some(number) = found else {
+                without.insert(port.service.clone());
+                continue;
+            };
+            *share += 1;
             self.resting.remove(&number);
             self.used.insert(port.clone(), number);
         }
-        found.is_some()
+        without
+    }
+
+    /// How many numbers there are because of each cluster.
+    fn shares(&self, desired: &Desired) -> BTreeMap<Option<ClusterId>, usize> {
+        let mut shares = BTreeMap::new();
+        for port in self.used.keys() {
+            *shares.entry(provider(&port.service, desired)).or_default() += 1;
+        }
+        shares
     }
 
     /// Takes out of `desired` what is not in `kept`, the newest that a restart would find: a number
@@ -269,6 +296,12 @@ fn open(registration: &crate::gateways::GatewayRegistration) -> Option<&BTreeSet
 /// Zero where the clock was set back.
 fn age(since: SystemTime, now: SystemTime) -> Duration {
     now.duration_since(since).unwrap_or_default()
+}
+
+/// To which cluster the ports of an import are put down: one of those that admit such clients.
+fn provider(service: &ServiceKey, desired: &Desired) -> Option<ClusterId> {
+    let import = desired.imports.get(service)?;
+    import.unmeshed_clients.first().cloned()
 }
 
 /// What clients without a sidecar may use: the ports of imports with one address, at clusters that
@@ -304,8 +337,8 @@ pub fn admitting(service: &Service, desired: &Desired) -> Option<Service> {
 
 fn exhausted(range: &RangeInclusive<u16>) -> Condition {
     let message = format!(
-        "no port from {} to {} is free for clients without a sidecar; widen `importPorts` of \
-         federation, or export less to them",
+        "no port from {} to {} is free for clients without a sidecar, or the exports of one cluster \
+         have {MOST_OF_ONE} already; widen `importPorts` of federation, or export less to them",
         range.start(),
         range.end()
     );

@@ -106,6 +106,12 @@ impl Imports {
                 listeners.follow(&snapshot.imports).await;
             }
             let ports = listeners.ports();
+            let imports = snapshot
+                .as_ref()
+                .map(|snapshot| snapshot.imports.as_slice());
+            if imports.is_some_and(|imports| listeners.misses(imports)) {
+                continue;
+            }
             let retry = !ports.failed.is_empty();
             registration::listening(&self.registration, &ports.open, &ports.failed);
             tokio::select! {

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use linkspan_dataplane::accept::Accept;
 use linkspan_dataplane::discover::ImportPort;
 use linkspan_dataplane::forward::bytes::Duplex;
+use linkspan_dataplane::forward::http::serve::ServeLimits;
 use linkspan_dataplane::outbound::{Listener, Outbound, SourceCell};
 use linkspan_runtime::logging::Sparing;
 use linkspan_runtime::stop::Stop;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -22,6 +23,14 @@ use linkspan_runtime::places::{self, Full, Place, Places};
 
 /// Between two warnings of clients that found no place.
 const REFUSALS: Duration = Duration::from_secs(10);
+
+/// Requests at a time over one HTTP/2 connection: the client may be anybody who reaches the port.
+const STREAMS: u32 = 100;
+/// Largest head of a request, bytes.
+const HEAD: u32 = 16 * 1024;
+/// Requests of all clients that wait for their answers. With a head and 64 KiB of a body, kept to
+/// send it again, some 640 MiB at worst, in the process that carries every link.
+const MAX_REQUESTS: usize = 8_192;
 
 /// What all listeners have in common.
 pub(super) struct Means {
@@ -49,6 +58,8 @@ pub(super) struct Listeners {
     /// Told to close; some may not have yet.
     closing: BTreeSet<u16>,
     failed: BTreeSet<u16>,
+    /// Requests that wait for their answers.
+    requests: Arc<Semaphore>,
     /// Those whose listeners are closed.
     closed: watch::Sender<Vec<u16>>,
     tasks: TaskTracker,
@@ -107,6 +118,7 @@ impl Listeners {
             open: BTreeMap::new(),
             closing: BTreeSet::new(),
             failed: BTreeSet::new(),
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             closed: watch::Sender::default(),
             tasks: TaskTracker::new(),
         }
@@ -172,6 +184,12 @@ impl Listeners {
             source: self.means.source.clone(),
             idle: self.means.idle,
             access_log: self.means.access_log,
+            limits: ServeLimits {
+                streams: STREAMS,
+                head: HEAD,
+                ..ServeLimits::default()
+            },
+            requests: Some(Arc::clone(&self.requests)),
             stop: stop.clone(),
         });
         let door = Arc::clone(&self.door);
@@ -219,6 +237,17 @@ impl Listeners {
             // Closed with everything else.
             self.open.remove(&number);
         }
+    }
+
+    /// Whether something that is wanted is neither open nor failed nor waiting for its port to
+    /// close: what closed a moment ago can be opened now.
+    pub(super) fn misses(&self, wanted: &[ImportPort]) -> bool {
+        wanted.iter().any(|of| {
+            let number = of.listen;
+            !self.open.contains_key(&number)
+                && !self.closing.contains(&number)
+                && !self.failed.contains(&number)
+        })
     }
 
     /// How it stands with the ports.

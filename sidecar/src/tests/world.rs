@@ -242,6 +242,8 @@ pub(super) async fn outbound(source: SourceCell, stop: Stop) -> SocketAddr {
         source,
         idle: Duration::from_secs(60),
         access_log: true,
+        limits: ServeLimits::default(),
+        requests: None,
         stop,
     });
     tokio::spawn(outbound.run(listener));

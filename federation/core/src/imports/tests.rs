@@ -73,10 +73,14 @@ impl Bench {
 
 /// West exports these with port 80.
 fn desired(services: &[&str], unmeshed_clients: bool) -> Desired {
+    desired_of("west", services, unmeshed_clients)
+}
+
+fn desired_of(cluster: &str, services: &[&str], unmeshed_clients: bool) -> Desired {
     let mut desired = Desired::default();
     for key in services {
         let contribution = Contribution {
-            cluster: "west".parse().unwrap(),
+            cluster: cluster.parse().unwrap(),
             export: Arc::new(crate::Export {
                 unmeshed_clients,
                 ..export(key, vec![port(80)], 1)
@@ -251,4 +255,33 @@ fn a_number_is_told_only_once_a_restart_would_find_it() {
         let found: Vec<_> = told.import_ports.values().copied().collect();
         assert_eq!(found, numbers);
     }
+}
+
+/// The quota of a peer's records allows 200,000 ports.
+#[test]
+fn one_cluster_takes_its_share_and_no_more_however_much_it_exports() {
+    let names: Vec<_> = (0..20_000).map(|number| format!("aaa/s{number}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let mut bench = Bench::new(16_000..=17_999);
+    bench.says("g1", &[16_000]);
+    let mut greedy = desired(&names, true);
+    let honest = ServiceKey::new("shop", "cart").unwrap();
+    let mut of = desired_of("north", &["shop/cart"], true);
+    greedy.imports.append(&mut of.imports);
+    greedy.services.append(&mut of.services);
+    let begun = std::time::Instant::now();
+    for _ in 0..3 {
+        let mut desired = greedy.clone();
+        let now = bench.clock.now().wall;
+        bench.book.assign(&mut desired, &bench.gateways, false, now);
+        assert_eq!(desired.import_ports.len(), MOST_OF_ONE + 1);
+        assert!(desired.import_ports.keys().any(|of| of.service == honest));
+        let numbers: BTreeSet<_> = desired.import_ports.values().collect();
+        assert_eq!(numbers.len(), MOST_OF_ONE + 1);
+        assert!(!numbers.contains(&16_000), "a gateway has it open");
+        let told = desired.import_conditions.len();
+        assert_eq!(told, names.len() - MOST_OF_ONE);
+    }
+    // Quadratic it would take minutes.
+    assert!(begun.elapsed() < Duration::from_secs(20));
 }
