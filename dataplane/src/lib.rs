@@ -6,7 +6,8 @@
 //! bounds    it?       SNI                                      gateway     requests   one count
 //! ```
 //!
-//! [`outbound`] puts these steps in order for the callers' side. Beside the path: [`discover`] keeps
+//! [`outbound`] puts these steps in order for the callers' side, [`inbound`] those of the side that is
+//! called. Beside the path: [`discover`] keeps
 //! this proxy's snapshot of the control plane, [`identity`] its certificate. [`frame`] and [`proxy_header`] are the small formats spoken on the way.
 
 pub mod accept;
@@ -16,6 +17,7 @@ pub mod discover;
 pub mod forward;
 pub mod frame;
 pub mod identity;
+pub mod inbound;
 pub mod outbound;
 pub mod proxy_header;
 pub mod report;

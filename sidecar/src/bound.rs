@@ -15,6 +15,7 @@ use linkspan_dataplane::{
     discover::{self, Registration, Snapshot},
     forward::http::serve::ServeLimits,
     identity::{first_contact_until, keep_fresh_counted},
+    inbound::{self, Inbound},
     outbound::{Driver, Listener, Means, Outbound, Services, Source},
 };
 use linkspan_runtime::{
@@ -29,7 +30,6 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     Config, dump,
-    inbound::{self, Inbound},
     mesh::{Mesh, MeshCell},
     workload,
 };
@@ -332,13 +332,13 @@ fn mesh(
         .map(|outbound| (outbound.service.clone(), outbound.port));
     let inbound = Inbound::new(inbound::Means {
         material: reader.clone(),
-        own: inbound::Identity {
+        own: inbound::Own {
             endpoint: config.endpoint(),
             cluster: config.cluster.label(),
             trust_domain: config.federation.trust_domain.clone(),
         },
         cluster: config.cluster.clone(),
-        workload: config.workload.clone(),
+        application: config.workload.application(),
         traffic: metrics.traffic.clone(),
         idle: config.idle_timeout,
         access_log: config.access_log,

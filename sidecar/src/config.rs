@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use linkspan_dataplane::identity::FederationClient;
+use linkspan_dataplane::{identity::FederationClient, inbound::Application};
 use linkspan_routing::{ClusterId, EndpointId, Locality, Place, ServiceKey};
 use linkspan_runtime::config::{ConfigError, Problems, read_yaml};
 
@@ -211,9 +211,11 @@ impl Workload {
         })
     }
 
-    /// Where the application takes connections for this target port of a Service.
-    pub(crate) fn app(&self, target_port: u16) -> SocketAddr {
-        let port = self.ports.get(&target_port).copied().unwrap_or(target_port);
-        SocketAddr::new(self.app_address, port)
+    /// Where the application takes connections.
+    pub(crate) fn application(&self) -> Application {
+        Application::Here {
+            address: self.app_address,
+            ports: self.ports.clone(),
+        }
     }
 }

@@ -10,7 +10,6 @@
 mod bound;
 mod config;
 mod dump;
-mod inbound;
 mod mesh;
 #[cfg(test)]
 mod tests;

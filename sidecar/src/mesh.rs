@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use linkspan_dataplane::{
     discover::Snapshot,
+    inbound::Inbound,
     outbound::{Source, SourceCell},
 };
 use tokio::sync::{SetOnce, watch};
-
-use crate::inbound::Inbound;
 
 /// The mesh as the sidecar sees it.
 #[derive(Debug)]

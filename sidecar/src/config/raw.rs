@@ -346,6 +346,7 @@ fn loopback(key: &str, text: &str, problems: &mut Problems) -> Option<SocketAddr
 mod tests {
     use std::time::Duration;
 
+    use linkspan_dataplane::inbound::Application;
     use linkspan_runtime::config::parse_yaml;
     use linkspan_trust::testing::Pki;
 
@@ -391,7 +392,11 @@ debugListen: 127.0.0.1:15021
         assert_eq!(config.idle_timeout, Duration::from_secs(300));
         assert!(!config.access_log && config.outbound.is_empty());
         assert_eq!(config.workload.readiness, Readiness::Fixed(true));
-        assert_eq!(config.workload.app(8080).to_string(), "127.0.0.1:8080");
+        let application = Application::Here {
+            address: [127, 0, 0, 1].into(),
+            ports: BTreeMap::new(),
+        };
+        assert_eq!(config.workload.application(), application);
     }
 
     #[test]
@@ -405,8 +410,11 @@ drainGrace: 5s
 idleTimeout: 1m
 accessLog: true";
         let config = load(workload, rest).unwrap();
-        assert_eq!(config.workload.app(80).to_string(), "127.0.0.2:9001");
-        assert_eq!(config.workload.app(81).to_string(), "127.0.0.2:9002");
+        let application = Application::Here {
+            address: [127, 0, 0, 2].into(),
+            ports: [(80, 9001), (81, 9002)].into(),
+        };
+        assert_eq!(config.workload.application(), application);
         let probe = Probe {
             port: 9001,
             path: Some("/healthz".to_owned()),

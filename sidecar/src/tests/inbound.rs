@@ -4,8 +4,8 @@ use ::http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use linkspan_dataplane::{
     connect::mtls::{Connected, InnerAlpn},
-    discover::Snapshot,
     forward::http::{BodyError, SendError, send},
+    inbound::Rules,
     target::Target,
 };
 use linkspan_routing::{AppProtocol, EndpointId};
@@ -55,10 +55,10 @@ async fn only_callers_it_is_exported_to_may_pass() {
     // Known here because something else is exported to it, but not this.
     let mut other = served(AppProtocol::Http, &["north"]);
     other.key = "shop/cart".parse().unwrap();
-    let inbound = vec![served(AppProtocol::Http, &["east"]), other];
-    server.inbound.apply(&Snapshot {
-        inbound,
-        ..Snapshot::default()
+    let services = vec![served(AppProtocol::Http, &["east"]), other];
+    server.inbound.apply(Rules {
+        services,
+        ..Rules::default()
     });
     let io = world
         .connect(&stranger, &server, target(&server), InnerAlpn::Http)
@@ -139,7 +139,7 @@ async fn what_is_withdrawn_is_refused_on_open_connections_too() {
         )
     };
     assert_eq!(ask().await.unwrap().status(), StatusCode::OK);
-    server.inbound.apply(&Snapshot::default());
+    server.inbound.apply(Rules::default());
     assert!(matches!(ask().await, Err(SendError::Refused(_))));
 }
 

@@ -21,6 +21,7 @@ use linkspan_dataplane::{
     },
     discover::{GatewayInfo, InboundPort, InboundService, PeerInfo, Snapshot},
     forward::http::{BodyError, Incoming, serve, serve::ServeLimits},
+    inbound::{self, Application, Inbound, Rules},
     outbound::{
         Destination, Driver, Listener, Means, Outbound, Services, Source as Calls, SourceCell,
     },
@@ -38,11 +39,6 @@ use linkspan_trust::{MaterialReader, MaterialWriter, SpiffeId, testing};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
-};
-
-use crate::{
-    config::{Readiness, Workload},
-    inbound::{self, Inbound},
 };
 
 pub(super) const PORT: u16 = 80;
@@ -146,21 +142,21 @@ impl World {
         let id = EndpointId::from_uid(name);
         let inbound = Inbound::new(inbound::Means {
             material,
-            own: inbound::Identity {
+            own: inbound::Own {
                 endpoint: id.clone(),
                 cluster: cluster(in_cluster).label(),
                 trust_domain: testing::trust_domain(&domain(in_cluster)),
             },
             cluster: cluster(in_cluster),
-            workload: workload(app),
+            application: application(app),
             traffic: TrafficMetrics::register(&Registry::new()).unwrap(),
             idle: Duration::from_secs(60),
             access_log: true,
             stop: stop.clone(),
         });
-        inbound.apply(&Snapshot {
-            inbound: vec![served(protocol, &["east", "west"])],
-            ..Snapshot::default()
+        inbound.apply(Rules {
+            services: vec![served(protocol, &["east", "west"])],
+            ..Rules::default()
         });
         tokio::spawn(inbound.clone().run(listener));
         let local = in_cluster == "east";
@@ -319,19 +315,10 @@ pub(super) fn served(protocol: AppProtocol, exported_to: &[&str]) -> InboundServ
     }
 }
 
-fn workload(app: SocketAddr) -> Workload {
-    Workload {
-        uid: "unused".to_owned(),
-        namespace: "shop".to_owned(),
-        service_account: "checkout".to_owned(),
-        labels: BTreeMap::new(),
-        locality: Locality::unknown(),
-        hostname: String::new(),
-        weight: 1,
-        app_address: app.ip(),
-        address: None,
+fn application(app: SocketAddr) -> Application {
+    Application::Here {
+        address: app.ip(),
         ports: [(TARGET_PORT, app.port())].into(),
-        readiness: Readiness::Fixed(true),
     }
 }
 

@@ -1,7 +1,8 @@
-//! From the mesh to the workload: who calls what, may they, and on to the application.
+//! From the mesh to a workload: who calls what, may they, and on to the application.
 //!
 //! The source's sidecar and the gateways have checked before; this is the last check, and the only
-//! one that the workload's owner has to trust.
+//! one that the workload's owner has to trust. A sidecar does it for its workload, a gateway for each
+//! server without a sidecar.
 
 mod app;
 mod check;
@@ -10,23 +11,23 @@ mod http;
 mod tcp;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::Display,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
-use linkspan_dataplane::{
+use crate::{
     accept::Accept,
     connect::mtls::{Accepted, Acceptor, AcceptorLimits, Alpn},
     detect::http::{DETECT_TIMEOUT, NoHttp, Protocol, detect_http},
-    discover::{InboundService, PeerInfo, Snapshot},
+    discover::{InboundPort, InboundService, PeerInfo, Snapshot},
     forward::bytes::Duplex,
     report::Access,
     target::TargetName,
 };
+use arc_swap::ArcSwap;
 use linkspan_routing::{AppProtocol, ClusterId};
 use linkspan_runtime::{
     logging::Sparing,
@@ -43,9 +44,11 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
-use crate::config::Workload;
 use app::App;
-use check::{Own, Passage};
+use check::{Passage, Refusal};
+use dial::Distance;
+
+pub use check::Own;
 
 /// Between two warnings of refused calls.
 const REFUSALS: Duration = Duration::from_secs(10);
@@ -54,9 +57,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How long the application may take to see connections close that carry nothing any more.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Serves the mesh's calls to the workload.
+/// Serves the mesh's calls to one workload.
 #[derive(Clone, Debug)]
-pub(crate) struct Inbound {
+pub struct Inbound {
     inner: Arc<Inner>,
 }
 
@@ -66,7 +69,7 @@ struct Inner {
     material: MaterialReader,
     own: Own,
     cluster: ClusterId,
-    workload: Workload,
+    application: Application,
     rules: ArcSwap<Rules>,
     app: App,
     traffic: TrafficMetrics,
@@ -77,41 +80,89 @@ struct Inner {
 }
 
 /// What discovery says of calls to this workload.
-#[derive(Debug, Default)]
-struct Rules {
-    services: Vec<InboundService>,
-    peers: Vec<PeerInfo>,
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rules {
+    /// Services that it serves.
+    pub services: Vec<InboundService>,
+    /// Linked clusters.
+    pub peers: Vec<PeerInfo>,
 }
 
-/// What an inbound listener is made with.
-pub(crate) struct Means {
-    pub(crate) material: MaterialReader,
-    pub(crate) own: Own,
-    pub(crate) cluster: ClusterId,
-    pub(crate) workload: Workload,
-    pub(crate) traffic: TrafficMetrics,
-    pub(crate) idle: Duration,
-    pub(crate) access_log: bool,
-    pub(crate) stop: Stop,
+/// Where the application listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Application {
+    /// Beside us, at the target ports of the services.
+    Here {
+        /// Its address.
+        address: IpAddr,
+        /// Target ports for which it listens on another port.
+        ports: BTreeMap<u16, u16>,
+    },
+    /// Elsewhere in the cluster, at these addresses, by Service port.
+    There(BTreeMap<u16, SocketAddr>),
 }
 
-pub(crate) use check::Own as Identity;
+impl Application {
+    fn at(&self, port: &InboundPort) -> Option<SocketAddr> {
+        match self {
+            Self::Here { address, ports } => {
+                let target = port.target_port;
+                let port = ports.get(&target).copied().unwrap_or(target);
+                Some(SocketAddr::new(*address, port))
+            }
+            Self::There(addresses) => addresses.get(&port.port).copied(),
+        }
+    }
+
+    fn distance(&self) -> Distance {
+        match self {
+            Self::Here { .. } => Distance::Machine,
+            Self::There(_) => Distance::Cluster,
+        }
+    }
+}
+
+/// What an [`Inbound`] is made with.
+#[derive(Debug)]
+pub struct Means {
+    /// The workload's certificate.
+    pub material: MaterialReader,
+    /// Which endpoint it is.
+    pub own: Own,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Where its application listens.
+    pub application: Application,
+    /// Counts.
+    pub traffic: TrafficMetrics,
+    /// Longest time in which nothing of a request moves.
+    pub idle: Duration,
+    /// Whether each request and opaque connection gets a line.
+    pub access_log: bool,
+    /// Ends it.
+    pub stop: Stop,
+}
 
 /// A caller that may pass, and where to.
 #[derive(Debug)]
 struct Caller {
     id: SpiffeId,
-    address: SocketAddr,
+    /// Where the connection comes from, if that is known.
+    address: Option<SocketAddr>,
     passage: Passage,
+    /// Where the application listens.
+    app: SocketAddr,
 }
 
 impl Inbound {
-    pub(crate) fn new(means: Means) -> Self {
+    /// One that admits nobody until it is told whom.
+    #[must_use]
+    pub fn new(means: Means) -> Self {
         let Means {
             material,
             own,
             cluster,
-            workload,
+            application,
             traffic,
             idle,
             access_log,
@@ -119,13 +170,13 @@ impl Inbound {
         } = means;
         let policy = admitted(&own.trust_domain, &Rules::default());
         let acceptor = Acceptor::new(material.clone(), policy, AcceptorLimits::default());
-        let (rules, app) = (ArcSwap::default(), App::new());
+        let (rules, app) = (ArcSwap::default(), App::new(application.distance()));
         let inner = Inner {
             acceptor,
             material,
             own,
             cluster,
-            workload,
+            application,
             rules,
             app,
             traffic,
@@ -141,17 +192,20 @@ impl Inbound {
 
     /// Takes over what discovery says of calls to this workload, until the stop aborts. Meanwhile
     /// closes unused connections to the application.
-    pub(crate) async fn follow(self, mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>) {
+    pub async fn follow(self, mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>) {
         let mut sweep = interval(SWEEP);
         loop {
             if let Some(snapshot) = snapshots.borrow_and_update().clone() {
-                self.apply(&snapshot);
+                self.apply(Rules {
+                    services: snapshot.inbound.clone(),
+                    peers: snapshot.peers.clone(),
+                });
             }
             let changed = tokio::select! {
                 () = self.inner.stop.aborted() => return,
                 changed = snapshots.changed() => changed,
                 now = sweep.tick() => {
-                    self.inner.app.sweep(now.into_std());
+                    self.sweep(now.into_std());
                     continue;
                 }
             };
@@ -161,41 +215,51 @@ impl Inbound {
         }
     }
 
-    pub(crate) fn apply(&self, snapshot: &Snapshot) {
-        let before = self.inner.rules.load();
-        if before.services == snapshot.inbound && before.peers == snapshot.peers {
+    /// Takes over what discovery says of calls to this workload.
+    pub fn apply(&self, rules: Rules) {
+        if **self.inner.rules.load() == rules {
             return;
         }
-        let rules = Rules {
-            services: snapshot.inbound.clone(),
-            peers: snapshot.peers.clone(),
-        };
         self.inner
             .acceptor
             .set_policy(admitted(&self.inner.own.trust_domain, &rules));
         self.inner.rules.store(Arc::new(rules));
     }
 
+    /// Closes connections to the application that have been unused for long. Meant to be called
+    /// every few seconds.
+    pub fn sweep(&self, now: Instant) {
+        self.inner.app.sweep(now);
+    }
+
     /// Accepts connections until drained, serves them to their ends, and closes those to the
     /// application.
-    pub(crate) async fn run(self, listener: TcpListener) {
+    pub async fn run(self, listener: TcpListener) {
         let stop = self.inner.stop.clone();
-        let handler = |socket, caller| {
+        let handler = |socket: TcpStream, caller| {
             let inbound = self.clone();
-            async move { Box::pin(inbound.connection(socket, caller)).await }
+            async move { Box::pin(inbound.connection(socket, Some(caller))).await }
         };
         Accept::default().run(listener, stop, handler).await;
+        self.close().await;
+    }
+
+    /// Closes connections to the application once no more calls come.
+    pub async fn close(&self) {
         let closed = timeout(FAREWELL, self.inner.app.close()).await;
         if closed.is_err() {
             debug!("the application holds on to connections");
         }
     }
 
-    /// One connection: who, where to, may they, and on.
-    async fn connection(self, socket: TcpStream, address: SocketAddr) {
+    /// One connection, from its inner ClientHello on: who, where to, may they, and on.
+    pub async fn connection<IO>(self, socket: IO, address: Option<SocketAddr>)
+    where
+        IO: Duplex + 'static,
+    {
         let accepted = match self.inner.acceptor.accept(socket).await {
             Ok(accepted) => accepted,
-            Err(error) => return debug!(%address, error = %chain(&error), "caller refused"),
+            Err(error) => return debug!(?address, error = %chain(&error), "caller refused"),
         };
         let Accepted {
             mut io,
@@ -204,7 +268,12 @@ impl Inbound {
             alpn,
         } = accepted;
         let rules = self.inner.rules.load_full();
-        let passage = match check::passage(&self.inner.own, &rules.services, &peer, &target) {
+        let passage = check::passage(&self.inner.own, &rules.services, &peer, &target);
+        let passage = passage.and_then(|passage| {
+            let app = self.inner.application.at(&passage.port);
+            Ok((passage, app.ok_or(Refusal::NoPort)?))
+        });
+        let (passage, app) = match passage {
             Ok(passage) => passage,
             Err(refusal) => {
                 self.tell_refused(&peer, &target, &refusal);
@@ -215,6 +284,7 @@ impl Inbound {
             id: peer,
             address,
             passage,
+            app,
         };
         match (alpn, caller.passage.port.app_protocol) {
             (Alpn::Http1 | Alpn::Http2, AppProtocol::Tcp) => io.reset(),
@@ -239,7 +309,10 @@ impl Inbound {
 
     /// Looks again at what the source took for opaque: if it is HTTP after all, its caller must not
     /// get to name itself to the application.
-    async fn detect(&self, io: TlsStream<TcpStream>, caller: Caller) {
+    async fn detect<IO>(&self, io: TlsStream<IO>, caller: Caller)
+    where
+        IO: Duplex + 'static,
+    {
         match detect_http(io, DETECT_TIMEOUT).await {
             Ok((Protocol::Opaque, io)) => self.tcp(NoHttp::new(io), caller).await,
             Ok((Protocol::Http1 | Protocol::Http2, io)) => self.http(io, caller).await,
@@ -251,7 +324,7 @@ impl Inbound {
         let inner = &self.inner;
         let mut access = Access::new(Direction::Inbound);
         access.log = inner.access_log;
-        access.caller = Some(caller.address);
+        access.caller = caller.address;
         access.source = Some(caller.id.clone());
         access.service = Some(caller.passage.service.clone());
         access.port = Some(caller.passage.port.port);

@@ -6,7 +6,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use linkspan_dataplane::connect::tcp;
+use crate::connect::tcp;
 use tokio::{net::TcpStream, time::Instant};
 
 /// How long the application may take to accept a connection; it is on the same machine.
@@ -15,8 +15,29 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// and is the kernel's own, however busy the application is.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Connects to the application.
-pub(super) async fn connect(app: SocketAddr) -> io::Result<TcpStream> {
+/// Longest time for an application elsewhere in the cluster: for two lost SYNs.
+const CONNECT_AFAR: Duration = Duration::from_secs(4);
+
+/// How far away the application is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Distance {
+    /// On this machine.
+    Machine,
+    /// Somewhere in this cluster, where nothing tells a dropped SYN from a long way.
+    Cluster,
+}
+
+impl Distance {
+    /// Connects to the application.
+    pub(super) async fn connect(self, app: SocketAddr) -> io::Result<TcpStream> {
+        match self {
+            Self::Machine => connect(app).await,
+            Self::Cluster => tcp::connect(app, CONNECT_AFAR).await,
+        }
+    }
+}
+
+async fn connect(app: SocketAddr) -> io::Result<TcpStream> {
     let deadline = Instant::now() + CONNECT;
     loop {
         // Spread, so that those who were turned away do not come back together.

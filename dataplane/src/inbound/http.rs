@@ -5,12 +5,9 @@
 //! application fails while it has the request, the stream is reset with `INTERNAL_ERROR`, and
 //! the source repeats the request only if that is safe.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, request::Parts, uri::Authority};
-use http_body_util::{BodyExt, Empty};
-use linkspan_dataplane::{
+use crate::{
     connect::mtls::Alpn,
     forward::{
         bytes::Duplex,
@@ -23,6 +20,9 @@ use linkspan_dataplane::{
     },
     report::RequestReport,
 };
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, request::Parts, uri::Authority};
+use http_body_util::{BodyExt, Empty};
 use linkspan_routing::AppProtocol;
 use linkspan_runtime::{BoxError, process::chain, telemetry::RequestHandles};
 use linkspan_trust::SpiffeId;
@@ -43,7 +43,6 @@ use super::{
 struct Session {
     inbound: Inbound,
     caller: Caller,
-    app: SocketAddr,
     handles: RequestHandles,
 }
 
@@ -58,7 +57,6 @@ impl Inbound {
         let service = caller.passage.service.to_string();
         let session = Arc::new(Session {
             inbound: self.clone(),
-            app: self.inner.workload.app(caller.passage.port.target_port),
             handles: self.inner.traffic.request(&labels(&service, cluster)),
             caller,
         });
@@ -126,7 +124,7 @@ impl Session {
             }
             Err(error) => {
                 report.fail(&error);
-                debug!(app = %self.app, error = %chain(&error), "no answer from the application");
+                debug!(app = %self.caller.app, error = %chain(&error), "no answer from the application");
                 Err(reset_for(&error))
             }
         }
@@ -136,7 +134,7 @@ impl Session {
     fn still_admitted(&self) -> Result<(), BoxError> {
         let inner = &self.inbound.inner;
         let passage = &self.caller.passage;
-        let target = linkspan_dataplane::target::Target {
+        let target = crate::target::Target {
             endpoint: None,
             port: passage.port.port,
             service: passage.service.clone(),
@@ -160,9 +158,9 @@ impl Session {
         for_app(&mut head, http2, &self.inbound.own_id(), &self.caller.id)?;
         let request = Request::from_parts(head, body);
         if http2 {
-            app.http2(self.app, request).await
+            app.http2(self.caller.app, request).await
         } else {
-            app.http1(self.app, request).await
+            app.http1(self.caller.app, request).await
         }
     }
 
@@ -236,7 +234,7 @@ impl Observer for Passing {
 
 #[cfg(test)]
 mod tests {
-    use linkspan_dataplane::forward::http::headers::FORWARDED_CLIENT_CERT;
+    use crate::forward::http::headers::FORWARDED_CLIENT_CERT;
 
     use super::*;
 

@@ -1,21 +1,21 @@
 //! May this caller go there? Pure.
 
-use linkspan_dataplane::{
+use crate::{
     discover::{InboundPort, InboundService},
     target::TargetName,
 };
 use linkspan_routing::{Audience, ClusterLabel, EndpointId, ServiceKey, Verdict, authorize};
 use linkspan_trust::{SpiffeId, TrustDomain};
 
-/// Who we are.
+/// Which endpoint a workload is.
 #[derive(Clone, Debug)]
-pub(crate) struct Own {
-    /// As an endpoint.
-    pub(crate) endpoint: EndpointId,
-    /// Our cluster.
-    pub(crate) cluster: ClusterLabel,
-    /// Our trust domain.
-    pub(crate) trust_domain: TrustDomain,
+pub struct Own {
+    /// Its id.
+    pub endpoint: EndpointId,
+    /// Its cluster.
+    pub cluster: ClusterLabel,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
 }
 
 /// A service port that a caller may reach.

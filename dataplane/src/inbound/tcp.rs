@@ -1,11 +1,11 @@
 //! Opaque calls to the workload.
 
-use linkspan_dataplane::{
+use crate::{
     forward::bytes::{Duplex, RelayLimits, relay},
     report::{ConnectionReport, Outcome},
 };
 
-use super::{Caller, Inbound, dial, labels};
+use super::{Caller, Inbound, labels};
 
 impl Inbound {
     /// Relays one opaque connection; whatever goes wrong resets it.
@@ -17,8 +17,8 @@ impl Inbound {
         let service = caller.passage.service.to_string();
         let handles = self.inner.traffic.connection(&labels(&service, cluster));
         let report = ConnectionReport::open(access, handles);
-        let app = self.inner.workload.app(caller.passage.port.target_port);
-        let mut app = match dial::connect(app).await {
+        let distance = self.inner.application.distance();
+        let mut app = match distance.connect(caller.app).await {
             Ok(app) => app,
             Err(error) => {
                 io.reset();

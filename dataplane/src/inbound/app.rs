@@ -9,20 +9,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::{
+    connect::pool::{Dial, Dialled, LeaseError, Pool, PoolLimits},
+    forward::http::{BodyError, SendError, Upload, headers, send},
+};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use linkspan_dataplane::{
-    connect::pool::{Dial, Dialled, LeaseError, Pool, PoolLimits},
-    forward::http::{BodyError, SendError, Upload, headers, send},
-};
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use super::dial;
+use super::dial::Distance;
 
 /// Unused HTTP/1.1 connections that are kept for each port.
 const MAX_IDLE: usize = 64;
@@ -57,7 +57,8 @@ pub(super) enum AppError {
 #[derive(Debug)]
 pub(super) struct App {
     http1: Arc<Idle>,
-    http2: Pool<SocketAddr, Plain>,
+    http2: Pool<SocketAddr, Distance>,
+    distance: Distance,
     tasks: TaskTracker,
 }
 
@@ -73,16 +74,12 @@ struct Waiting {
     closed: bool,
 }
 
-/// Dials the application.
-#[derive(Debug)]
-struct Plain;
-
-impl Dial<SocketAddr> for Plain {
+impl Dial<SocketAddr> for Distance {
     type Io = TcpStream;
     type Error = io::Error;
 
     async fn dial(&self, app: &SocketAddr) -> io::Result<Dialled<TcpStream>> {
-        let io = dial::connect(*app).await?;
+        let io = self.connect(*app).await?;
         Ok(Dialled {
             io,
             retire_at: None,
@@ -94,7 +91,7 @@ impl Dial<SocketAddr> for Plain {
 }
 
 impl App {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(distance: Distance) -> Self {
         let limits = PoolLimits {
             connections: 2,
             grow_at: 256,
@@ -102,7 +99,8 @@ impl App {
         };
         Self {
             http1: Arc::default(),
-            http2: Pool::new(Plain, limits),
+            http2: Pool::new(distance, limits),
+            distance,
             tasks: TaskTracker::new(),
         }
     }
@@ -179,7 +177,11 @@ impl App {
     }
 
     async fn connect(&self, app: SocketAddr) -> Result<SendRequest<Upload>, AppError> {
-        let io = dial::connect(app).await.map_err(AppError::Connect)?;
+        let io = self
+            .distance
+            .connect(app)
+            .await
+            .map_err(AppError::Connect)?;
         let handshake = http1::Builder::new()
             .max_buf_size(MAX_HEAD)
             .handshake(TokioIo::new(io))
@@ -281,7 +283,7 @@ impl Idle {
 /// A body that keeps its connection counted as used.
 struct Holding<B> {
     body: B,
-    _lease: linkspan_dataplane::connect::pool::Lease,
+    _lease: crate::connect::pool::Lease,
 }
 
 impl<B: http_body::Body + Unpin> http_body::Body for Holding<B> {
@@ -312,9 +314,9 @@ mod tests {
         task::{Context, Poll},
     };
 
+    use crate::forward::http::{Moved, serve, serve::ServeLimits};
     use http_body::Frame;
     use http_body_util::Empty;
-    use linkspan_dataplane::forward::http::{Moved, serve, serve::ServeLimits};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
@@ -414,7 +416,7 @@ mod tests {
     }
 
     async fn asked(http2: bool) -> (App, tokio::sync::mpsc::UnboundedReceiver<()>) {
-        let (app, (address, ends)) = (App::new(), application().await);
+        let (app, (address, ends)) = (App::new(Distance::Machine), application().await);
         let request = request(http2).await;
         let answer = if http2 {
             app.http2(address, request).await
