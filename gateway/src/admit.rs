@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use linkspan_api::v1::StreamCode;
 use linkspan_dataplane::discover::Snapshot;
 use linkspan_dataplane::target::{Target, TargetName};
-use linkspan_routing::{ClusterId, ClusterLabel, Endpoint};
+use linkspan_routing::{ClusterId, ClusterLabel, Endpoint, EndpointId};
 
 use crate::own::OwnParts;
 use crate::tunnel::addresses::{is_local_only, is_no_host};
@@ -37,6 +37,8 @@ pub struct Reach {
 pub enum Admitted {
     /// At one of these endpoints; exactly one where the peer named it.
     Endpoints(Vec<SocketAddr>),
+    /// Here, where calls for this server without a sidecar are taken.
+    Server(EndpointId),
     /// At our own federation.
     Federation,
 }
@@ -136,20 +138,65 @@ fn for_service(
             "the service has no such port",
         ));
     }
-    let siblings: Vec<_> = snapshot
-        .gateways
-        .iter()
-        .map(|gateway| gateway.egress)
-        .collect();
-    let imports = snapshot
-        .imports
-        .iter()
-        .map(|import| import.listen)
-        .collect();
-    let allowed = |address: SocketAddr| {
-        reach.allows(address, &siblings) && !reach.own.is_import(address, &imports, &siblings)
+    match server(target, snapshot, reach) {
+        Some(server) => Ok(Admitted::Server(server?)),
+        None => choose(target, &exported.endpoints, allowed(snapshot, reach)),
+    }
+}
+
+/// Judges a call of somebody in this cluster to an endpoint of it. Who it is and whether he may, the
+/// inner TLS tells; here it only matters that it is one for which gateways take calls.
+///
+/// # Errors
+/// The refusal.
+pub fn admit_local(
+    target: &Target,
+    snapshot: &Snapshot,
+    reach: &Reach,
+) -> Result<EndpointId, Refusal> {
+    let rule = "the target is in our own cluster, and no server without a sidecar";
+    let code = match target.endpoint {
+        // The caller is to choose another one.
+        Some(_) => StreamCode::EndpointGone,
+        None => StreamCode::BadRequest,
     };
-    choose(target, &exported.endpoints, allowed)
+    server(target, snapshot, reach).unwrap_or(Err(refuse(code, rule)))
+}
+
+/// If a target names a server without a sidecar: whether it can have the call.
+fn server(
+    target: &Target,
+    snapshot: &Snapshot,
+    reach: &Reach,
+) -> Option<Result<EndpointId, Refusal>> {
+    let id = target.endpoint.as_ref()?;
+    let mut servers = snapshot.servers.iter();
+    let server = servers.find(|server| server.id == *id && server.service == target.service)?;
+    let refused = |code, rule| Some(Err(refuse(code, rule)));
+    if !server.ready {
+        return refused(StreamCode::EndpointGone, "the server is not ready");
+    }
+    match server.addresses.get(&target.port) {
+        None => refused(StreamCode::NoSuchPort, "the server has no such port"),
+        Some(address) if !allowed(snapshot, reach)(*address) => {
+            refused(StreamCode::Denied, NEVER_DIALLED)
+        }
+        Some(_) => Some(Ok(id.clone())),
+    }
+}
+
+const NEVER_DIALLED: &str = "the endpoint's address is loopback, link-local or one of Linkspan's own \
+                             parts; `allowLoopbackEndpoints: true` allows the first two";
+
+/// Which addresses may be dialled.
+fn allowed(snapshot: &Snapshot, reach: &Reach) -> impl Fn(SocketAddr) -> bool {
+    let gateways = snapshot.gateways.iter();
+    let siblings: Vec<_> = gateways.map(|gateway| gateway.egress).collect();
+    let imports = snapshot.imports.iter();
+    let imports = imports.map(|import| import.listen).collect();
+    move |address| {
+        reach.allows(address, &siblings) && !reach.own.is_import(address, &imports, &siblings)
+    }
 }
 
 fn choose<'a>(
@@ -173,9 +220,7 @@ fn choose<'a>(
         listed.into_iter().partition(|address| allowed(*address));
     if may.is_empty() {
         debug_assert!(!never.is_empty(), "a listed endpoint is in one of the two");
-        let rule = "the endpoint's address is loopback, link-local or one of Linkspan's own parts; \
-                    `allowLoopbackEndpoints: true` allows the first two";
-        return Err(refuse(StreamCode::Denied, rule));
+        return Err(refuse(StreamCode::Denied, NEVER_DIALLED));
     }
     may.dedup();
     Ok(Admitted::Endpoints(may))

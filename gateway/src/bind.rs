@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use linkspan_api::v1;
 use linkspan_dataplane::discover::{self, Registration, Snapshot};
-use linkspan_dataplane::identity;
+use linkspan_dataplane::identity::{self, Unmeshed};
 use linkspan_dataplane::outbound::SourceCell;
 use linkspan_runtime::BoxError;
 use linkspan_runtime::admin::{self, Admin, Dumps};
@@ -74,6 +74,8 @@ pub struct Sources {
     pub joins: mpsc::Receiver<v1::JoinDial>,
     /// The certificate with which clients without a sidecar are served; `None` until there is one.
     pub unmeshed_clients: watch::Receiver<Option<MaterialReader>>,
+    /// The one with which calls are taken for servers without a sidecar.
+    pub unmeshed_servers: watch::Receiver<Option<MaterialReader>>,
 }
 
 /// Joins that wait to be dialled: an operator asks for one at a time.
@@ -304,12 +306,20 @@ impl Running {
             inner.clone(),
         );
         tasks.background("identity", keep);
-        let (unmeshed, unmeshed_clients) = watch::channel(None);
+        let known = || (material.clone(), snapshot.clone());
+        let (clients, unmeshed_clients) = watch::channel(None);
         if self.config.imports.is_some() {
-            let known = (material.clone(), snapshot.clone());
-            let keep = self.keep_unmeshed(unmeshed, known, inner.clone());
+            let keep = self.keep_unmeshed(Unmeshed::Clients, clients, known(), inner.clone());
             tasks.background("identity of unmeshed clients", keep);
         }
+        let (servers, unmeshed_servers) = watch::channel(None);
+        let keep = self.keep_unmeshed(Unmeshed::Servers, servers, known(), inner.clone());
+        let has_servers = has_servers(snapshot.clone(), inner.clone());
+        tasks.background("identity of unmeshed servers", async move {
+            if has_servers.await {
+                keep.await;
+            }
+        });
         let grace = self.config.drain_grace + MARGIN;
         let sources = Sources {
             material,
@@ -318,14 +328,16 @@ impl Running {
             health,
             joins,
             unmeshed_clients,
+            unmeshed_servers,
         };
         tasks.essential("plane", self.with_sources(sources, inner));
         Ok(tasks.run(grace).await?)
     }
 
-    /// Fetches the certificate for clients without a sidecar, and keeps it fresh.
+    /// Fetches the certificate for those who have no sidecar, and keeps it fresh.
     fn keep_unmeshed(
         &self,
+        whom: Unmeshed,
         ready: watch::Sender<Option<MaterialReader>>,
         (gateway, snapshot): (MaterialReader, watch::Receiver<Option<Arc<Snapshot>>>),
         stop: Stop,
@@ -337,15 +349,14 @@ impl Running {
             ..self.metrics.control.clone()
         };
         async move {
-            let first = identity::unmeshed_clients_until(&client, &gateway, &stop).await;
+            let first = identity::unmeshed_until(whom, &client, &gateway, &stop).await;
             let Some((writer, reader)) = first else {
                 return;
             };
             ready.send_replace(Some(reader.clone()));
             let own = (writer, reader);
-            let keep = identity::keep_unmeshed_clients_fresh(
-                own, gateway, client, snapshot, metrics, stop,
-            );
+            let keep =
+                identity::keep_unmeshed_fresh(whom, own, gateway, client, snapshot, metrics, stop);
             keep.await;
         }
     }
@@ -366,5 +377,17 @@ impl Running {
             ready: self.gates.snapshot,
         };
         Ok(plane.run(self.sockets, stop).await?)
+    }
+}
+
+/// Waits until there is a server without a sidecar; false if the stop drains before.
+async fn has_servers(mut snapshot: watch::Receiver<Option<Arc<Snapshot>>>, stop: Stop) -> bool {
+    let some = |snapshot: &Option<Arc<Snapshot>>| {
+        let snapshot = snapshot.as_ref();
+        snapshot.is_some_and(|snapshot| !snapshot.servers.is_empty())
+    };
+    tokio::select! {
+        () = stop.draining() => false,
+        found = snapshot.wait_for(some) => found.is_ok(),
     }
 }

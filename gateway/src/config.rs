@@ -47,6 +47,8 @@ pub struct Config {
     pub locality: Locality,
     /// How clients without a sidecar are served; `None` where they are not.
     pub imports: Option<ImportsConfig>,
+    /// How calls are taken for servers without a sidecar.
+    pub servers: ServersConfig,
     /// How long to wait for what; not in the file.
     pub timers: Timers,
     /// How much to hold at once; not in the file.
@@ -76,6 +78,32 @@ pub struct ImportsConfig {
     pub idle: Duration,
     /// Whether each request and opaque connection gets a line.
     pub access_log: bool,
+}
+
+/// How calls are taken for servers without a sidecar. Which ones there are, federation knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServersConfig {
+    /// Longest time in which nothing of a request moves.
+    pub idle: Duration,
+    /// Whether each request and opaque connection gets a line.
+    pub access_log: bool,
+}
+
+impl Default for ServersConfig {
+    fn default() -> Self {
+        Self {
+            idle: IDLE_TIMEOUT,
+            access_log: false,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawServers {
+    idle_timeout: Option<HumanDuration>,
+    #[serde(default)]
+    access_log: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -117,6 +145,8 @@ struct Raw {
     #[serde(default)]
     locality: RawLocality,
     imports: Option<RawImports>,
+    #[serde(default)]
+    servers: RawServers,
 }
 
 #[derive(Debug, Deserialize)]
@@ -184,6 +214,10 @@ impl Config {
                 },
                 // One that is not good is a problem, and then there is no configuration.
                 imports: imports.flatten(),
+                servers: ServersConfig {
+                    idle: raw.servers.idle_timeout.map_or(IDLE_TIMEOUT, |idle| idle.0),
+                    access_log: raw.servers.access_log,
+                },
                 timers: Timers::default(),
                 limits: Limits::default(),
             })
@@ -210,6 +244,10 @@ impl Config {
             "allowLoopbackEndpoints": self.allow_loopback_endpoints,
             "locality": self.locality,
             "imports": self.imports.as_ref().map(ImportsConfig::dump),
+            "servers": {
+                "idleTimeout": format!("{:?}", self.servers.idle),
+                "accessLog": self.servers.access_log,
+            },
         })
     }
 }

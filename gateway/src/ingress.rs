@@ -17,6 +17,7 @@ use linkspan_dataplane::detect::tls::{ClientHello, MAX_CLIENT_HELLO, peek_client
 use linkspan_dataplane::detect::{DetectError, Prefixed};
 use linkspan_dataplane::discover::Snapshot;
 use linkspan_dataplane::frame::{self, FrameError, MAX_STREAM_OPEN};
+use linkspan_dataplane::inbound::Inbound;
 use linkspan_routing::{ClusterId, ClusterLabel};
 use linkspan_runtime::places::{Full, Place, Places};
 use linkspan_runtime::process::chain;
@@ -39,6 +40,8 @@ use crate::tunnel::open::{self, BadOpening, Opening};
 use crate::tunnel::session::Incoming;
 use crate::tunnel::streams::Ticket;
 use crate::tunnel::watched::Watched;
+use crate::unmeshed::Table;
+use crate::unmeshed::pipe::pipe;
 
 /// Where the peer leaves the choice, so many endpoints are tried.
 const TRIES: usize = 3;
@@ -51,6 +54,8 @@ pub(crate) struct Ingress {
     pub(crate) reach: watch::Receiver<Arc<Reach>>,
     pub(crate) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     pub(crate) timers: Timers,
+    /// Who takes calls for servers without a sidecar.
+    pub(crate) servers: watch::Receiver<Table>,
     pub(crate) places: Places<ClusterId>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: Stop,
@@ -95,6 +100,8 @@ enum Denied {
     Draining,
     #[error("nothing has been heard of the control plane yet")]
     NoSnapshot,
+    #[error("there is no certificate for servers without a sidecar yet")]
+    NoCertificate,
 }
 
 impl Denied {
@@ -105,15 +112,22 @@ impl Denied {
             Self::Opening(_) | Self::Hello(_) => Some(StreamCode::BadRequest),
             Self::Refused(refusal) => Some(refusal.code),
             Self::Connect(_) => Some(StreamCode::ConnectFailed),
-            Self::Full(_) | Self::NoSnapshot => Some(StreamCode::Busy),
+            Self::Full(_) | Self::NoSnapshot | Self::NoCertificate => Some(StreamCode::Busy),
             Self::Draining => Some(StreamCode::Draining),
         }
     }
 }
 
+/// Where a stream ends.
+enum End {
+    Tcp(TcpStream),
+    /// Here; whoever it is speaks for a server without a sidecar.
+    Here(Inbound),
+}
+
 /// A stream that has been admitted and connected.
 struct Begun {
-    tcp: TcpStream,
+    end: End,
     /// The inner ClientHello, which has been read from the stream.
     hello: Bytes,
     place: Place<ClusterId>,
@@ -164,9 +178,9 @@ impl Ingress {
             ticket.expendable();
         }
         let admitted = self.admit(from, &opening, &hello)?;
-        let tcp = self.connect(admitted).await.map_err(Denied::Connect)?;
+        let end = self.connect(admitted).await?;
         Ok(Begun {
-            tcp,
+            end,
             hello: bytes,
             place,
         })
@@ -188,11 +202,20 @@ impl Ingress {
         Ok(admit(opening, name, caller, &self.own, &snapshot, &reach)?)
     }
 
-    async fn connect(&self, admitted: Admitted) -> io::Result<TcpStream> {
+    async fn connect(&self, admitted: Admitted) -> Result<End, Denied> {
         let addresses = match admitted {
             Admitted::Endpoints(addresses) => shuffled(addresses),
-            Admitted::Federation => self.resolve_federation().await?,
+            Admitted::Federation => self.resolve_federation().await.map_err(Denied::Connect)?,
+            Admitted::Server(id) => {
+                let inbound = self.servers.borrow().get(&id).cloned();
+                return Ok(End::Here(inbound.ok_or(Denied::NoCertificate)?));
+            }
         };
+        let connected = self.connect_any(addresses).await;
+        Ok(End::Tcp(connected.map_err(Denied::Connect)?))
+    }
+
+    async fn connect_any(&self, addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         // However many are tried, the answer must come before the source gives up waiting for it.
         let deadline = Instant::now() + self.timers.connect_any;
@@ -222,10 +245,22 @@ impl Ingress {
             return from.inbound.ended(code.label());
         }
         let counters = from.inbound.counters();
-        let tcp = Watched::new(begun.tcp, ticket.gauge());
         let quic = Prefixed::new(begun.hello, quic);
         let idle = self.timers.stream_idle;
-        let code = carry(quic, tcp, ticket, &cause, idle, &counters).await;
+        let code = match begun.end {
+            End::Tcp(tcp) => {
+                let tcp = Watched::new(tcp, ticket.gauge());
+                carry(quic, tcp, ticket, &cause, idle, &counters).await
+            }
+            End::Here(inbound) => {
+                let (ours, theirs) = pipe();
+                let ours = Watched::new(ours, ticket.gauge());
+                // Each ends soon after the other, as its end of the pipe does.
+                let carrying = carry(quic, ours, ticket, &cause, idle, &counters);
+                let serving = Box::pin(inbound.connection(theirs, None));
+                tokio::join!(carrying, serving).0
+            }
+        };
         let (received, sent) = (counters.sent(), counters.received());
         debug!(code, received, sent, "stream ended");
         from.inbound.ended(code);

@@ -33,4 +33,4 @@ pub mod tunnel;
 mod unmeshed;
 
 pub use bind::{Addresses, BindError, Bound, Sources, bind};
-pub use config::{Config, ImportsConfig, Own};
+pub use config::{Config, ImportsConfig, Own, ServersConfig};

@@ -16,17 +16,17 @@ use tokio_util::task::TaskTracker;
 
 use crate::bind::{Addresses, Sockets, Sources};
 use crate::config::Config;
-use crate::egress::Egress;
+use crate::egress::{Egress, Here};
 use crate::ingress::{Ingress, Streams};
 use crate::join;
 use crate::own::Reaching;
-use crate::peers::{Peers, Table};
+use crate::peers::{self, Peers};
 use crate::registration;
 use crate::tunnel::close::CloseCode;
 use crate::tunnel::handshake::Own;
 use crate::tunnel::session::Shared;
 use crate::tunnel::{Tunnel, dialer, endpoint, listener};
-use crate::unmeshed::Imports;
+use crate::unmeshed::{Imports, Servers, Table};
 
 /// For the last packets, which tell the peers that we close.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -75,9 +75,10 @@ impl Plane {
             health,
             joins,
             unmeshed_clients,
+            unmeshed_servers,
         } = sources;
         let (timers, limits) = (config.timers, config.limits);
-        let (table, reporter) = Table::new(
+        let (peer_table, reporter) = peers::Table::new(
             limits.connections,
             snapshot.clone(),
             published.clone(),
@@ -92,12 +93,24 @@ impl Plane {
             ready: ready.subscribe(),
         };
         let reaching = Reaching::new(&config, &addresses).await;
+        let (table, servers) = watch::channel(Table::default());
+        let taking = Servers {
+            cluster: config.cluster.clone(),
+            trust_domain: config.federation.trust_domain.clone(),
+            config: config.servers.clone(),
+            snapshot: snapshot.clone(),
+            traffic: traffic.clone(),
+            table,
+            stop: stop.clone(),
+        };
+        tasks.background("unmeshed servers", taking.run(unmeshed_servers));
         let ingress = Arc::new(Ingress {
             own: config.cluster.label(),
             federation: config.federation.address.clone(),
             reach: reaching.subscribe(),
             snapshot: snapshot.clone(),
             timers,
+            servers: servers.clone(),
             places: Places::halves(limits.ingress),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
@@ -130,6 +143,11 @@ impl Plane {
             config.federation.identity(),
             material.clone(),
             peers.clone(),
+            Here {
+                servers,
+                reach: reaching.subscribe(),
+                snapshot: snapshot.clone(),
+            },
             &links,
             (timers, limits),
         );
@@ -148,7 +166,7 @@ impl Plane {
             tasks.essential("imports", done(imports.run(unmeshed_clients)));
         }
         let registered = registration::keep(registration, snapshot, ready, gate, stop.clone());
-        tasks.background("peer table", until_aborted(stop.clone(), table.run()));
+        tasks.background("peer table", until_aborted(stop.clone(), peer_table.run()));
         tasks.background("registration", registered);
         let keep = endpoint::keep_config(
             endpoint.clone(),

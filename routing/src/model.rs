@@ -107,7 +107,8 @@ pub struct Endpoint {
     pub ready: bool,
     /// Relative weight, 1 to [`MAX_WEIGHT`]; 0 is read as 1.
     pub weight: u32,
-    /// Where inner mTLS is accepted; known for endpoints of the own cluster only.
+    /// Where inner mTLS is accepted; known for endpoints of the own cluster that have a sidecar only.
+    /// Gateways lead to the others.
     pub address: Option<SocketAddr>,
     /// Greater after each restart; 0 if unknown. See [`is_restart`].
     pub incarnation: u64,
@@ -145,6 +146,12 @@ impl Endpoint {
             cluster: self.cluster.clone(),
             id: self.id.clone(),
         }
+    }
+
+    /// Whether it has a sidecar. Without one, gateways of its cluster take its calls, under an
+    /// identity that says so.
+    pub fn is_meshed(&self) -> bool {
+        self.identity != SpiffeId::unmeshed_server(self.identity.trust_domain())
     }
 
     /// The weight as it counts: 1 to [`MAX_WEIGHT`].

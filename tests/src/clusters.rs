@@ -110,6 +110,8 @@ pub struct Cluster<M> {
     egresses: Vec<SocketAddr>,
     /// The debug faces of sidecars, by name.
     debug_faces: BTreeMap<String, SocketAddr>,
+    /// Where servers without a sidecar listen, by name.
+    servers: BTreeMap<String, SocketAddr>,
     services: Vec<Service>,
     processes: BTreeMap<String, Process>,
 }
@@ -175,6 +177,7 @@ impl<M: Machine> Cluster<M> {
             tunnels: Vec::new(),
             egresses: Vec::new(),
             debug_faces: BTreeMap::new(),
+            servers: BTreeMap::new(),
             services: services.to_vec(),
             processes: BTreeMap::new(),
         };
@@ -411,6 +414,72 @@ impl<M: Machine> Cluster<M> {
         self.sidecar(name, service, workload, &BTreeMap::new())
             .await?;
         Ok(listen)
+    }
+
+    /// Starts a server of a service, as [`endpoint`](Self::endpoint), but without a sidecar, and
+    /// declares it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn server(
+        &mut self,
+        service: &str,
+        name: &str,
+        program: &Path,
+        arguments: &[String],
+    ) -> Result<SocketAddr> {
+        let listen = self.listen()?;
+        let arguments = arguments
+            .iter()
+            .map(|text| text.replace("{listen}", &listen.to_string()));
+        self.spawn(&format!("{name}-app"), program, arguments.collect())?;
+        self.declare_server(service, name, listen, true)?;
+        self.servers.insert(name.to_owned(), listen);
+        Ok(listen)
+    }
+
+    /// Where a server without a sidecar listens.
+    #[must_use]
+    pub fn server_address(&self, name: &str) -> Option<SocketAddr> {
+        self.servers.get(name).copied()
+    }
+
+    /// Where gateways of this cluster take calls of clients without a sidecar.
+    ///
+    /// # Errors
+    /// When federation does not answer.
+    pub async fn import_listeners(&self) -> Result<Vec<SocketAddr>> {
+        let reply = self.operator().await?.services().await.map_err(cause)?;
+        let imports = reply.services.into_iter().filter_map(|of| of.import);
+        let listeners = imports.flat_map(|import| import.listeners);
+        let open = listeners.flat_map(|listener| listener.open);
+        open.map(|at| Ok(at.parse()?)).collect()
+    }
+
+    /// Declares a server without a sidecar.
+    ///
+    /// # Errors
+    /// When the resource cannot be written.
+    pub fn declare_server(
+        &self,
+        service: &str,
+        name: &str,
+        at: SocketAddr,
+        ready: bool,
+    ) -> Result<()> {
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("{service}-{name}"),
+                "namespace": NAMESPACE,
+                "labels": {"kubernetes.io/service-name": service},
+            },
+            "addressType": if at.is_ipv4() { "IPv4" } else { "IPv6" },
+            "endpoints": [{"addresses": [at.ip()], "conditions": {"ready": ready}, "zone": self.zone}],
+            "ports": [{"name": "main", "port": at.port()}],
+        });
+        self.write_resource(&format!("server-{name}"), &slice)
     }
 
     /// Starts the sidecar of a caller and tells where it listens for calls to each service.

@@ -102,6 +102,11 @@ impl SpiffeId {
         Self::system(trust_domain, "linkspan-unmeshed-client")
     }
 
+    /// The identity with which gateways take calls for servers that have no sidecar.
+    pub fn unmeshed_server(trust_domain: &TrustDomain) -> Self {
+        Self::system(trust_domain, "linkspan-unmeshed-server")
+    }
+
     /// Whether this is an identity of Linkspan's own: of its parts, or of those whom they stand for.
     pub fn is_system(&self) -> bool {
         let id = self.workload_id();

@@ -112,6 +112,8 @@ struct Cluster {
     /// None for the own cluster.
     age_ms: Option<u64>,
     localities: Vec<Locality>,
+    /// Endpoints without a sidecar.
+    unmeshed: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -180,6 +182,7 @@ impl From<v1::ClusterService> for Cluster {
             stale: of.stale,
             age_ms: of.age_millis,
             localities: of.localities.into_iter().map(Locality::from).collect(),
+            unmeshed: of.unmeshed,
         }
     }
 }
@@ -217,7 +220,8 @@ fn text(view: &View) -> String {
     ];
     let mut text = table(header, rows);
     for service in &view.services {
-        for line in entrances(service).into_iter().chain(remarks(service)) {
+        let lines = entrances(service).into_iter().chain(bare(service));
+        for line in lines.chain(remarks(service)) {
             text.push_str(&format!("\n{}: {line}", service.name));
         }
     }
@@ -326,6 +330,18 @@ fn entrances(service: &Service) -> Vec<String> {
     import
         .flat_map(|import| import.listeners.iter().map(move |at| one(import, at)))
         .collect()
+}
+
+/// Where the mesh's encryption ends before the server.
+fn bare(service: &Service) -> Vec<String> {
+    let clusters = service.clusters.iter().filter(|of| of.unmeshed > 0);
+    let one = |of: &Cluster| {
+        format!(
+            "{} in {} without a sidecar: gateways there decrypt what is sent to them",
+            of.unmeshed, of.cluster
+        )
+    };
+    clusters.map(one).collect()
 }
 
 /// What is wrong, or disputed.

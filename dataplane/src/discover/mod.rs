@@ -16,7 +16,7 @@ use std::{
 };
 
 use linkspan_api::v1;
-use linkspan_routing::{AppProtocol, ClusterId, Endpoint, Service, ServiceKey};
+use linkspan_routing::{AppProtocol, ClusterId, Endpoint, EndpointId, Service, ServiceKey};
 use linkspan_trust::{BundleSet, SpiffeId, TrustDomain};
 
 pub use client::{DiscoveryTask, client};
@@ -45,6 +45,9 @@ pub struct Snapshot {
     pub exported: Vec<ExportedService>,
     /// Ports to open for clients without a sidecar (gateways).
     pub imports: Vec<ImportPort>,
+    /// Servers without a sidecar, for which to take calls (gateways); whom these admit is said in
+    /// `inbound`.
+    pub servers: Vec<UnmeshedServer>,
     /// Number of the newest response applied, within its stream.
     pub revision: u64,
 }
@@ -168,6 +171,19 @@ pub struct ImportPort {
     pub port: u16,
     /// Where gateways listen.
     pub listen: u16,
+}
+
+/// A server without a sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnmeshedServer {
+    /// The service that it serves.
+    pub service: ServiceKey,
+    /// The endpoint as callers name it.
+    pub id: EndpointId,
+    /// Whether it wants traffic.
+    pub ready: bool,
+    /// Where it listens, by Service port.
+    pub addresses: BTreeMap<u16, SocketAddr>,
 }
 
 /// What a proxy tells of itself; sent at once, whenever it changes, and as the heartbeat.

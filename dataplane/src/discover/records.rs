@@ -19,7 +19,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::{
     ExportedService, GatewayInfo, ImportPort, InboundPort, InboundService, LinkInfo, PeerInfo,
-    Snapshot, TunnelAddress, failover,
+    Snapshot, TunnelAddress, UnmeshedServer, failover,
 };
 
 /// Records of one stream; far above what a cluster has, to bound memory against a runaway server.
@@ -59,6 +59,7 @@ enum Record {
     Inbound(InboundService),
     Exported(ExportedService),
     Import(ImportPort),
+    Server(UnmeshedServer),
     /// The gateways of a peer that was unlinked, and the invitation of which the link came.
     Tombstone(SpiffeId, String),
 }
@@ -130,6 +131,7 @@ impl Records {
                 port: port("port", of.port)?,
                 listen: port("listen", of.listen)?,
             }),
+            Body::UnmeshedServer(of) => Record::Server(server(of)?),
         })
     }
 
@@ -171,7 +173,8 @@ impl Records {
                 }
                 Record::Exported(mut exported) => {
                     exported.endpoints = of(&exported.key);
-                    // Those of other clusters, which have no address, are those of an import.
+                    // Those of other clusters are those of an import, and those without a sidecar
+                    // have records of their own; neither has an address.
                     exported.endpoints.retain(|of| of.address.is_some());
                     snapshot.exported.push(exported);
                 }
@@ -183,6 +186,7 @@ impl Records {
                 }
                 Record::Inbound(inbound) => snapshot.inbound.push(inbound),
                 Record::Import(import) => snapshot.imports.push(import),
+                Record::Server(server) => snapshot.servers.push(server),
                 Record::Endpoint(..) | Record::Bundle(_) => {}
             }
         }
@@ -309,6 +313,19 @@ fn inbound(inbound: v1::InboundService) -> Result<InboundService, RecordError> {
         ports: ports.collect::<Result<_, _>>()?,
         exported_to: parse_all("exported_to", &inbound.exported_to)?,
         unmeshed_clients: inbound.unmeshed_clients,
+    })
+}
+
+fn server(server: v1::UnmeshedServer) -> Result<UnmeshedServer, RecordError> {
+    let ports = server.ports.into_iter().map(|of| {
+        let address = parse::<SocketAddr>("ports.address", &of.address)?;
+        Ok((port("ports.port", of.port)?, address))
+    });
+    Ok(UnmeshedServer {
+        service: key(server.service)?,
+        id: parse("id", &server.id)?,
+        ready: server.ready,
+        addresses: ports.collect::<Result<_, _>>()?,
     })
 }
 

@@ -253,15 +253,50 @@ pub async fn keep_fresh_counted(
     }
 }
 
-/// Fetches the certificate for clients without a sidecar, for whom a gateway calls, trying until it
-/// succeeds, or until the stop drains (`None`). `gateway` is the gateway's own.
-pub async fn unmeshed_clients_until(
+/// Those who have no sidecar, for whom a gateway stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmeshed {
+    /// It calls for them.
+    Clients,
+    /// It takes calls for them.
+    Servers,
+}
+
+impl Unmeshed {
+    fn issued_for(self) -> IssuedFor {
+        match self {
+            Self::Clients => IssuedFor::UnmeshedClients,
+            Self::Servers => IssuedFor::UnmeshedServers,
+        }
+    }
+
+    /// Their identity.
+    #[must_use]
+    pub fn identity(self, own: &TrustDomain) -> SpiffeId {
+        match self {
+            Self::Clients => SpiffeId::unmeshed_client(own),
+            Self::Servers => SpiffeId::unmeshed_server(own),
+        }
+    }
+
+    fn certificate(self) -> &'static str {
+        match self {
+            Self::Clients => "certificate for unmeshed clients",
+            Self::Servers => "certificate for unmeshed servers",
+        }
+    }
+}
+
+/// Fetches the certificate for those who have no sidecar, trying until it succeeds, or until the stop
+/// drains (`None`). `gateway` is the gateway's own.
+pub async fn unmeshed_until(
+    whom: Unmeshed,
     client: &FederationClient,
     gateway: &MaterialReader,
     stop: &Stop,
 ) -> Option<(MaterialWriter, MaterialReader)> {
-    let contact = persist("certificate for unmeshed clients", FIRST_RETRY, || async {
-        let (svid, bundle) = issue_for_unmeshed(gateway, client).await?;
+    let contact = persist(whom.certificate(), FIRST_RETRY, || async {
+        let (svid, bundle) = issue_for_unmeshed(whom, gateway, client).await?;
         let mut bundles = BundleSet::new();
         let inserted = bundles.insert(client.trust_domain.clone(), bundle);
         inserted.map_err(|error| IdentityError::Answer(error.into()))?;
@@ -273,9 +308,10 @@ pub async fn unmeshed_clients_until(
     }
 }
 
-/// As [`keep_fresh_counted`], for the certificate that [`unmeshed_clients_until`] gave: it does not
-/// renew itself, but is issued anew to the gateway.
-pub async fn keep_unmeshed_clients_fresh(
+/// As [`keep_fresh_counted`], for the certificate that [`unmeshed_until`] gave: it does not renew
+/// itself, but is issued anew to the gateway.
+pub async fn keep_unmeshed_fresh(
+    whom: Unmeshed,
     (writer, reader): (MaterialWriter, MaterialReader),
     gateway: MaterialReader,
     client: FederationClient,
@@ -286,7 +322,7 @@ pub async fn keep_unmeshed_clients_fresh(
     let own = client.trust_domain.clone();
     let renewal = move || {
         let (gateway, client) = (gateway.clone(), client.clone());
-        async move { issue_for_unmeshed(&gateway, &client).await }
+        async move { issue_for_unmeshed(whom, &gateway, &client).await }
     };
     let mut fresh = Fresh {
         writer,
@@ -303,16 +339,14 @@ pub async fn keep_unmeshed_clients_fresh(
 }
 
 async fn issue_for_unmeshed(
+    whom: Unmeshed,
     gateway: &MaterialReader,
     client: &FederationClient,
 ) -> Result<(Svid, Bundle), IdentityError> {
-    let issued = issue_anew(gateway, client, IssuedFor::UnmeshedClients).await?;
-    let (wanted, found) = (
-        SpiffeId::unmeshed_client(&client.trust_domain),
-        issued.0.id(),
-    );
+    let issued = issue_anew(gateway, client, whom.issued_for()).await?;
+    let (wanted, found) = (whom.identity(&client.trust_domain), issued.0.id());
     if wanted != *found {
-        // One that does not know of unmeshed clients issues what the caller is.
+        // One that does not know of them issues what the caller is.
         let text = format!("certificate is for `{found}`, not for `{wanted}`; update federation");
         return Err(IdentityError::Answer(text.into()));
     }

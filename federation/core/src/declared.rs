@@ -12,6 +12,7 @@ use crate::model::{
     AppProtocol, Bundle, ClusterId, ImportFilter, ImportType, Link, OwnCluster, ServiceKey,
     ServicePort, SessionAffinity, SpiffeId, TrustDomain,
 };
+use crate::servers::{DeclaredServer, servers_of};
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,8 @@ const DECLARED_SEQUENCE: u64 = 0;
 pub struct Declared {
     /// Services of this cluster.
     pub services: BTreeMap<ServiceKey, DeclaredService>,
+    /// Their servers without a sidecar.
+    pub servers: BTreeMap<ServiceKey, Vec<DeclaredServer>>,
     /// Which of them are exported, and since when.
     pub exports: BTreeMap<ServiceKey, DeclaredExport>,
     /// Links by peer.
@@ -40,6 +43,13 @@ pub struct Declared {
     /// Whether something is declared that is or may be a ClusterLink and cannot be taken as it is
     /// written: then a link that is missing here need not be gone.
     pub links_in_doubt: bool,
+}
+
+impl Declared {
+    /// The servers of a service that have no sidecar.
+    pub fn servers_of(&self, service: &ServiceKey) -> &[DeclaredServer] {
+        self.servers.get(service).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// A Service of this cluster.
@@ -183,6 +193,7 @@ impl Assembly<'_> {
         }
         let added = match object {
             Object::Service(service) => self.add_service(&service),
+            Object::EndpointSlice(slice) => self.add_slice(&slice, &origin),
             Object::ServiceExport(export) => self.add_export(&export, created),
             Object::ClusterLink(link) => self.add_link(link),
             Object::FailoverPolicy(policy) => self.add_policy(policy, created),
@@ -213,6 +224,21 @@ impl Assembly<'_> {
             session_affinity: service.spec.session_affinity,
         };
         self.declared.services.insert(key, declared);
+        Ok(())
+    }
+
+    fn add_slice(&mut self, slice: &resources::EndpointSlice, origin: &str) -> Result<(), String> {
+        let (key, servers) = servers_of(slice, origin)?;
+        for server in servers {
+            let of_service = self.declared.servers.entry(key.clone()).or_default();
+            match of_service.iter().find(|first| first.id == server.id) {
+                None => of_service.push(server),
+                Some(first) => self.declared.problems.push(format!(
+                    "{}: it is listed in {} already; remove one of them",
+                    server.origin, first.origin
+                )),
+            }
+        }
         Ok(())
     }
 

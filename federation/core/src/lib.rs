@@ -30,6 +30,7 @@ pub mod peers;
 pub mod plan;
 mod presence;
 pub mod record;
+pub mod servers;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod workloads;

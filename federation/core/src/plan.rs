@@ -27,7 +27,10 @@ mod local;
 #[cfg(test)]
 mod tests;
 
-pub use desired::{Desired, ExportedService, InboundPort, InboundService, Outgoing, PlannedLink};
+pub use desired::{
+    Desired, ExportedService, InboundPort, InboundService, Outgoing, PlannedLink, UnmeshedServer,
+    UnmeshedService,
+};
 
 /// Everything that a plan is made from.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +104,7 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
     let services = plan_services(known, &local, &merged, now);
     Desired {
         inbound: plan_inbound(known, &selection),
+        unmeshed: plan_unmeshed(known),
         exported: plan_exported(known, &local),
         outgoing: plan_outgoing(known, &local),
         links: plan_links(known.peers),
@@ -262,13 +266,43 @@ fn expected(
     }
 }
 
+/// The services that have servers without a sidecar.
+fn plan_unmeshed(known: &Known<'_>) -> BTreeMap<ServiceKey, UnmeshedService> {
+    let peers = active_domains(known);
+    let services = known.declared.services.iter();
+    let unmeshed = services.filter_map(|(key, service)| {
+        let servers = known.declared.servers_of(key).iter();
+        let servers: Vec<_> = servers
+            .map(|server| UnmeshedServer {
+                id: server.id.clone(),
+                ready: server.ready,
+                addresses: server.addresses(service),
+            })
+            .collect();
+        (!servers.is_empty()).then(|| {
+            let of = UnmeshedService {
+                cluster: known.own.cluster.clone(),
+                served: inbound_service(known, service, &peers),
+                servers,
+            };
+            (key.clone(), of)
+        })
+    });
+    unmeshed.collect()
+}
+
+/// The trust domains of the peers with whom data may be exchanged.
+fn active_domains(known: &Known<'_>) -> BTreeSet<TrustDomain> {
+    active(known)
+        .map(|(_, peer)| peer.link.trust_domain.clone())
+        .collect()
+}
+
 fn plan_inbound(
     known: &Known<'_>,
     selection: &Selection<'_>,
 ) -> BTreeMap<String, Vec<InboundService>> {
-    let peers: BTreeSet<_> = active(known)
-        .map(|(_, peer)| peer.link.trust_domain.clone())
-        .collect();
+    let peers = active_domains(known);
     // Also those that serve nothing: they are told so.
     let mut inbound: BTreeMap<String, Vec<InboundService>> = known
         .workloads

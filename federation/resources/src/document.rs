@@ -5,14 +5,18 @@ use serde_json::Value as Json;
 
 use crate::shape::{Finding, Findings, ObjectShape, Shape, check, describe, quote};
 use crate::yaml::{self, Node, SyntaxError, Value};
-use crate::{ClusterLink, FailoverPolicy, Metadata, ResourceProblem, Service, ServiceExport};
-use crate::{cluster_link, failover_policy, service, service_export};
+use crate::{
+    ClusterLink, EndpointSlice, FailoverPolicy, Metadata, ResourceProblem, Service, ServiceExport,
+};
+use crate::{cluster_link, endpoint_slice, failover_policy, service, service_export};
 
 /// A resource of any kind that is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
     /// `v1 Service`.
     Service(Service),
+    /// `discovery.k8s.io/v1 EndpointSlice`.
+    EndpointSlice(EndpointSlice),
     /// `multicluster.x-k8s.io ServiceExport`.
     ServiceExport(ServiceExport),
     /// `linkspan.io ClusterLink`.
@@ -26,6 +30,7 @@ impl Object {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Service(_) => "Service",
+            Self::EndpointSlice(_) => "EndpointSlice",
             Self::ServiceExport(_) => "ServiceExport",
             Self::ClusterLink(_) => "ClusterLink",
             Self::FailoverPolicy(_) => "FailoverPolicy",
@@ -36,6 +41,7 @@ impl Object {
     pub fn api_version(&self) -> &'static str {
         match self {
             Self::Service(_) => "v1",
+            Self::EndpointSlice(_) => "discovery.k8s.io/v1",
             Self::ServiceExport(_) => "multicluster.x-k8s.io/v1beta1",
             Self::ClusterLink(_) | Self::FailoverPolicy(_) => "linkspan.io/v1alpha1",
         }
@@ -45,6 +51,7 @@ impl Object {
     pub fn metadata(&self) -> &Metadata {
         match self {
             Self::Service(service) => &service.metadata,
+            Self::EndpointSlice(slice) => &slice.metadata,
             Self::ServiceExport(export) => &export.metadata,
             Self::ClusterLink(link) => &link.metadata,
             Self::FailoverPolicy(policy) => &policy.metadata,
@@ -58,6 +65,7 @@ impl Object {
     pub fn to_yaml(&self) -> Result<String, String> {
         let body = match self {
             Self::Service(service) => serde_json::to_value(service),
+            Self::EndpointSlice(slice) => serde_json::to_value(slice),
             Self::ServiceExport(export) => serde_json::to_value(export),
             Self::ClusterLink(link) => serde_json::to_value(link),
             Self::FailoverPolicy(policy) => serde_json::to_value(policy),
@@ -144,6 +152,10 @@ fn read_node(node: &Node) -> Result<Object, Findings> {
     let mut findings = Findings::default();
     match kind_of(node, &mut findings) {
         Some(Kind::Service) => typed(node, &service::SHAPE, Object::Service, findings),
+        Some(Kind::EndpointSlice) => {
+            let shape = &endpoint_slice::SHAPE;
+            typed(node, shape, Object::EndpointSlice, findings)
+        }
         Some(Kind::ServiceExport) => typed(
             node,
             &service_export::SHAPE,
@@ -180,6 +192,7 @@ fn not_yaml(text: &str, error: &SyntaxError) -> (String, &'static str) {
 
 enum Kind {
     Service,
+    EndpointSlice,
     ServiceExport,
     ClusterLink,
     FailoverPolicy,
@@ -214,6 +227,7 @@ fn kind_of(node: &Node, findings: &mut Findings) -> Option<Kind> {
     };
     let (kind, versions): (_, &[&str]) = match kind {
         "Service" => (Kind::Service, &["v1"]),
+        "EndpointSlice" => (Kind::EndpointSlice, &["discovery.k8s.io/v1"]),
         "ServiceExport" => (
             Kind::ServiceExport,
             &[
@@ -242,7 +256,7 @@ fn kind_of(node: &Node, findings: &mut Findings) -> Option<Kind> {
     Some(kind)
 }
 
-const KINDS: &str = "`v1 Service`, `multicluster.x-k8s.io/v1beta1 ServiceExport`, `linkspan.io/v1alpha1 ClusterLink`, `linkspan.io/v1alpha1 FailoverPolicy`";
+const KINDS: &str = "`v1 Service`, `discovery.k8s.io/v1 EndpointSlice`, `multicluster.x-k8s.io/v1beta1 ServiceExport`, `linkspan.io/v1alpha1 ClusterLink`, `linkspan.io/v1alpha1 FailoverPolicy`";
 
 /// Checks a document against its kind's shape; then, and only then, makes it typed.
 fn typed<T: DeserializeOwned>(

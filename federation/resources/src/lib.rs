@@ -15,6 +15,7 @@ mod cluster_property;
 mod condition;
 pub mod crd;
 mod document;
+mod endpoint_slice;
 mod failover_policy;
 mod metadata;
 mod problem;
@@ -33,6 +34,9 @@ pub use cluster_link::{Address, ClusterLink, ClusterLinkSpec, ImportPattern, SYS
 pub use cluster_property::{CLUSTER_PROPERTY, CLUSTERSET_PROPERTY, ClusterPropertySpec};
 pub use condition::StatusCondition;
 pub use document::{Object, parse_documents, read_object};
+pub use endpoint_slice::{
+    AddressType, EndpointSlice, SERVICE_NAME, SliceConditions, SliceEndpoint, SlicePort,
+};
 pub use failover_policy::{
     Failback, FailoverPolicy, FailoverPolicySpec, LocalityWeight, MAX_TIERS, OWN, StalePeers,
     TargetKind, TargetRef, Tier, Unlisted,

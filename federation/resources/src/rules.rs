@@ -145,6 +145,16 @@ pub(crate) fn host(text: &str) -> Result<(), String> {
     Err("write an IP address without brackets, or a DNS name in lower case; the port has a field of its own".into())
 }
 
+/// An address to dial.
+pub(crate) fn ip_address(text: &str) -> Result<(), String> {
+    match text.parse::<std::net::IpAddr>() {
+        Ok(_) => host(text),
+        Err(_) => {
+            Err("write an IP address without brackets; the port has a field of its own".into())
+        }
+    }
+}
+
 /// PEM certificates.
 pub(crate) fn pem(text: &str) -> Result<(), String> {
     let begins = text.matches("-----BEGIN CERTIFICATE-----").count();

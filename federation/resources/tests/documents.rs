@@ -700,3 +700,62 @@ fn cluster_link_rules() {
         &["\"shop\"", "a list"],
     );
 }
+
+fn slice(rest: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: old\n  labels: \
+         {{kubernetes.io/service-name: a}}\naddressType: IPv4\n{rest}\n"
+    )
+}
+
+#[test]
+fn a_slice_lists_servers_and_their_ports() {
+    let text = slice(
+        "endpoints:\n- {addresses: [10.0.0.1], zone: a, nodeName: n, conditions: {serving: true}}\n\
+         - {addresses: [10.0.0.2], conditions: {ready: false}}\nports: [{name: web, port: 9001}]",
+    );
+    let objects = parse_documents("slice.yaml", &text).expect("good");
+    let [Object::EndpointSlice(slice)] = &objects[..] else {
+        panic!("{objects:?}");
+    };
+    assert_eq!(slice.service(), Some("a"));
+    let ready = slice.endpoints.iter().map(|of| of.conditions.is_ready());
+    assert_eq!(ready.collect::<Vec<_>>(), [true, false]);
+    assert_eq!((slice.ports[0].name(), slice.ports[0].port), ("web", 9001));
+    let written = objects[0].to_yaml().expect("writes");
+    assert_eq!(parse_documents("again.yaml", &written), Ok(objects));
+}
+
+#[test]
+fn a_slice_that_is_wrong_is_refused() {
+    for (rest, field, words) in [
+        (
+            "endpoints: [{addresses: []}]",
+            "endpoints[0].addresses",
+            "is empty",
+        ),
+        (
+            "endpoints: [{addresses: ['::1']}]",
+            "endpoints[0].addresses",
+            "found `::1`",
+        ),
+        (
+            "endpoints: [{addresses: [a.example]}]",
+            "endpoints[0].addresses[0]",
+            "a.example",
+        ),
+        (
+            "endpoints: []\nports: [{port: 1}, {port: 2}]",
+            "ports[1].name",
+            "again",
+        ),
+        ("ports: []", "endpoints", "is missing"),
+    ] {
+        let problems = problems(&slice(rest));
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        assert_eq!(problems[0].field, field, "{problems:#?}");
+        assert!(problems[0].found.contains(words), "{problems:#?}");
+    }
+    let nameless = slice("endpoints: []").replace("kubernetes.io/service-name", "app");
+    assert_eq!(problems(&nameless)[0].field, "metadata.labels");
+}

@@ -160,7 +160,15 @@ impl Listing<'_> {
                 .and_then(|peer| peer.record_age)
                 .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             localities: self.localities(cluster),
+            unmeshed: u32::try_from(self.unmeshed(cluster)).unwrap_or(u32::MAX),
         }
+    }
+
+    fn unmeshed(&self, cluster: &ClusterId) -> usize {
+        let endpoints = self.service.iter().flat_map(|service| &service.endpoints);
+        endpoints
+            .filter(|endpoint| endpoint.cluster == *cluster && !endpoint.is_meshed())
+            .count()
     }
 
     fn localities(&self, cluster: &ClusterId) -> Vec<v1::LocalityService> {

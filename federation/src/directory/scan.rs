@@ -12,6 +12,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use linkspan_core::{
     OwnCluster,
     declared::{Declared, Links, Sourced, assemble},
+    servers::leave_out_unserved,
 };
 use linkspan_resources::parse_documents;
 
@@ -72,6 +73,7 @@ impl Scanner {
             .values()
             .flat_map(|state| state.objects.iter().cloned());
         let mut declared = assemble(&self.own, &self.in_force, objects);
+        leave_out_unserved(&mut declared);
         self.in_force.clone_from(&declared.links);
         // Any file may be one of a link.
         declared.links_in_doubt |= !problems.is_empty();

@@ -6,7 +6,7 @@ use linkspan_api::v1::{self, discover_record::Body};
 use linkspan_core::{
     Bundle, ClusterCapacity, ClusterId, Endpoint, Service, ServiceKey, TrustDomain,
     imports::{ImportPort, admitting},
-    plan::{ExportedService, InboundPort, InboundService, PlannedLink},
+    plan::{ExportedService, InboundPort, InboundService, PlannedLink, UnmeshedServer},
 };
 
 use super::failover;
@@ -69,8 +69,8 @@ pub(crate) fn followed(of: &Service) -> Vec<v1::DiscoverRecord> {
     std::iter::once(service(of)).chain(endpoints).collect()
 }
 
-/// What a gateway is told: roots, its siblings, links, whom to send away, what peers may reach, and,
-/// where it serves clients without a sidecar (`imports`), what these may.
+/// What a gateway is told: roots, its siblings, links, whom to send away, what peers may reach, which
+/// servers have no sidecar, and, where it serves clients without one (`imports`), what these may.
 pub(super) fn gateway(world: &World, imports: bool) -> Vec<v1::DiscoverRecord> {
     let mut records: Vec<_> = bundles(world, |_| true).collect();
     records.extend(world.buried.iter().flat_map(tombstone));
@@ -86,6 +86,10 @@ pub(super) fn gateway(world: &World, imports: bool) -> Vec<v1::DiscoverRecord> {
         records.push(exported(of));
         let none = BTreeSet::new();
         records.extend(of.endpoints.iter().map(|of| endpoint(key, of, &none)));
+    }
+    for (key, of) in &world.desired.unmeshed {
+        records.push(inbound(&of.served));
+        records.extend(of.servers.iter().map(|server| unmeshed(key, server)));
     }
     if imports {
         let imported = imported(world);
@@ -171,15 +175,19 @@ fn tombstone(of: &Buried) -> [v1::DiscoverRecord; 2] {
 
 /// Replicas that are not ready are left out; draining ones are told as such.
 fn gateways(world: &World) -> impl Iterator<Item = v1::DiscoverRecord> {
+    // To servers without a sidecar gateways lead from their own cluster, too.
+    let mut unmeshed = world.desired.unmeshed.values();
+    let own = unmeshed.next().map(|of| &of.cluster);
     world
         .gateways
         .iter()
         .filter(|gateway| gateway.ready || gateway.draining)
-        .map(|gateway| {
+        .map(move |gateway| {
+            let reachable = gateway.up.iter().chain(own);
             let body = v1::Gateway {
                 replica: gateway.replica.clone(),
                 egress_address: gateway.egress.to_string(),
-                reachable: gateway.up.iter().map(ToString::to_string).collect(),
+                reachable: reachable.map(ToString::to_string).collect(),
                 draining: gateway.draining,
             };
             record(format!("gateway/{}", gateway.replica), Body::Gateway(body))
@@ -221,6 +229,23 @@ fn inbound(of: &InboundService) -> v1::DiscoverRecord {
         unmeshed_clients: of.unmeshed_clients,
     };
     record(format!("inbound/{}", of.service), Body::Inbound(body))
+}
+
+fn unmeshed(key: &ServiceKey, of: &UnmeshedServer) -> v1::DiscoverRecord {
+    let port = |(port, address): (&u16, &std::net::SocketAddr)| v1::ServerPort {
+        port: (*port).into(),
+        address: address.to_string(),
+    };
+    let body = v1::UnmeshedServer {
+        service: Some(wire_key(key)),
+        id: of.id.to_string(),
+        ready: of.ready,
+        ports: of.addresses.iter().map(port).collect(),
+    };
+    record(
+        format!("unmeshed/{key}/{}", of.id),
+        Body::UnmeshedServer(body),
+    )
 }
 
 fn service(of: &Service) -> v1::DiscoverRecord {

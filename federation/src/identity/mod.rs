@@ -208,15 +208,17 @@ fn issued_for(
     (token, found): (TokenId, SpiffeId),
     own: &TrustDomain,
 ) -> Result<(TokenId, SpiffeId), Status> {
-    match asked {
-        v1::IssuedFor::Unspecified => Ok((token, found)),
-        v1::IssuedFor::UnmeshedClients if found == SpiffeId::gateway(own) => {
-            Ok((token, SpiffeId::unmeshed_client(own)))
-        }
-        v1::IssuedFor::UnmeshedClients => Err(Status::permission_denied(format!(
-            "`{found}` is no gateway; only gateways call for clients without a sidecar"
-        ))),
+    let stands_for = match asked {
+        v1::IssuedFor::Unspecified => return Ok((token, found)),
+        v1::IssuedFor::UnmeshedClients => SpiffeId::unmeshed_client(own),
+        v1::IssuedFor::UnmeshedServers => SpiffeId::unmeshed_server(own),
+    };
+    if found != SpiffeId::gateway(own) {
+        return Err(Status::permission_denied(format!(
+            "`{found}` is no gateway; only gateways stand for those who have no sidecar"
+        )));
     }
+    Ok((token, stands_for))
 }
 
 /// A bundle as it is sent to proxies.

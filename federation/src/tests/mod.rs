@@ -10,5 +10,6 @@ mod mistakes;
 mod operator;
 mod path;
 mod proxy;
+mod servers;
 mod sync;
 mod unlink;

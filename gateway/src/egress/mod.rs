@@ -16,13 +16,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use linkspan_api::v1::StreamCode;
 use linkspan_dataplane::accept::{Accept, AcceptLimits};
 use linkspan_dataplane::detect::tls::{ClientHello, MAX_CLIENT_HELLO, peek_client_hello};
 use linkspan_dataplane::detect::{DetectError, Prefixed};
+use linkspan_dataplane::discover::Snapshot;
 use linkspan_dataplane::forward::bytes::Duplex;
+use linkspan_dataplane::inbound::Inbound;
 use linkspan_dataplane::proxy_header::{ProxyHeader, ProxyHeaderError};
-use linkspan_dataplane::target::TargetName;
+use linkspan_dataplane::target::{Target, TargetName};
 use linkspan_routing::ClusterLabel;
 use linkspan_runtime::stop::Stop;
 use linkspan_runtime::telemetry::{Direction, LinkMetrics};
@@ -34,6 +37,7 @@ use tokio::time::timeout;
 use tracing::{Instrument, debug, debug_span};
 
 use crate::account::StreamMetrics;
+use crate::admit::{Reach, Refusal, admit_local};
 use crate::carry::carry;
 use crate::limits::{Limits, Timers};
 use crate::peers::Peers;
@@ -41,6 +45,7 @@ use crate::tunnel::close::ResetCode;
 use crate::tunnel::open::{self, Opening};
 use crate::tunnel::plan::Purpose;
 use crate::tunnel::watched::Watched;
+use crate::unmeshed::Table;
 use control::{Control, ControlError};
 use opener::{Established, Failure, Opener, Wanted};
 
@@ -57,10 +62,28 @@ pub(crate) struct Egress {
     /// Of those who may use the reserved targets.
     control: Arc<Control>,
     opener: Opener,
+    here: Here,
     timers: Timers,
     limits: Limits,
     /// For what never gets as far as a peer.
     nowhere: StreamMetrics,
+}
+
+/// What is in this cluster itself.
+#[derive(Clone)]
+pub(crate) struct Here {
+    /// Who takes calls for servers without a sidecar.
+    pub(crate) servers: watch::Receiver<Table>,
+    pub(crate) reach: watch::Receiver<Arc<Reach>>,
+    pub(crate) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+}
+
+/// How a connection goes on.
+enum Opened {
+    /// As a stream to a peer.
+    Stream(Established),
+    /// Here, with what has been read of it.
+    Here(Inbound, Bytes),
 }
 
 /// Who calls.
@@ -87,8 +110,12 @@ enum Unserved {
     Control(#[from] ControlError),
     #[error("the server name `{0}` is no target")]
     NoTarget(String),
-    #[error("the target is in our own cluster, which no gateway is needed for")]
+    #[error("federation is in our own cluster, which no gateway is needed for")]
     OwnCluster,
+    #[error("nothing that gateways take calls for: {0}")]
+    NotHere(#[from] Refusal),
+    #[error("there is no certificate for servers without a sidecar yet, or no word of federation")]
+    NotYet,
     #[error("a reserved target was asked for by somebody who is not our federation")]
     Reserved,
     #[error("cluster label `{0}` is not linked")]
@@ -106,6 +133,8 @@ impl Unserved {
                 Some(StreamCode::BadRequest)
             }
             Self::Reserved => Some(StreamCode::Denied),
+            Self::NotHere(refusal) => Some(refusal.code),
+            Self::NotYet => Some(StreamCode::Busy),
             Self::NotLinked(_) => Some(StreamCode::NoTunnel),
             Self::Refused(code) => Some(*code),
         }
@@ -118,6 +147,7 @@ impl Egress {
         federation: SpiffeId,
         material: MaterialReader,
         peers: watch::Receiver<Arc<Peers>>,
+        here: Here,
         metrics: &LinkMetrics,
         (timers, limits): (Timers, Limits),
     ) -> Self {
@@ -127,6 +157,7 @@ impl Egress {
             own,
             control: Arc::new(Control::new(federation, material)),
             opener,
+            here,
             timers,
             limits,
             nowhere,
@@ -175,10 +206,19 @@ impl Egress {
     }
 
     /// One connection, from its PROXY header on.
-    async fn serve<IO: Duplex>(&self, mut io: IO, caller: Caller) -> Result<(), Unserved> {
+    async fn serve<IO>(&self, mut io: IO, caller: Caller) -> Result<(), Unserved>
+    where
+        IO: Duplex + 'static,
+    {
         match self.open(&mut io, caller).await {
-            Ok(established) => {
+            Ok(Opened::Stream(established)) => {
                 self.relay(io, established).await;
+                Ok(())
+            }
+            Ok(Opened::Here(inbound, read)) => {
+                io.write_all(&open::answer(StreamCode::Ok)).await?;
+                let io = Prefixed::new(read, io);
+                Box::pin(inbound.connection(io, None)).await;
                 Ok(())
             }
             Err(unserved) => {
@@ -189,12 +229,19 @@ impl Egress {
     }
 
     /// Everything before the answer.
-    async fn open<IO: Duplex>(&self, io: &mut IO, caller: Caller) -> Result<Established, Unserved> {
+    async fn open<IO: Duplex>(&self, io: &mut IO, caller: Caller) -> Result<Opened, Unserved> {
         let limit = self.timers.first_bytes;
         let header = timeout(limit, ProxyHeader::read(io)).await;
         let header = header.map_err(|_| Unserved::Silent(limit))??;
         let (hello, mut io) = peek_client_hello(io, MAX_CLIENT_HELLO, limit).await?;
-        let wanted = self.wanted(&hello, header, caller)?;
+        let target = target(&hello)?;
+        if let TargetName::Service(target) = &target
+            && target.cluster == self.own
+        {
+            let (read, _) = io.into_parts();
+            return Ok(Opened::Here(self.here.inbound(target)?, read));
+        }
+        let wanted = self.wanted(&hello, target, header, caller)?;
         let opened = self.opener.open(&wanted, &mut io).await;
         let mut established = opened.map_err(|failure| match failure {
             Failure::Refused(code) => Unserved::Refused(code),
@@ -204,20 +251,17 @@ impl Egress {
         if !unread.is_empty() {
             established.rest = [established.rest, unread].concat().into();
         }
-        Ok(established)
+        Ok(Opened::Stream(established))
     }
 
     /// What the caller asks for, and whether it may.
     fn wanted(
         &self,
         hello: &ClientHello,
+        target: TargetName,
         header: ProxyHeader,
         caller: Caller,
     ) -> Result<Wanted, Unserved> {
-        let name = hello.server_name.as_deref().unwrap_or_default();
-        let target: TargetName = name
-            .parse()
-            .map_err(|_| Unserved::NoTarget(name.escape_debug().to_string()))?;
         let (cluster, purpose) = match &target {
             TargetName::Service(service) => (&service.cluster, Purpose::Data),
             TargetName::Federation(_) if caller != Caller::Federation => {
@@ -284,6 +328,24 @@ impl Egress {
         };
         // Whoever does not take the answer in time goes without.
         let _ = timeout(FAREWELL, telling).await;
+    }
+}
+
+/// Where the caller wants to go.
+fn target(hello: &ClientHello) -> Result<TargetName, Unserved> {
+    let name = hello.server_name.as_deref().unwrap_or_default();
+    let no_target = |_| Unserved::NoTarget(name.escape_debug().to_string());
+    name.parse().map_err(no_target)
+}
+
+impl Here {
+    /// Who takes the calls for a target of this cluster.
+    fn inbound(&self, target: &Target) -> Result<Inbound, Unserved> {
+        let snapshot = self.snapshot.borrow().clone().ok_or(Unserved::NotYet)?;
+        let reach = self.reach.borrow().clone();
+        let id = admit_local(target, &snapshot, &reach)?;
+        let taking = self.servers.borrow().get(&id).cloned();
+        taking.ok_or(Unserved::NotYet)
     }
 }
 

@@ -135,7 +135,12 @@ impl Imports {
     fn own(&mut self) -> GatewayInfo {
         let peers = self.peers.borrow_and_update().clone();
         let up = peers.iter().filter(|peer| peer.is_up());
-        let reachable: BTreeSet<ClusterId> = up.map(|peer| peer.link.cluster.clone()).collect();
+        let mut reachable: BTreeSet<ClusterId> = up.map(|peer| peer.link.cluster.clone()).collect();
+        let snapshot = self.snapshot.borrow();
+        // To servers without a sidecar gateways lead in their own cluster, too.
+        if snapshot.as_ref().is_some_and(|of| !of.servers.is_empty()) {
+            reachable.insert(self.config.cluster.clone());
+        }
         GatewayInfo {
             replica: self.config.replica.to_string(),
             egress: self.egress,

@@ -22,7 +22,7 @@ use linkspan_dataplane::proxy_header::ProxyHeader;
 use linkspan_gateway::limits::{Limits, Timers};
 use linkspan_gateway::peers::{Peer, Peers};
 use linkspan_gateway::tunnel::health::Rhythm;
-use linkspan_gateway::{Addresses, Config, Sources, bind};
+use linkspan_gateway::{Addresses, Config, ServersConfig, Sources, bind};
 use linkspan_routing::{ClusterId, Endpoint, EndpointId, Locality};
 use linkspan_runtime::process::Exit;
 use linkspan_runtime::stop::Stop;
@@ -144,6 +144,7 @@ pub(crate) fn config(cluster: &str, replica: &str, pki: &Pki) -> Config {
         allow_loopback_endpoints: true,
         locality: Locality::unknown(),
         imports: None,
+        servers: ServersConfig::default(),
         timers: timers(),
         limits: Limits::default(),
     }
@@ -162,7 +163,7 @@ pub(crate) struct Gateway {
     pub(crate) stop: Stop,
     pub(crate) writer: MaterialWriter,
     /// Material ends with its writer.
-    _unmeshed: MaterialWriter,
+    _unmeshed: [MaterialWriter; 2],
     running: JoinHandle<Result<(), Exit>>,
     runtime: Option<Runtime>,
 }
@@ -195,8 +196,11 @@ impl Gateway {
         let health = watch::Sender::new(v1::LinkHealth::default());
         let (asked, joins) = tokio::sync::mpsc::channel(4);
         let own = SpiffeId::unmeshed_client(identity.trust_domain());
-        let (_unmeshed, unmeshed) = pki.material(&own);
+        let (of_clients, unmeshed) = pki.material(&own);
         let unmeshed = watch::Sender::new(Some(unmeshed));
+        let own = SpiffeId::unmeshed_server(identity.trust_domain());
+        let (of_servers, servers) = pki.material(&own);
+        let servers = watch::Sender::new(Some(servers));
         let (registered, reported) = (registration.subscribe(), health.subscribe());
         let sources = Sources {
             material: material.clone(),
@@ -205,6 +209,7 @@ impl Gateway {
             health,
             joins,
             unmeshed_clients: unmeshed.subscribe(),
+            unmeshed_servers: servers.subscribe(),
         };
         let stop = Stop::new();
         Self {
@@ -217,7 +222,7 @@ impl Gateway {
             material,
             stop: stop.clone(),
             writer,
-            _unmeshed,
+            _unmeshed: [of_clients, of_servers],
             running: home.spawn(bound.run_with(sources, stop)),
             runtime,
         }

@@ -146,6 +146,8 @@ pub enum IssuedFor {
     Unspecified = 0,
     /// Clients without a sidecar, for whom a gateway calls; to gateways only.
     UnmeshedClients = 1,
+    /// Servers without a sidecar, for which a gateway takes calls; to gateways only.
+    UnmeshedServers = 2,
 }
 impl IssuedFor {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -156,6 +158,7 @@ impl IssuedFor {
         match self {
             Self::Unspecified => "ISSUED_FOR_UNSPECIFIED",
             Self::UnmeshedClients => "ISSUED_FOR_UNMESHED_CLIENTS",
+            Self::UnmeshedServers => "ISSUED_FOR_UNMESHED_SERVERS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -163,6 +166,7 @@ impl IssuedFor {
         match value {
             "ISSUED_FOR_UNSPECIFIED" => Some(Self::Unspecified),
             "ISSUED_FOR_UNMESHED_CLIENTS" => Some(Self::UnmeshedClients),
+            "ISSUED_FOR_UNMESHED_SERVERS" => Some(Self::UnmeshedServers),
             _ => None,
         }
     }
@@ -860,7 +864,10 @@ pub struct DiscoverRecord {
     /// Unique among the records of one stream, e.g. `service/shop/checkout`.
     #[prost(string, tag = "1")]
     pub key: ::prost::alloc::string::String,
-    #[prost(oneof = "discover_record::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "discover_record::Body",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    )]
     pub body: ::core::option::Option<discover_record::Body>,
 }
 /// Nested message and enum types in `DiscoverRecord`.
@@ -887,6 +894,8 @@ pub mod discover_record {
         Tombstone(super::Tombstone),
         #[prost(message, tag = "11")]
         ImportPort(super::ImportPort),
+        #[prost(message, tag = "12")]
+        UnmeshedServer(super::UnmeshedServer),
     }
 }
 /// A service that the proxy subscribed to, merged over the clusterset.
@@ -940,7 +949,8 @@ pub struct Endpoint {
     pub ready: bool,
     #[prost(uint32, tag = "7")]
     pub weight: u32,
-    /// Where inner mTLS is accepted; set for endpoints of the own cluster only.
+    /// Where inner mTLS is accepted; set for endpoints of the own cluster only, and only where they have
+    /// a sidecar.
     #[prost(string, tag = "8")]
     pub address: ::prost::alloc::string::String,
     /// Greater after each restart; 0 if unknown. What its former self did wrong is not held against it.
@@ -957,7 +967,8 @@ pub struct Gateway {
     pub replica: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub egress_address: ::prost::alloc::string::String,
-    /// Peers to which this replica has a connection that is not suspect.
+    /// Peers to which this replica has a connection that is not suspect; and the own cluster, while it
+    /// has servers without a sidecar, to which gateways lead.
     #[prost(string, repeated, tag = "3")]
     pub reachable: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "4")]
@@ -1006,7 +1017,8 @@ pub struct Peer {
     #[prost(bool, tag = "4")]
     pub stale: bool,
 }
-/// A service that the registering workload itself serves, to its sidecar.
+/// A service that the registering workload itself serves, to its sidecar; one that has servers without
+/// a sidecar, to gateways.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InboundService {
     #[prost(message, optional, tag = "1")]
@@ -1054,6 +1066,29 @@ pub struct ImportPort {
     /// Where gateways listen.
     #[prost(uint32, tag = "3")]
     pub listen: u32,
+}
+/// A server without a sidecar, for which gateways take calls, to gateways. Whom it admits is said in
+/// the `InboundService` record of its service.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UnmeshedServer {
+    #[prost(message, optional, tag = "1")]
+    pub service: ::core::option::Option<ServiceKey>,
+    /// The endpoint as callers name it.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub ready: bool,
+    #[prost(message, repeated, tag = "4")]
+    pub ports: ::prost::alloc::vec::Vec<ServerPort>,
+}
+/// Where a server listens for one port of its service.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServerPort {
+    /// The Service port.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod discovery_client {
@@ -1528,6 +1563,7 @@ pub struct EndpointRecord {
     pub ready: bool,
     #[prost(uint32, tag = "5")]
     pub weight: u32,
+    /// That of unmeshed servers says that it has no sidecar, and that a gateway takes its calls.
     #[prost(string, tag = "6")]
     pub spiffe_id: ::prost::alloc::string::String,
     #[prost(string, tag = "7")]
@@ -2540,6 +2576,10 @@ pub struct ClusterService {
     pub age_millis: ::core::option::Option<u64>,
     #[prost(message, repeated, tag = "8")]
     pub localities: ::prost::alloc::vec::Vec<LocalityService>,
+    /// Of its endpoints, those without a sidecar: gateways of that cluster take their calls, and see
+    /// them.
+    #[prost(uint32, tag = "9")]
+    pub unmeshed: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LocalityService {

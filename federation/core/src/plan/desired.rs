@@ -1,6 +1,7 @@
 //! What should be, as data.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::imports::ImportPort;
@@ -18,6 +19,8 @@ pub struct Desired {
     pub imports: BTreeMap<ServiceKey, Import>,
     /// What each workload itself serves, by UID.
     pub inbound: BTreeMap<String, Vec<InboundService>>,
+    /// Services with servers that have no sidecar, for which gateways take calls.
+    pub unmeshed: BTreeMap<ServiceKey, UnmeshedService>,
     /// What peers may reach through our gateways.
     pub exported: BTreeMap<ServiceKey, ExportedService>,
     /// What each peer is told.
@@ -62,6 +65,28 @@ pub struct InboundPort {
     pub app_protocol: AppProtocol,
 }
 
+/// A service with servers that have no sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnmeshedService {
+    /// This cluster.
+    pub cluster: ClusterId,
+    /// Whom it admits, and to what.
+    pub served: InboundService,
+    /// Its servers without a sidecar.
+    pub servers: Vec<UnmeshedServer>,
+}
+
+/// One server without a sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnmeshedServer {
+    /// Which endpoint it is.
+    pub id: EndpointId,
+    /// Whether it wants traffic.
+    pub ready: bool,
+    /// Where it listens, by Service port.
+    pub addresses: BTreeMap<u16, SocketAddr>,
+}
+
 /// A service that peers may reach.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExportedService {
@@ -71,7 +96,7 @@ pub struct ExportedService {
     pub ports: Vec<u16>,
     /// Peers to which it is exported.
     pub peers: BTreeSet<ClusterId>,
-    /// Its endpoints in this cluster, with their addresses.
+    /// Its endpoints in this cluster; those with a sidecar have an address.
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 

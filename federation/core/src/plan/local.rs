@@ -8,10 +8,12 @@ use crate::capacity::Listed;
 use crate::declared::{Declared, DeclaredService};
 use crate::model::{Endpoint, Export, Locality, ServiceKey};
 use crate::peer::Now;
+use crate::servers::DeclaredServer;
 use crate::workloads::{Registration, Workloads};
 
 /// Which workloads each declared service selects.
 pub(super) struct Selection<'a> {
+    declared: &'a Declared,
     by_service: BTreeMap<&'a ServiceKey, Vec<&'a Registration>>,
 }
 
@@ -37,6 +39,7 @@ impl<'a> Selection<'a> {
         };
         let services = declared.services.iter();
         Self {
+            declared,
             by_service: services
                 .map(|(key, service)| (key, select(service)))
                 .collect(),
@@ -58,13 +61,25 @@ impl<'a> Selection<'a> {
     /// What each locality lists.
     pub(super) fn listed(&self) -> Listed {
         self.iter()
-            .map(|(key, workloads)| (key.clone(), count_localities(workloads)))
+            .map(|(key, workloads)| {
+                let listed = count_localities(workloads, self.declared.servers_of(key));
+                (key.clone(), listed)
+            })
             .collect()
     }
 }
 
-fn count_localities(workloads: &[&Registration]) -> BTreeMap<Locality, u32> {
-    by_locality(workloads.iter().map(|workload| &workload.locality))
+fn count_localities(
+    workloads: &[&Registration],
+    servers: &[DeclaredServer],
+) -> BTreeMap<Locality, u32> {
+    let of_servers = servers.iter().map(|server| &server.locality);
+    by_locality(
+        workloads
+            .iter()
+            .map(|workload| &workload.locality)
+            .chain(of_servers),
+    )
 }
 
 /// What this cluster itself has of a declared service.
@@ -78,14 +93,15 @@ pub(super) struct Local<'a> {
 }
 
 impl<'a> Local<'a> {
-    /// Of a service that these workloads serve.
+    /// Of a service that these workloads serve, and its servers without a sidecar.
     pub(super) fn new(
         known: &Known<'a>,
         service: &'a DeclaredService,
         workloads: &[&'a Registration],
         now: Now,
     ) -> Self {
-        let listed = count_localities(workloads);
+        let servers = known.declared.servers_of(&service.key);
+        let listed = count_localities(workloads, servers);
         let capacity = known
             .high_water
             .expected(&service.key, &listed, now.instant);
@@ -109,9 +125,13 @@ impl<'a> Local<'a> {
                 workload.hostname.as_str(),
             )
         });
+        let servers = servers.iter().map(|server| {
+            let endpoint = Arc::new(server.endpoint(known.own));
+            (endpoint, server.hostname.as_str())
+        });
         Self {
             service,
-            endpoints: endpoints.collect(),
+            endpoints: endpoints.chain(servers).collect(),
             capacity,
             export,
         }

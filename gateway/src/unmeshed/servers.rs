@@ -1,0 +1,150 @@
+//! Calls for servers without a sidecar: inner mTLS ends here, and what a sidecar would check is
+//! checked here; from here to the server it is plain text.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use linkspan_dataplane::discover::{InboundService, PeerInfo, Snapshot, UnmeshedServer};
+use linkspan_dataplane::inbound::{Application, Inbound, Means, Own, Rules};
+use linkspan_routing::{ClusterId, EndpointId};
+use linkspan_runtime::stop::Stop;
+use linkspan_runtime::telemetry::TrafficMetrics;
+use linkspan_trust::{MaterialReader, TrustDomain};
+use tokio::sync::watch;
+use tokio::time::interval;
+use tracing::info;
+
+use crate::config::ServersConfig;
+
+/// How often unused connections to servers are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Who takes the calls for each server. Empty until there is a certificate for them.
+pub(crate) type Table = Arc<BTreeMap<EndpointId, Inbound>>;
+
+/// Takes the calls for servers without a sidecar.
+pub(crate) struct Servers {
+    pub(crate) cluster: ClusterId,
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) config: ServersConfig,
+    pub(crate) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+    pub(crate) traffic: TrafficMetrics,
+    pub(crate) table: watch::Sender<Table>,
+    pub(crate) stop: Stop,
+}
+
+/// A server, and who takes its calls.
+struct Known {
+    server: UnmeshedServer,
+    inbound: Inbound,
+}
+
+impl Servers {
+    /// Serves from when there is a certificate for them until the stop aborts.
+    pub(crate) async fn run(mut self, mut material: watch::Receiver<Option<MaterialReader>>) {
+        let reader = tokio::select! {
+            () = self.stop.aborted() => return,
+            reader = material.wait_for(Option::is_some) => reader.ok().and_then(|reader| reader.clone()),
+        };
+        // It ends only with those who would fetch it.
+        let Some(reader) = reader else { return };
+        let mut known = BTreeMap::new();
+        let (mut sweep, mut last) = (interval(SWEEP), None);
+        loop {
+            let newest = self.snapshot.borrow_and_update().clone();
+            if let Some(newest) = newest.filter(|newest| is_news(last.as_ref(), newest)) {
+                self.follow(&mut known, &newest, &reader).await;
+                last = Some(newest);
+            }
+            tokio::select! {
+                () = self.stop.aborted() => break,
+                changed = self.snapshot.changed() => if changed.is_err() { break },
+                now = sweep.tick() => {
+                    let now: Instant = now.into_std();
+                    known.values().for_each(|known: &Known| known.inbound.sweep(now));
+                }
+            }
+        }
+        close(known).await;
+    }
+
+    /// Keeps those who take calls what the snapshot says.
+    async fn follow(
+        &self,
+        known: &mut BTreeMap<EndpointId, Known>,
+        snapshot: &Snapshot,
+        material: &MaterialReader,
+    ) {
+        let mut next = BTreeMap::new();
+        for server in &snapshot.servers {
+            let kept = known.remove(&server.id);
+            let same = kept.filter(|kept| kept.server.addresses == server.addresses);
+            let inbound = match same {
+                Some(same) => same.inbound,
+                None => {
+                    info!(service = %server.service, endpoint = %server.id, "calls are taken for a server without a sidecar");
+                    self.inbound(server, material)
+                }
+            };
+            inbound.apply(rules(snapshot, server));
+            let server = server.clone();
+            next.insert(server.id.clone(), Known { server, inbound });
+        }
+        // What runs goes on; whoever asks for more is sent elsewhere.
+        let gone = std::mem::replace(known, next);
+        for gone in gone.values() {
+            gone.inbound.apply(Rules::default());
+        }
+        let table = known.iter();
+        let table = table.map(|(id, known)| (id.clone(), known.inbound.clone()));
+        self.table.send_replace(Arc::new(table.collect()));
+        close(gone).await;
+    }
+
+    fn inbound(&self, server: &UnmeshedServer, material: &MaterialReader) -> Inbound {
+        Inbound::new(Means {
+            material: material.clone(),
+            own: Own {
+                endpoint: server.id.clone(),
+                cluster: self.cluster.label(),
+                trust_domain: self.trust_domain.clone(),
+            },
+            cluster: self.cluster.clone(),
+            application: Application::There(server.addresses.clone()),
+            traffic: self.traffic.clone(),
+            idle: self.config.idle,
+            access_log: self.config.access_log,
+            stop: self.stop.clone(),
+        })
+    }
+}
+
+fn is_news(last: Option<&Arc<Snapshot>>, newest: &Arc<Snapshot>) -> bool {
+    last.is_none_or(|last| !Arc::ptr_eq(last, newest))
+}
+
+/// Closes their connections to the servers; takes a second at most.
+async fn close(gone: BTreeMap<EndpointId, Known>) {
+    join_all(gone.values().map(|gone| gone.inbound.close())).await;
+}
+
+/// Whom a server admits.
+fn rules(snapshot: &Snapshot, server: &UnmeshedServer) -> Rules {
+    let services = snapshot.inbound.iter();
+    let services: Vec<InboundService> = services
+        .filter(|of| of.key == server.service)
+        .cloned()
+        .collect();
+    let peers = snapshot.links.iter().map(|link| PeerInfo {
+        cluster: link.cluster.clone(),
+        trust_domain: link.trust_domain.clone(),
+        usable: true,
+        stale: false,
+    });
+    Rules {
+        services,
+        peers: peers.collect(),
+    }
+}
