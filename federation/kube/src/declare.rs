@@ -5,7 +5,7 @@ use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, PostParams, Preco
 use kube::{Client, ResourceExt as _};
 use linkspan_core::ServiceKey;
 use linkspan_core::backend::{Declarations, DeclareError, Written};
-use linkspan_resources::Object;
+use linkspan_resources::{Metadata, Object};
 use serde_json::{Value, json};
 
 use crate::kinds::{self, FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL, is_ours};
@@ -42,6 +42,10 @@ impl Declarations for KubernetesDeclarations {
         let (namespace, name) = (metadata.namespace(), metadata.name.as_str());
         let (spec, exclusive) = match &object {
             Object::FailoverPolicy(policy) => (json!(policy.spec), true),
+            // Somebody else's tool may own the export; what is said there of its users is theirs to say.
+            Object::ServiceExport(export) if !export.metadata.annotations.is_empty() => {
+                return Err(DeclareError::failed(PLACE, to_annotate(&export.metadata)));
+            }
             _ => (Value::Null, false),
         };
         let wanted = document(&resource, namespace, name, spec).map_err(failed)?;
@@ -162,6 +166,20 @@ pub(crate) fn document(
         document["spec"] = spec;
     }
     serde_json::from_value(document).map_err(kube::Error::SerdeError)
+}
+
+fn to_annotate(metadata: &Metadata) -> String {
+    let annotations = metadata.annotations.iter();
+    let words: Vec<_> = annotations
+        .map(|(key, word)| format!("{key}={word}"))
+        .collect();
+    format!(
+        "annotations of a ServiceExport are not written through federation; run `kubectl annotate \
+         --overwrite serviceexport -n {} {} {}`",
+        metadata.namespace(),
+        metadata.name,
+        words.join(" ")
+    )
 }
 
 fn resource_of(kind: &'static str) -> Result<ApiResource, DeclareError> {
