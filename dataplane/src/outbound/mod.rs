@@ -7,7 +7,7 @@
 //!
 //! A sidecar has such listeners for its workload, a gateway for callers without a sidecar.
 //! A connection is judged once (HTTP or opaque bytes); endpoints are then chosen for each request
-//! ([`http`]), or once for the connection ([`tcp`]).
+//! (`http`), or once for the connection (`tcp`).
 
 mod attempts;
 mod dial;
