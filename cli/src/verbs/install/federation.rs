@@ -23,7 +23,7 @@ pub(super) fn address() -> String {
 pub(super) fn objects(settings: &Settings) -> Vec<Value> {
     let configuration = configuration(NAME, "federation.yaml", &config(settings));
     let mut deployment = namespaced("apps/v1", "Deployment", NAME);
-    deployment["spec"] = pod::deployment(&part(fingerprint(&configuration)), settings);
+    deployment["spec"] = pod::deployment(&part(settings, fingerprint(&configuration)), settings);
     let mut all = vec![configuration, deployment, service()];
     // Without `data`, which is federation's: applying again leaves it alone, and federation needs
     // no right to make Secrets.
@@ -51,7 +51,7 @@ fn config(settings: &Settings) -> Value {
     config
 }
 
-fn part(fingerprint: String) -> Part<'static> {
+fn part(settings: &Settings, fingerprint: String) -> Part<'static> {
     Part {
         name: NAME,
         // What it keeps has one writer, which holds it in memory: two would shut each other out.
@@ -63,7 +63,11 @@ fn part(fingerprint: String) -> Part<'static> {
             "--config",
             format!("{CONFIGURATION}/federation.yaml")
         ]),
-        environment: Value::Null,
+        // For `linkspan inject`, which is run here: sidecars are of the same image.
+        environment: json!([
+            { "name": "LINKSPAN_IMAGE", "value": settings.image },
+            { "name": "LINKSPAN_IMAGE_PULL_POLICY", "value": settings.pull.word() },
+        ]),
         ports: json!([
             { "name": "grpc", "containerPort": PORT },
             { "name": "admin", "containerPort": ADMIN },
