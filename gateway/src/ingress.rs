@@ -56,6 +56,8 @@ pub(crate) struct Ingress {
     pub(crate) timers: Timers,
     /// Who takes calls for servers without a sidecar.
     pub(crate) servers: watch::Receiver<Table>,
+    /// Places of the calls that are taken for them.
+    pub(crate) taken: Places<ClusterId>,
     pub(crate) places: Places<ClusterId>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: Stop,
@@ -122,7 +124,7 @@ impl Denied {
 enum End {
     Tcp(TcpStream),
     /// Here; whoever it is speaks for a server without a sidecar.
-    Here(Inbound),
+    Here(Inbound, Place<ClusterId>),
 }
 
 /// A stream that has been admitted and connected.
@@ -178,7 +180,7 @@ impl Ingress {
             ticket.expendable();
         }
         let admitted = self.admit(from, &opening, &hello)?;
-        let end = self.connect(admitted).await?;
+        let end = self.connect(&from.cluster, admitted).await?;
         Ok(Begun {
             end,
             hello: bytes,
@@ -202,13 +204,14 @@ impl Ingress {
         Ok(admit(opening, name, caller, &self.own, &snapshot, &reach)?)
     }
 
-    async fn connect(&self, admitted: Admitted) -> Result<End, Denied> {
+    async fn connect(&self, from: &ClusterId, admitted: Admitted) -> Result<End, Denied> {
         let addresses = match admitted {
             Admitted::Endpoints(addresses) => shuffled(addresses),
             Admitted::Federation => self.resolve_federation().await.map_err(Denied::Connect)?,
             Admitted::Server(id) => {
                 let inbound = self.servers.borrow().get(&id).cloned();
-                return Ok(End::Here(inbound.ok_or(Denied::NoCertificate)?));
+                let place = self.taken.take(from)?;
+                return Ok(End::Here(inbound.ok_or(Denied::NoCertificate)?, place));
             }
         };
         let connected = self.connect_any(addresses).await;
@@ -252,7 +255,7 @@ impl Ingress {
                 let tcp = Watched::new(tcp, ticket.gauge());
                 carry(quic, tcp, ticket, &cause, idle, &counters).await
             }
-            End::Here(inbound) => {
+            End::Here(inbound, _place) => {
                 let (ours, theirs) = pipe();
                 let ours = Watched::new(ours, ticket.gauge());
                 // Each ends soon after the other, as its end of the pipe does.

@@ -78,6 +78,9 @@ pub struct Limits {
     pub ingress: usize,
     /// Connections of clients without a sidecar, 8192; one of them, and one import, may have half.
     pub imports: usize,
+    /// Connections whose inner TLS ends here, for servers without a sidecar, 2048; one peer, and the
+    /// own cluster, may have half. With 1 MiB under way in each, 2 GiB at worst.
+    pub servers: usize,
     /// Tunnel handshakes in progress above which callers are refused, 1000.
     pub handshakes: usize,
     /// How many of these one source may have, 100; and all together who have not proved that their
@@ -98,6 +101,7 @@ impl Default for Limits {
             egress: 16_384,
             ingress: 16_384,
             imports: 8_192,
+            servers: 2_048,
             handshakes: 1_000,
             handshakes_each: 100,
             windows: Windows {

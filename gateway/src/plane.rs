@@ -94,6 +94,7 @@ impl Plane {
         };
         let reaching = Reaching::new(&config, &addresses).await;
         let (table, servers) = watch::channel(Table::default());
+        let taken = Places::halves(limits.servers);
         let taking = Servers {
             cluster: config.cluster.clone(),
             trust_domain: config.federation.trust_domain.clone(),
@@ -111,6 +112,7 @@ impl Plane {
             snapshot: snapshot.clone(),
             timers,
             servers: servers.clone(),
+            taken: taken.clone(),
             places: Places::halves(limits.ingress),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
@@ -145,6 +147,8 @@ impl Plane {
             peers.clone(),
             Here {
                 servers,
+                taken,
+                own: config.cluster.clone(),
                 reach: reaching.subscribe(),
                 snapshot: snapshot.clone(),
             },

@@ -67,6 +67,14 @@ impl Scene {
             Gateway::start(&pki, "east", "east-1"),
             Gateway::start(&pki, "west", "west-1"),
         );
+        Self::linked((pki, east, west), server, protocol).await
+    }
+
+    async fn linked(
+        (pki, east, west): (Arc<Pki>, Gateway, Gateway),
+        server: SocketAddr,
+        protocol: AppProtocol,
+    ) -> Self {
         let mut scene = Self {
             pki,
             east,
@@ -111,9 +119,8 @@ impl Scene {
         self.west.snapshot.send_replace(Some(Arc::new(snapshot)));
     }
 
-    /// An inner connection to the server, by the egress of that gateway, as soon as there is one:
-    /// what a gateway was told a moment ago it may not have taken over.
-    async fn connect(
+    /// One try to get an inner connection to the server, by the egress of that gateway.
+    async fn try_connect(
         &mut self,
         caller: &SpiffeId,
         via: SocketAddr,
@@ -133,13 +140,21 @@ impl Scene {
             identity: server_id(),
             alpn,
         };
+        connector.connect(&upstream).await
+    }
+
+    /// The same, as soon as there is a place: what a gateway was told a moment ago it may not have
+    /// taken over.
+    async fn connect(
+        &mut self,
+        caller: &SpiffeId,
+        via: SocketAddr,
+        alpn: InnerAlpn,
+    ) -> Result<Connected, ConnectError> {
         let settled = async {
             loop {
-                match connector.connect(&upstream).await {
-                    Err(ConnectError::Refused {
-                        code: StreamCode::Busy,
-                        ..
-                    }) => tokio::task::yield_now().await,
+                match self.try_connect(caller, via, alpn).await {
+                    Err(error) if is_busy(&error) => tokio::task::yield_now().await,
                     settled => return settled,
                 }
             }
@@ -163,6 +178,16 @@ impl Scene {
             other => panic!("{other:?}"),
         }
     }
+}
+
+fn is_busy(error: &ConnectError) -> bool {
+    matches!(
+        error,
+        ConnectError::Refused {
+            code: StreamCode::Busy,
+            ..
+        }
+    )
 }
 
 fn server_id() -> SpiffeId {
@@ -331,4 +356,30 @@ async fn a_gateway_that_stops_ends_with_its_servers_calls() {
     scene.west.stop.drain();
     scene.west.ended().await.unwrap();
     assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn one_cluster_takes_no_more_than_half_of_the_places() {
+    let pki = pki();
+    let mut config = common::config("west", "west-1", &pki);
+    config.limits.servers = 4;
+    let west = Gateway::with(&pki, config, &common::gateway_id("west")).await;
+    let east = Gateway::start(&pki, "east", "east-1").await;
+    let server = plain_http().await;
+    let mut scene = Scene::linked((pki, east, west), server, AppProtocol::Http).await;
+    let (tunnel, home) = (scene.east.addresses.egress, scene.west.addresses.egress);
+    let mut held = Vec::new();
+    for (cluster, via) in [("east", tunnel), ("west", home)] {
+        for _ in 0..2 {
+            let mut sender = scene.http(&frontend(cluster), via).await;
+            assert_eq!(ask(&mut sender).await.unwrap().0, StatusCode::OK);
+            held.push(sender);
+        }
+        let caller = frontend(cluster);
+        let one_more = scene.try_connect(&caller, via, InnerAlpn::Http).await;
+        assert!(one_more.is_err_and(|error| is_busy(&error)), "{cluster}");
+    }
+    held.clear();
+    let mut sender = scene.http(&frontend("east"), tunnel).await;
+    assert_eq!(ask(&mut sender).await.unwrap().0, StatusCode::OK);
 }

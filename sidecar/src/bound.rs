@@ -342,6 +342,8 @@ fn mesh(
         traffic: metrics.traffic.clone(),
         idle: config.idle_timeout,
         access_log: config.access_log,
+        limits: ServeLimits::default(),
+        requests: None,
         stop: stop.clone(),
     });
     Mesh {

@@ -15,7 +15,7 @@ use crate::{
             BodyError, Incoming, Moved, Observer, Upload, Watched,
             grpc::is_grpc,
             headers, serve,
-            serve::{ServeLimits, lost, refused},
+            serve::{lost, refused},
         },
     },
     report::RequestReport,
@@ -28,6 +28,7 @@ use linkspan_runtime::{BoxError, process::chain, telemetry::RequestHandles};
 use linkspan_trust::SpiffeId;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
     time::timeout,
 };
 use tracing::debug;
@@ -65,7 +66,7 @@ impl Inbound {
             let session = Arc::clone(&session);
             async move { Box::pin(session.request(request)).await }
         };
-        let served = serve(io, ServeLimits::default(), self.inner.stop.clone(), handler).await;
+        let served = serve(io, self.inner.limits, self.inner.stop.clone(), handler).await;
         if let Err(error) = served {
             debug!(caller = %id, error = %chain(&*error), "connection ended badly");
         }
@@ -89,7 +90,7 @@ impl Inbound {
                 }
             }
         };
-        let serving = serve(io, ServeLimits::default(), self.inner.stop.clone(), handler);
+        let serving = serve(io, self.inner.limits, self.inner.stop.clone(), handler);
         // How a refused connection ends is nobody's concern.
         let _ = timeout(self.inner.idle, serving).await;
     }
@@ -102,6 +103,9 @@ impl Session {
             return Ok(empty(StatusCode::METHOD_NOT_ALLOWED));
         }
         self.still_admitted()?;
+        let places = self.inbound.inner.requests.as_deref();
+        let place = places.map(Semaphore::try_acquire).transpose();
+        let _place = place.map_err(|_| refused())?;
         let mut report = self.report(&request);
         let (idle, moved) = (self.inbound.inner.idle, Moved::default());
         let request = Upload::from_request(request, moved.clone());

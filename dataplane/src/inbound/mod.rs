@@ -23,7 +23,7 @@ use crate::{
     connect::mtls::{Accepted, Acceptor, AcceptorLimits, Alpn},
     detect::http::{DETECT_TIMEOUT, NoHttp, Protocol, detect_http},
     discover::{InboundPort, InboundService, PeerInfo, Snapshot},
-    forward::bytes::Duplex,
+    forward::{bytes::Duplex, http::serve::ServeLimits},
     report::Access,
     target::TargetName,
 };
@@ -38,7 +38,7 @@ use linkspan_runtime::{
 use linkspan_trust::{ClientPolicy, MaterialReader, SpiffeId, TrustDomain, TrustPolicy};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{interval, timeout},
 };
 use tokio_rustls::server::TlsStream;
@@ -75,6 +75,8 @@ struct Inner {
     traffic: TrafficMetrics,
     idle: Duration,
     access_log: bool,
+    limits: ServeLimits,
+    requests: Option<Arc<Semaphore>>,
     refusals: Sparing,
     stop: Stop,
 }
@@ -139,6 +141,11 @@ pub struct Means {
     pub idle: Duration,
     /// Whether each request and opaque connection gets a line.
     pub access_log: bool,
+    /// Of each HTTP connection.
+    pub limits: ServeLimits,
+    /// Requests that may wait for their answers at a time, shared with others; more are refused as
+    /// not processed. `None`: as many as the callers' connections carry.
+    pub requests: Option<Arc<Semaphore>>,
     /// Ends it.
     pub stop: Stop,
 }
@@ -166,6 +173,8 @@ impl Inbound {
             traffic,
             idle,
             access_log,
+            limits,
+            requests,
             stop,
         } = means;
         let policy = admitted(&own.trust_domain, &Rules::default());
@@ -182,6 +191,8 @@ impl Inbound {
             traffic,
             idle,
             access_log,
+            limits,
+            requests,
             refusals: Sparing::new(REFUSALS),
             stop,
         };

@@ -26,7 +26,8 @@ use linkspan_dataplane::forward::bytes::Duplex;
 use linkspan_dataplane::inbound::Inbound;
 use linkspan_dataplane::proxy_header::{ProxyHeader, ProxyHeaderError};
 use linkspan_dataplane::target::{Target, TargetName};
-use linkspan_routing::ClusterLabel;
+use linkspan_routing::{ClusterId, ClusterLabel};
+use linkspan_runtime::places::{Full, Place, Places};
 use linkspan_runtime::stop::Stop;
 use linkspan_runtime::telemetry::{Direction, LinkMetrics};
 use linkspan_trust::{MaterialReader, SpiffeId};
@@ -74,6 +75,9 @@ pub(crate) struct Egress {
 pub(crate) struct Here {
     /// Who takes calls for servers without a sidecar.
     pub(crate) servers: watch::Receiver<Table>,
+    /// Places of the calls that are taken for them.
+    pub(crate) taken: Places<ClusterId>,
+    pub(crate) own: ClusterId,
     pub(crate) reach: watch::Receiver<Arc<Reach>>,
     pub(crate) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
 }
@@ -83,7 +87,7 @@ enum Opened {
     /// As a stream to a peer.
     Stream(Established),
     /// Here, with what has been read of it.
-    Here(Inbound, Bytes),
+    Here(Inbound, Place<ClusterId>, Bytes),
 }
 
 /// Who calls.
@@ -116,6 +120,8 @@ enum Unserved {
     NotHere(#[from] Refusal),
     #[error("there is no certificate for servers without a sidecar yet, or no word of federation")]
     NotYet,
+    #[error("too many calls are taken for servers without a sidecar: {0}")]
+    Full(#[from] Full),
     #[error("a reserved target was asked for by somebody who is not our federation")]
     Reserved,
     #[error("cluster label `{0}` is not linked")]
@@ -134,7 +140,7 @@ impl Unserved {
             }
             Self::Reserved => Some(StreamCode::Denied),
             Self::NotHere(refusal) => Some(refusal.code),
-            Self::NotYet => Some(StreamCode::Busy),
+            Self::NotYet | Self::Full(_) => Some(StreamCode::Busy),
             Self::NotLinked(_) => Some(StreamCode::NoTunnel),
             Self::Refused(code) => Some(*code),
         }
@@ -215,7 +221,7 @@ impl Egress {
                 self.relay(io, established).await;
                 Ok(())
             }
-            Ok(Opened::Here(inbound, read)) => {
+            Ok(Opened::Here(inbound, _place, read)) => {
                 io.write_all(&open::answer(StreamCode::Ok)).await?;
                 let io = Prefixed::new(read, io);
                 Box::pin(inbound.connection(io, None)).await;
@@ -239,7 +245,8 @@ impl Egress {
             && target.cluster == self.own
         {
             let (read, _) = io.into_parts();
-            return Ok(Opened::Here(self.here.inbound(target)?, read));
+            let (inbound, place) = self.here.inbound(target)?;
+            return Ok(Opened::Here(inbound, place, read));
         }
         let wanted = self.wanted(&hello, target, header, caller)?;
         let opened = self.opener.open(&wanted, &mut io).await;
@@ -340,12 +347,13 @@ fn target(hello: &ClientHello) -> Result<TargetName, Unserved> {
 
 impl Here {
     /// Who takes the calls for a target of this cluster.
-    fn inbound(&self, target: &Target) -> Result<Inbound, Unserved> {
+    fn inbound(&self, target: &Target) -> Result<(Inbound, Place<ClusterId>), Unserved> {
         let snapshot = self.snapshot.borrow().clone().ok_or(Unserved::NotYet)?;
         let reach = self.reach.borrow().clone();
         let id = admit_local(target, &snapshot, &reach)?;
+        let place = self.taken.take(&self.own)?;
         let taking = self.servers.borrow().get(&id).cloned();
-        taking.ok_or(Unserved::NotYet)
+        Ok((taking.ok_or(Unserved::NotYet)?, place))
     }
 }
 

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use linkspan_dataplane::discover::{InboundService, PeerInfo, Snapshot, UnmeshedServer};
+use linkspan_dataplane::forward::http::serve::ServeLimits;
 use linkspan_dataplane::inbound::{Application, Inbound, Means, Own, Rules};
 use linkspan_routing::{ClusterId, EndpointId};
 use linkspan_runtime::stop::Stop;
 use linkspan_runtime::telemetry::TrafficMetrics;
 use linkspan_trust::{MaterialReader, TrustDomain};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::interval;
 use tracing::info;
 
@@ -20,6 +21,16 @@ use crate::config::ServersConfig;
 
 /// How often unused connections to servers are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// Requests at a time over one HTTP/2 connection: the caller may be any workload of a peer.
+const STREAMS: u32 = 100;
+/// Largest head of a request, bytes.
+const HEAD: u32 = 16 * 1024;
+/// Bytes of all bodies of a connection that may be under way before they are read.
+const WINDOW: u32 = 1024 * 1024;
+/// Requests that wait for their answers: with their heads, 128 MiB at worst, in the process that
+/// carries every link.
+const MAX_REQUESTS: usize = 8_192;
 
 /// Who takes the calls for each server. Empty until there is a certificate for them.
 pub(crate) type Table = Arc<BTreeMap<EndpointId, Inbound>>;
@@ -33,6 +44,12 @@ pub(crate) struct Servers {
     pub(crate) traffic: TrafficMetrics,
     pub(crate) table: watch::Sender<Table>,
     pub(crate) stop: Stop,
+}
+
+/// What all servers have in common.
+struct Shared {
+    material: MaterialReader,
+    requests: Arc<Semaphore>,
 }
 
 /// A server, and who takes its calls.
@@ -49,13 +66,15 @@ impl Servers {
             reader = material.wait_for(Option::is_some) => reader.ok().and_then(|reader| reader.clone()),
         };
         // It ends only with those who would fetch it.
-        let Some(reader) = reader else { return };
+        let Some(material) = reader else { return };
+        let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
+        let shared = Shared { material, requests };
         let mut known = BTreeMap::new();
         let (mut sweep, mut last) = (interval(SWEEP), None);
         loop {
             let newest = self.snapshot.borrow_and_update().clone();
             if let Some(newest) = newest.filter(|newest| is_news(last.as_ref(), newest)) {
-                self.follow(&mut known, &newest, &reader).await;
+                self.follow(&mut known, &newest, &shared).await;
                 last = Some(newest);
             }
             tokio::select! {
@@ -75,7 +94,7 @@ impl Servers {
         &self,
         known: &mut BTreeMap<EndpointId, Known>,
         snapshot: &Snapshot,
-        material: &MaterialReader,
+        shared: &Shared,
     ) {
         let mut next = BTreeMap::new();
         for server in &snapshot.servers {
@@ -85,7 +104,7 @@ impl Servers {
                 Some(same) => same.inbound,
                 None => {
                     info!(service = %server.service, endpoint = %server.id, "calls are taken for a server without a sidecar");
-                    self.inbound(server, material)
+                    self.inbound(server, shared)
                 }
             };
             inbound.apply(rules(snapshot, server));
@@ -103,9 +122,9 @@ impl Servers {
         close(gone).await;
     }
 
-    fn inbound(&self, server: &UnmeshedServer, material: &MaterialReader) -> Inbound {
+    fn inbound(&self, server: &UnmeshedServer, shared: &Shared) -> Inbound {
         Inbound::new(Means {
-            material: material.clone(),
+            material: shared.material.clone(),
             own: Own {
                 endpoint: server.id.clone(),
                 cluster: self.cluster.label(),
@@ -116,6 +135,13 @@ impl Servers {
             traffic: self.traffic.clone(),
             idle: self.config.idle,
             access_log: self.config.access_log,
+            limits: ServeLimits {
+                streams: STREAMS,
+                connection_window: WINDOW,
+                head: HEAD,
+                ..ServeLimits::default()
+            },
+            requests: Some(Arc::clone(&shared.requests)),
             stop: self.stop.clone(),
         })
     }

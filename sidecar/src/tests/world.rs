@@ -152,6 +152,8 @@ impl World {
             traffic: TrafficMetrics::register(&Registry::new()).unwrap(),
             idle: Duration::from_secs(60),
             access_log: true,
+            limits: ServeLimits::default(),
+            requests: None,
             stop: stop.clone(),
         });
         inbound.apply(Rules {
