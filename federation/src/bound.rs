@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     config::Config,
     home::{self, Backend},
-    identity::{Authority, Credentials, Issuer, Pods, issued::Issued, tokens::JoinTokens},
+    identity::{Authority, Credentials, Issuer, Pods, tokens::JoinTokens},
     join::LinkStore,
     operator::socket,
     state::{Epoch, Remembered, StateDir, StateError, next_epoch, store::Slots},
@@ -137,9 +137,8 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
     let registry = Registry::new();
     let metrics = FederationMetrics::register(&registry)?;
     let credentials = Credentials::new(Arc::clone(&authority), &domain, lifetime);
-    let issued = Arc::new(Issued::open(slots.issued.clone())?);
     let (backend, attestor) = Backend::open(&config, own_cluster(&config), &state).await?;
-    let proofs = (tokens, issued, Pods::new(attestor));
+    let proofs = (tokens, Pods::new(attestor));
     let issuer = Issuer::new(domain, authority, proofs, lifetime, &metrics);
     let remembered = Remembered::load(&slots)?;
     let links = Arc::new(LinkStore::open(slots.links.clone())?);

@@ -146,10 +146,6 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     if let Some(surroundings) = surroundings {
         site.start_surroundings(&mut tasks, surroundings, lead.clone());
     }
-    tasks.essential(
-        "issued",
-        done(Arc::clone(&site.issuer.issued).keep(site.stop.clone())),
-    );
     let wait = site.config.timers.export_wait;
 
     let book = linker.store.subscribe();

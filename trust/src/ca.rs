@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use zeroize::Zeroizing;
 
 pub use self::error::{CaError, CaPart, IssueError};
-use self::template::{BACKDATE, leaf_params, signing_params, validity};
+use self::template::{BACKDATE, leaf_params, noted, signing_params, validity};
 use crate::certificate::{Signing, Validity, pem_of};
 use crate::key::Signer;
 use crate::verify::{Role, prove};
@@ -185,6 +185,22 @@ impl CertificateAuthority {
         grant: &Grant,
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
+        self.issue_noted(csr, grant, None, now)
+    }
+
+    /// As [`issue`](Self::issue), with a word of the issuer's own in the certificate, for
+    /// [`note_of`](crate::note_of). Whoever sees the certificate can read it.
+    ///
+    /// # Errors
+    /// As [`issue`](Self::issue), and for a note that is empty, longer than 80 bytes, or has other
+    /// characters than letters, digits, `:` and `-`.
+    pub fn issue_noted(
+        &self,
+        csr: &Csr,
+        grant: &Grant,
+        note: Option<&str>,
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
         if grant.lifetime < Duration::from_secs(1) {
             return Err(IssueError::NoLifetime);
         }
@@ -195,7 +211,7 @@ impl CertificateAuthority {
             });
         }
         let wanted = validity(now, grant.lifetime).map_err(|_| IssueError::Time)?;
-        self.issue_for(&csr.public_key, &grant.id, wanted.within(issuers))
+        self.issue_for(&csr.public_key, &grant.id, note, wanted.within(issuers))
     }
 
     /// Makes a key and issues a certificate for it: for identities of the authority's own process.
@@ -220,6 +236,7 @@ impl CertificateAuthority {
         let chain = self.issue_for(
             &public_key,
             id,
+            None,
             Validity {
                 not_before,
                 not_after,
@@ -232,6 +249,7 @@ impl CertificateAuthority {
         &self,
         public_key: &impl PublicKeyData,
         id: &SpiffeId,
+        note: Option<&str>,
         validity: Validity,
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
         if *id.trust_domain() != self.trust_domain {
@@ -241,7 +259,10 @@ impl CertificateAuthority {
         if id.path().is_empty() {
             return Err(IssueError::NoPath);
         }
-        let params = leaf_params(id, validity).ok_or(IssueError::Time)?;
+        let mut params = leaf_params(id, validity).ok_or(IssueError::Time)?;
+        if let Some(note) = note {
+            params.distinguished_name = noted(note).ok_or(IssueError::Note)?;
+        }
         let leaf = self
             .intermediate
             .sign(&params, public_key)

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, KeyUsage};
+use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 use zeroize::{Zeroize, Zeroizing};
@@ -33,6 +34,18 @@ pub fn spiffe_id_of(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, Certificat
 pub fn expiry_of(chain: &[CertificateDer<'_>]) -> Result<SystemTime, CertificateError> {
     let leaf = chain.first().ok_or(CertificateError::NoCertificate)?;
     Ok(Leaf::parse(leaf)?.validity.not_after)
+}
+
+/// The note with which the issuer of a chain's leaf (the first certificate) issued it; `None` where
+/// there is none, or the certificate cannot be read. It is worth what its issuer is: ask for it
+/// only once the chain is verified, and of the own trust domain only.
+pub fn note_of(chain: &[CertificateDer<'_>]) -> Option<String> {
+    let certificate = parse(chain.first()?).ok()?;
+    let mut notes = certificate.subject().iter_by_oid(&OID_X509_SERIALNUMBER);
+    let (Some(note), None) = (notes.next(), notes.next()) else {
+        return None;
+    };
+    Some(note.as_str().ok()?.to_owned())
 }
 
 /// A leaf certificate that follows X509-SVID: one URI, a SPIFFE ID with a path; no CA; its key may

@@ -41,7 +41,7 @@ pub use bundle::{Bundle, BundleError, BundleSet};
 pub use ca::{
     CaError, CaPart, CaPem, CertificateAuthority, DEFAULT_SVID_LIFETIME, Grant, IssueError,
 };
-pub use certificate::{CertificateError, expiry_of, spiffe_id_of};
+pub use certificate::{CertificateError, expiry_of, note_of, spiffe_id_of};
 pub use csr::{Csr, CsrError, generate_csr};
 pub use id::{IdError, SYSTEM_NAMESPACE, SpiffeId, TrustDomain, WorkloadId};
 pub use key::{KeyError, PrivateKey};

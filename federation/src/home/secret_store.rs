@@ -114,10 +114,6 @@ impl Store for SecretStore {
     fn place(&self, key: &str) -> PathBuf {
         format!("{key} in Secret {}", self.place).into()
     }
-
-    fn file(&self, _: &str) -> Option<PathBuf> {
-        None
-    }
 }
 
 impl Drop for SecretStore {

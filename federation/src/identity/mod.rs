@@ -2,10 +2,11 @@
 //!
 //! Whom a certificate is for comes from the join token, from the pod that a projected token was
 //! given to, or from the certificate with which the caller renews; never from the request, of
-//! which only the key counts.
+//! which only the key counts. Each certificate says itself by which token it was issued: a token that
+//! is revoked takes what lives by it along, and what it binds holds for renewed certificates, too,
+//! with nothing to be written down and lost.
 
 mod authority;
-pub(crate) mod issued;
 mod limiter;
 mod own;
 mod pods;
@@ -25,7 +26,6 @@ use prometheus::IntCounter;
 use tonic::{Request, Response, Status};
 
 use self::{
-    issued::{Issued, Leaf},
     limiter::Limiter,
     tokens::{Binding, JoinTokens, TokenId},
 };
@@ -44,7 +44,6 @@ pub(crate) struct Issuer {
     pub(crate) domain: TrustDomain,
     pub(crate) authority: Arc<Authority>,
     pub(crate) tokens: Arc<JoinTokens>,
-    pub(crate) issued: Arc<Issued>,
     pods: Pods,
     pub(crate) lifetime: Duration,
     limiter: Limiter,
@@ -56,7 +55,7 @@ impl Issuer {
     pub(crate) fn new(
         domain: TrustDomain,
         authority: Arc<Authority>,
-        (tokens, issued, pods): (Arc<JoinTokens>, Arc<Issued>, Pods),
+        (tokens, pods): (Arc<JoinTokens>, Pods),
         lifetime: Duration,
         metrics: &FederationMetrics,
     ) -> Self {
@@ -64,7 +63,6 @@ impl Issuer {
             domain,
             authority,
             tokens,
-            issued,
             pods,
             lifetime,
             limiter: Limiter::default(),
@@ -92,12 +90,12 @@ impl Issuer {
 
     /// A certificate renews itself for as long as the token for which it was issued says.
     fn renewed(&self, caller: &Caller, now: SystemTime) -> Result<(TokenId, SpiffeId), Status> {
-        let (Some(id), Some(leaf)) = (&caller.identity, &caller.leaf) else {
+        let Some(id) = &caller.identity else {
             return Err(Status::unauthenticated(
                 "neither join token nor certificate",
             ));
         };
-        let token = self.issued.token(leaf);
+        let token = self.token_of(caller);
         match token.filter(|token| self.tokens.renews(token, now)) {
             Some(token) => Ok((token, id.clone())),
             None => Err(Status::unauthenticated(format!(
@@ -141,12 +139,12 @@ impl Issuer {
         let chain = self
             .authority
             .current()
-            .issue(&csr, &grant, now)
+            .issue_noted(&csr, &grant, Some(&token), now)
             .map_err(|error| {
                 tracing::error!(%error, id = %grant.id, "cannot issue a certificate");
                 Status::internal("the certificate could not be issued")
             })?;
-        self.note(&token, &chain[0], now)?;
+        self.tokens.used(&token, now + self.lifetime, now);
         tracing::debug!(id = %grant.id, token, "issued a certificate");
         Ok(v1::IssueResponse {
             chain: chain
@@ -159,6 +157,13 @@ impl Issuer {
 }
 
 impl Issuer {
+    /// By which token a caller's certificate was issued here; `None` where it does not say.
+    fn token_of(&self, caller: &Caller) -> Option<TokenId> {
+        // What others' authorities note means nothing here.
+        let own = caller.identity.as_ref()?.trust_domain() == &self.domain;
+        caller.note.clone().filter(|_| own)
+    }
+
     /// What a token binds; `None` where it is revoked or long gone.
     fn binding(&self, token: &TokenId) -> Option<Binding> {
         match pods::uid(token) {
@@ -168,18 +173,6 @@ impl Issuer {
             }),
             None => self.tokens.binding(token),
         }
-    }
-
-    /// Writes down for which token `leaf` was issued, without which it could not be taken back.
-    fn note(&self, token: &TokenId, leaf: &[u8], now: SystemTime) -> Result<(), Status> {
-        let until = now + self.lifetime;
-        let noted = self.issued.note(Leaf::of(leaf), token, until, now);
-        noted.map_err(|error| {
-            tracing::error!(%error, "cannot note a certificate; check free space");
-            Status::internal("the certificate could not be noted")
-        })?;
-        self.tokens.used(token, until, now);
-        Ok(())
     }
 }
 

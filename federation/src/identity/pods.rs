@@ -17,7 +17,7 @@ use crate::home::AnyAttestor;
 const AT_ONCE: usize = 16;
 /// No answer takes longer; a proxy waits for its certificate for twice as long.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What a certificate of a pod was issued for is noted under this and the pod's UID.
+/// A certificate of a pod says that it was issued for this and the pod's UID.
 const PREFIX: &str = "pod:";
 /// Longest UID that is taken: they are UUIDs.
 const MAX_UID: usize = 64;

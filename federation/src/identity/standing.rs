@@ -18,15 +18,20 @@ pub(crate) struct Standing {
     issuer: Arc<Issuer>,
     identity: SpiffeId,
     remote: IpAddr,
-    /// `None` where it is not known any more for which token the certificate was issued.
-    token: Option<TokenId>,
+    token: TokenId,
 }
 
 impl Standing {
     pub(crate) fn of(issuer: Arc<Issuer>, caller: &Caller) -> Result<Self, Status> {
-        let token = caller.leaf.and_then(|leaf| issuer.issued.token(&leaf));
+        let identity = caller.authenticated()?.clone();
+        let token = issuer.token_of(caller).ok_or_else(|| {
+            Status::permission_denied(format!(
+                "this certificate of `{identity}` does not say by which token it was issued; \
+                 restart the process, so that it joins anew"
+            ))
+        })?;
         let this = Self {
-            identity: caller.authenticated()?.clone(),
+            identity,
             remote: caller.remote.ip().to_canonical(),
             token,
             issuer,
@@ -43,21 +48,12 @@ impl Standing {
     /// What the token binds, while it stands.
     pub(crate) fn check(&self) -> Result<Binding, Status> {
         let identity = &self.identity;
-        match &self.token {
-            Some(token) => self.issuer.binding(token).ok_or_else(|| {
-                Status::permission_denied(format!(
-                    "the join token of this certificate of `{identity}` was revoked; \
-                     make another with `linkspan token create`, and start with that"
-                ))
-            }),
-            None if self.issuer.tokens.binds_labels(identity) => {
-                Err(Status::permission_denied(format!(
-                    "join tokens of `{identity}` bind labels, and it is not known for which \
-                     this certificate was issued; restart the process, so that it joins anew"
-                )))
-            }
-            None => Ok(Binding::default()),
-        }
+        self.issuer.binding(&self.token).ok_or_else(|| {
+            Status::permission_denied(format!(
+                "the join token of this certificate of `{identity}` was revoked; \
+                 make another with `linkspan token create`, and start with that"
+            ))
+        })
     }
 
     /// Whether a workload may register so.

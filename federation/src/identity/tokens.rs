@@ -231,16 +231,6 @@ impl JoinTokens {
         self.lock().entries.get(id).map(Entry::binding)
     }
 
-    /// Whether some token of this identity binds labels.
-    pub(crate) fn binds_labels(&self, of: &SpiffeId) -> bool {
-        let store = self.lock();
-        let mut of_it = store
-            .entries
-            .values()
-            .filter(|entry| entry.spiffe_id == *of);
-        of_it.any(|entry| !entry.labels.is_empty())
-    }
-
     /// A certificate that ends at `until` was issued for a token. Blocks on the disk, seldom.
     pub(crate) fn used(&self, id: &str, until: SystemTime, now: SystemTime) {
         let mut store = self.lock();

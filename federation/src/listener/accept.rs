@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use linkspan_runtime::stop::Stop;
-use linkspan_trust::{SpiffeId, TrustDomain, spiffe_id_of};
+use linkspan_trust::{SpiffeId, TrustDomain, note_of, spiffe_id_of};
 use rustls::server::{Acceptor, ClientHello};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -16,7 +16,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Caller, Connection, Permits, PortConfigs, shares::Shares};
 use crate::{
-    identity::issued::Leaf,
     join::{self, Doors},
     sync::Subscribers,
 };
@@ -142,10 +141,10 @@ impl Accepting {
             let result = shake_hands(stream, &config).await;
             drop(handshake);
             let connection = match result {
-                Ok((Purpose::Grpc, stream)) => identity_of(&stream).and_then(|(identity, leaf)| {
+                Ok((Purpose::Grpc, stream)) => identity_of(&stream).and_then(|(identity, note)| {
                     let caller = Caller {
                         identity,
-                        leaf,
+                        note,
                         remote,
                         ended: CancellationToken::new(),
                     };
@@ -239,12 +238,11 @@ async fn shake_hands(
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-fn identity_of(stream: &TlsStream<TcpStream>) -> io::Result<(Option<SpiffeId>, Option<Leaf>)> {
+fn identity_of(stream: &TlsStream<TcpStream>) -> io::Result<(Option<SpiffeId>, Option<String>)> {
     let chain = stream.get_ref().1.peer_certificates();
     let identity = chain
         .map(spiffe_id_of)
         .transpose()
         .map_err(io::Error::other)?;
-    let leaf = chain.and_then(<[_]>::first).map(|leaf| Leaf::of(leaf));
-    Ok((identity, leaf))
+    Ok((identity, chain.and_then(note_of)))
 }

@@ -31,15 +31,15 @@ use self::shares::Share;
 pub(crate) use accept::accept;
 pub(crate) use tls::{PortConfigs, follow_links};
 
-use crate::{identity::issued::Leaf, sync::Metering};
+use crate::sync::Metering;
 
 /// Who is at the other end of a connection, as its handshake proved.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     /// `None` for a connection without a certificate.
     pub(crate) identity: Option<SpiffeId>,
-    /// The certificate itself.
-    pub(crate) leaf: Option<Leaf>,
+    /// What the issuer of the certificate noted in it.
+    pub(crate) note: Option<String>,
     pub(crate) remote: SocketAddr,
     /// Cancelled when the connection has ended.
     pub(crate) ended: CancellationToken,

@@ -7,7 +7,6 @@
 //!   ca.new/              the same, while it is being made
 //! * epoch                the epoch of the last start
 //! * tokens.json          hashes of join tokens, with identity and expiry
-//! * issued               for which token each certificate was issued
 //! * links.json           invitations (public halves), links that came of them, tombstones
 //! * registrations.json   the workloads last registered
 //! * uids.json            whose each workload uid is

@@ -17,8 +17,6 @@ pub(crate) trait Store: Send + Sync {
     fn write(&self, entries: &[(&str, &[u8])]) -> Result<(), StateError>;
     /// For people: where that is.
     fn place(&self, key: &str) -> PathBuf;
-    /// The file, where it is one that can be appended to.
-    fn file(&self, key: &str) -> Option<PathBuf>;
 }
 
 /// Where one thing is kept.
@@ -56,10 +54,6 @@ impl Slot {
 
     pub(crate) fn place(&self) -> PathBuf {
         self.store.place(&self.key)
-    }
-
-    pub(crate) fn file(&self) -> Option<PathBuf> {
-        self.store.file(&self.key)
     }
 
     pub(crate) fn damaged(&self, reason: impl Into<String>) -> StateError {
@@ -126,10 +120,6 @@ impl Store for Files {
     fn place(&self, key: &str) -> PathBuf {
         self.0.join(key)
     }
-
-    fn file(&self, key: &str) -> Option<PathBuf> {
-        Some(self.0.join(key))
-    }
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
@@ -153,7 +143,6 @@ pub(crate) struct Slots {
     pub(crate) tokens: Slot,
     pub(crate) links: Slot,
     pub(crate) roots: Slot,
-    pub(crate) issued: Slot,
     pub(crate) registrations: Slot,
     pub(crate) uids: Slot,
     pub(crate) capacity: Slot,
@@ -185,7 +174,6 @@ impl Slots {
             tokens: slot("tokens.json"),
             links: slot("links.json"),
             roots: slot("roots.json"),
-            issued: slot("issued"),
             registrations: slot("registrations.json"),
             uids: slot("uids.json"),
             capacity: slot("capacity.json"),
@@ -209,7 +197,6 @@ impl Slots {
             tokens: kept("tokens.json"),
             links: kept("links.json"),
             roots: kept("roots.json"),
-            issued: learned("issued"),
             registrations: learned("registrations.json"),
             uids: learned("uids.json"),
             capacity: learned("capacity.json"),

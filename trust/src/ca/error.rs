@@ -122,6 +122,9 @@ pub enum IssueError {
     /// The time is one that certificates cannot hold.
     #[error("certificates cannot be made for this time; is the clock right?")]
     Time,
+    /// The issuer's note is not one that a certificate holds.
+    #[error("the note is not 1 to 80 letters, digits, `:` and `-`")]
+    Note,
     /// The certificate could not be written or signed.
     #[error("the certificate could not be signed")]
     Sign,

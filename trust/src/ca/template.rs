@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber,
 };
 use time::OffsetDateTime;
 
@@ -16,6 +16,11 @@ use crate::{KeyError, SpiffeId, TrustDomain};
 /// quarter of their life, so that a short one is not over before the renewal that its half calls
 /// for.
 pub(super) const BACKDATE: Duration = Duration::from_secs(10 * 60);
+
+/// The attribute `serialNumber` of X.520, in which a leaf carries its issuer's note.
+const NOTE_OID: [u64; 4] = [2, 5, 4, 5];
+/// Longest note: each handshake carries it.
+const MAX_NOTE: usize = 80;
 
 /// From a little before `now` until `lifetime` after it.
 pub(super) fn validity(now: SystemTime, lifetime: Duration) -> Result<Validity, CaError> {
@@ -56,6 +61,18 @@ pub(super) fn leaf_params(id: &SpiffeId, validity: Validity) -> Option<Certifica
         ExtendedKeyUsagePurpose::ClientAuth,
     ];
     Some(params)
+}
+
+/// The subject of a leaf with a note: its `serialNumber`, which is nobody's name.
+pub(super) fn noted(note: &str) -> Option<DistinguishedName> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '-');
+    if !(1..=MAX_NOTE).contains(&note.len()) || !note.chars().all(plain) {
+        return None;
+    }
+    let mut name = DistinguishedName::new();
+    let value = DnValue::PrintableString(note.try_into().ok()?);
+    name.push(DnType::CustomDnType(NOTE_OID.to_vec()), value);
+    Some(name)
 }
 
 /// `None` if a time cannot be written into a certificate, or there is no randomness.

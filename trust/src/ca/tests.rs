@@ -105,6 +105,25 @@ fn grants_that_are_not_its_to_make_are_refused() {
 }
 
 #[test]
+fn a_leaf_carries_the_note_of_its_issuer_and_nobody_elses() {
+    let ca = east();
+    let (_, request) = generate_csr().unwrap();
+    let csr = csr::Csr::parse(&request).unwrap();
+    let issue = |note| ca.issue_noted(&csr, &grant(HOUR), note, now());
+    let longest = "a".repeat(80);
+    for note in ["pod:2f1c-AB", "0123456789ab", &longest] {
+        let chain = issue(Some(note)).unwrap();
+        assert_eq!(crate::note_of(&chain).as_deref(), Some(note));
+        assert_eq!(crate::spiffe_id_of(&chain).unwrap(), grant(HOUR).id);
+        assert_eq!(crate::note_of(&chain[1..]), None, "the intermediate");
+    }
+    assert_eq!(crate::note_of(&issue(None).unwrap()), None);
+    for odd in ["", "a b", "a,CN=b", "\u{e9}", &"a".repeat(81)] {
+        assert_eq!(issue(Some(odd)), Err(IssueError::Note), "{odd}");
+    }
+}
+
+#[test]
 fn nothing_is_issued_when_the_intermediate_is_not_valid() {
     let ca = east();
     let not_after = now() + 90 * DAY;
