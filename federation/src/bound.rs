@@ -11,8 +11,9 @@ use std::{
 use linkspan_core::OwnCluster;
 use linkspan_runtime::{
     BoxError,
+    admin::{self, Admin},
     process::Exit,
-    readiness::Readiness,
+    readiness::{Gate, Readiness},
     stop::Stop,
     telemetry::{FederationMetrics, TelemetryError},
 };
@@ -22,11 +23,12 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     config::Config,
     home::{self, Backend},
-    identity::{Authority, Credentials, Issuer, Pods, tokens::JoinTokens},
+    identity::{Authority, Credentials, Issuer, Pods, Traces, tokens::JoinTokens},
     join::LinkStore,
     operator::socket,
     state::{Epoch, Remembered, StateDir, StateError, next_epoch, store::Slots},
@@ -56,6 +58,9 @@ pub enum BindError {
     /// The Kubernetes API cannot be called.
     #[error("the Kubernetes home cannot be used")]
     Kubernetes(#[from] linkspan_kube::ConnectError),
+    /// Whether there was an earlier life cannot be told.
+    #[error("it cannot be told whether this is the first start")]
+    Roots(#[source] linkspan_kube::PublishError),
     /// An address cannot be listened on.
     #[error("cannot listen on `{address}` ({key}); free it, or choose another")]
     Listen {
@@ -91,6 +96,10 @@ pub struct Addresses {
 pub struct Bound {
     pub(crate) addresses: Addresses,
     pub(crate) readiness: Readiness,
+    /// Opened once resources were read.
+    pub(crate) ready: Gate,
+    /// The public admin face, which is served already.
+    pub(crate) admin: Face,
     pub(crate) config: Config,
     pub(crate) state: StateDir,
     pub(crate) slots: Slots,
@@ -115,29 +124,39 @@ pub struct Bound {
 
 pub(crate) struct Listeners {
     pub(crate) grpc: TcpListener,
-    pub(crate) admin: TcpListener,
     pub(crate) debug: TcpListener,
     pub(crate) operator: UnixListener,
 }
 
-/// Opens the state directory, makes or reads the authority, and listens. Needs a tokio runtime.
+/// Opens the state directory, makes or reads the authority, and listens. On Kubernetes it first waits
+/// until this replica leads, for as long as that takes; it is not ready meanwhile, and healthy. Needs
+/// a tokio runtime.
 ///
 /// # Errors
 /// See [`BindError`]; nothing is left listening then.
 pub async fn bind(config: Config) -> Result<Bound, BindError> {
     let now = SystemTime::now();
     let state = StateDir::open(&config.state_dir)?;
+    let registry = Registry::new();
+    let metrics = FederationMetrics::register(&registry)?;
+    let readiness = Readiness::new();
+    let ready = readiness.gate("resources");
+    // All that follows may wait for others: probes are told meanwhile that this process is well.
+    let admin = Face::serve(&config, &readiness, &registry).await?;
+    let (mut backend, attestor) = Backend::open(&config, own_cluster(&config), &state).await?;
+    backend.leading.wait().await;
     let (slots, taken_over) = home::slots(&config.home, &state)?;
+    let traces = Traces {
+        epochs: slots.epochs().collect(),
+        published: backend.published().await?,
+    };
     let domain = &config.trust_domain;
-    let authority = Authority::load_or_create(&slots.authority, &slots.epoch, domain, now)?;
+    let authority = Authority::load_or_create(&slots.authority, &traces, domain, now)?;
     let authority = Arc::new(authority);
     let lifetime = config.timers.svid_lifetime;
     let tokens = Arc::new(JoinTokens::open(slots.tokens.clone())?);
     let domain = config.trust_domain.clone();
-    let registry = Registry::new();
-    let metrics = FederationMetrics::register(&registry)?;
     let credentials = Credentials::new(Arc::clone(&authority), &domain, lifetime);
-    let (backend, attestor) = Backend::open(&config, own_cluster(&config), &state).await?;
     let proofs = (tokens, Pods::new(attestor));
     let issuer = Issuer::new(domain, authority, proofs, lifetime, &metrics);
     let remembered = Remembered::load(&slots)?;
@@ -149,8 +168,10 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
         mark.write(epoch.number.to_string().as_bytes())?;
     }
     Ok(Bound {
-        addresses: listeners.addresses(&state)?,
-        readiness: Readiness::new(),
+        addresses: listeners.addresses(&state, admin.address)?,
+        readiness,
+        ready,
+        admin,
         state,
         slots,
         taken_over,
@@ -190,28 +211,66 @@ impl Listeners {
         });
         Ok(Self {
             grpc: listen("listen", config.listen).await?,
-            admin: listen("adminListen", config.admin_listen).await?,
             debug: listen("debugListen", config.debug_listen).await?,
             operator: socket?,
         })
     }
 
-    fn addresses(&self, state: &StateDir) -> Result<Addresses, BindError> {
-        let of = |key, listener: &TcpListener| {
-            let failed = |source| BindError::Listen {
-                key,
-                address: "?".into(),
-                source,
-            };
-            listener.local_addr().map_err(failed)
-        };
+    fn addresses(&self, state: &StateDir, admin: SocketAddr) -> Result<Addresses, BindError> {
         Ok(Addresses {
-            grpc: of("listen", &self.grpc)?,
-            admin: of("adminListen", &self.admin)?,
-            debug: of("debugListen", &self.debug)?,
+            grpc: address("listen", &self.grpc)?,
+            admin,
+            debug: address("debugListen", &self.debug)?,
             operator: state.operator_socket(),
         })
     }
+}
+
+/// The public admin face, from before there is anything else until the very end.
+pub(crate) struct Face {
+    address: SocketAddr,
+    serving: AbortOnDropHandle<()>,
+    stop: Stop,
+}
+
+impl Face {
+    async fn serve(
+        config: &Config,
+        readiness: &Readiness,
+        registry: &Registry,
+    ) -> Result<Self, BindError> {
+        let listener = listen("adminListen", config.admin_listen).await?;
+        let admin = Admin {
+            readiness: readiness.clone(),
+            registry: registry.clone(),
+            dumps: None,
+        };
+        let stop = Stop::new();
+        Ok(Self {
+            address: address("adminListen", &listener)?,
+            serving: AbortOnDropHandle::new(tokio::spawn(admin::serve(
+                listener,
+                admin,
+                stop.clone(),
+            ))),
+            stop,
+        })
+    }
+
+    /// Until `stop` aborts.
+    pub(crate) async fn until(self, stop: Stop) {
+        stop.aborted().await;
+        self.stop.abort();
+        let _ = self.serving.await;
+    }
+}
+
+fn address(key: &'static str, listener: &TcpListener) -> Result<SocketAddr, BindError> {
+    listener.local_addr().map_err(|source| BindError::Listen {
+        key,
+        address: "?".into(),
+        source,
+    })
 }
 
 async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {

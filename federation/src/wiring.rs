@@ -74,6 +74,9 @@ const REFUSED_RETRY: Duration = Duration::from_secs(30);
 /// Pause after statuses could not be written.
 const SINK_RETRY: Duration = Duration::from_secs(5);
 
+/// For so much longer than a certificate lives a uid stays whose it was: clocks differ.
+const OWNERS_MARGIN: Duration = Duration::from_secs(3600);
+
 /// What all parts have in common.
 struct Site {
     config: Config,
@@ -114,7 +117,7 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
         let _ = observer.send(site.worlds.clone());
     }
     let mut tasks = Tasks::new(site.stop.clone());
-    let derived = Derived::new(&site, bound.readiness.gate("resources"));
+    let derived = Derived::new(&site, bound.ready);
     let dial = bound
         .dial
         .unwrap_or_else(|| site.via_gateways(derived.gateways.subscribe()));
@@ -146,10 +149,18 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     if let Some(surroundings) = surroundings {
         site.start_surroundings(&mut tasks, surroundings, lead.clone());
     }
+    let uses = Arc::clone(&site.issuer.tokens).keep(site.stop.clone());
+    tasks.essential("token-uses", done(while_led(lead.clone(), uses)));
     let wait = site.config.timers.export_wait;
 
     let book = linker.store.subscribe();
-    let mut foundation = site.foundation(&mut tasks, &bound.slots, bound.remembered, dial, book);
+    let mut foundation = site.foundation(
+        &mut tasks,
+        (&bound.slots, &lead),
+        bound.remembered,
+        dial,
+        book,
+    );
     let (persist_journal, newest) = watch::channel(None);
     foundation.persist_journal = persist_journal;
     let (loaded, journals) = oneshot::channel();
@@ -173,22 +184,10 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     let declared = (declarations, place, nudge);
     site.start_operator(&mut tasks, bound.listeners.operator, declared, &linker);
     site.background(&mut tasks, "links", join::keep(linker));
-    site.start_admin(
-        &mut tasks,
-        bound.listeners.admin,
-        None,
-        &bound.readiness,
-        &bound.registry,
-    );
+    tasks.background("admin", bound.admin.until(site.stop.clone()));
     let dumps = dumps::dumps(&site.config, site.worlds.clone());
     let debug = bound.listeners.debug;
-    site.start_admin(
-        &mut tasks,
-        debug,
-        Some(dumps),
-        &bound.readiness,
-        &bound.registry,
-    );
+    site.start_debug(&mut tasks, debug, dumps, &bound.readiness, &bound.registry);
     let renewing = keep_fresh(bound.credentials, writer, site.material.clone(), bundles);
     site.background(&mut tasks, "own-certificate", renewing);
     site.background(
@@ -293,7 +292,7 @@ impl Site {
     fn foundation(
         &self,
         tasks: &mut Tasks,
-        slots: &Slots,
+        (slots, lead): (&Slots, &watch::Receiver<Lead>),
         remembered: Remembered,
         dial: Arc<dyn Dial>,
         book: watch::Receiver<Arc<LinkBook>>,
@@ -303,31 +302,54 @@ impl Site {
         peers.stale_ttl = self.config.stale_ttl;
         peers.silence = timers.sync_silence;
         peers.max_skew = timers.tolerated_skew();
+        let troubles = &slots.troubles;
         let (persist, newest) = watch::channel(Arc::new(remembered.registrations.clone()));
-        let keep = kept::keep(slots.registrations.clone(), newest, self.stop.clone());
-        tasks.essential("registrations", done(keep));
+        let keep = kept::keep(
+            slots.registrations.clone(),
+            troubles.clone(),
+            newest,
+            self.stop.clone(),
+        );
+        tasks.essential("registrations", done(while_led(lead.clone(), keep)));
         let roots = remembered.announced.iter().map(Kept::from).collect();
         let (persist_roots, newest) = watch::channel(Arc::new(roots));
-        let keep = kept::keep(slots.roots.clone(), newest, self.stop.clone());
-        tasks.essential("announced-roots", done(keep));
+        let keep = kept::keep(
+            slots.roots.clone(),
+            troubles.clone(),
+            newest,
+            self.stop.clone(),
+        );
+        tasks.essential("announced-roots", done(while_led(lead.clone(), keep)));
         let (persist_owned, newest) = watch::channel(Arc::new(remembered.owned.clone()));
-        let keep = kept::keep(slots.uids.clone(), newest, self.stop.clone());
-        tasks.essential("uids", done(keep));
+        let keep = kept::keep(
+            slots.uids.clone(),
+            troubles.clone(),
+            newest,
+            self.stop.clone(),
+        );
+        tasks.essential("uids", done(while_led(lead.clone(), keep)));
         let (persist_marks, newest) = watch::channel(Arc::new(remembered.marks.clone()));
-        let keep = kept::keep(slots.capacity.clone(), newest, self.stop.clone());
-        tasks.essential("capacity", done(keep));
+        let keep = kept::keep(
+            slots.capacity.clone(),
+            troubles.clone(),
+            newest,
+            self.stop.clone(),
+        );
+        tasks.essential("capacity", done(while_led(lead.clone(), keep)));
         let (persist_ports, newest) = watch::channel(Arc::new(remembered.import_ports.clone()));
         let (kept, kept_ports) = watch::channel(Arc::new(remembered.import_ports.clone()));
         let written = move |ports| drop(kept.send_replace(ports));
         let slot = slots.import_ports.clone();
-        let keep = kept::keep_telling(slot, newest, written, self.stop.clone());
-        tasks.essential("import-ports", done(keep));
+        let stop = self.stop.clone();
+        let keep = kept::keep_telling(slot, troubles.clone(), newest, written, stop);
+        tasks.essential("import-ports", done(while_led(lead.clone(), keep)));
         Foundation {
             own: self.own.clone(),
             own_bundle: self.issuer.authority.bundle(),
             failback: self.config.failback,
             peers,
             lease: timers.lease,
+            keep_owners: timers.svid_lifetime + timers.lease + OWNERS_MARGIN,
             restarted: self.epoch.restarted,
             remembered,
             import_ports: self.config.import_ports.clone(),
@@ -349,6 +371,7 @@ impl Site {
             kept_ports,
             book,
             persist_journal: watch::Sender::new(None),
+            troubles: troubles.clone(),
         }
     }
 
@@ -470,22 +493,21 @@ impl Site {
         });
     }
 
-    fn start_admin(
+    fn start_debug(
         &self,
         tasks: &mut Tasks,
         listener: TcpListener,
-        dumps: Option<Dumps>,
+        dumps: Dumps,
         readiness: &Readiness,
         registry: &Registry,
     ) {
-        let name = if dumps.is_some() { "debug" } else { "admin" };
         let (readiness, registry) = (readiness.clone(), registry.clone());
         let admin = Admin {
             readiness,
             registry,
-            dumps,
+            dumps: Some(dumps),
         };
-        tasks.background(name, admin::serve(listener, admin, self.stop.clone()));
+        tasks.background("debug", admin::serve(listener, admin, self.stop.clone()));
     }
 
     /// A task without which federation would rot silently: its end is the process's. Those
@@ -505,6 +527,14 @@ impl Site {
             Ok(())
         });
     }
+}
+
+/// Ends with `task`, and the lease, which is given up once nobody listens to it, not before: who
+/// leads next reads what this task writes last.
+async fn while_led<T>(lead: watch::Receiver<Lead>, task: impl Future<Output = T> + Send) -> T {
+    let done = task.await;
+    drop(lead);
+    done
 }
 
 async fn done(task: impl Future<Output = ()>) -> Result<(), BoxError> {

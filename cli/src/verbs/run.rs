@@ -139,8 +139,12 @@ async fn part(part: &Part) -> Result<(), Failure> {
     match part {
         Part::Federation(args) => {
             let config = loaded(linkspan_federation::Config::load(&args.config))?;
-            let bound = linkspan_federation::bind(config).await;
-            let bound = started("federation", bound)?;
+            let bound = tokio::select! {
+                bound = linkspan_federation::bind(config) => started("federation", bound)?,
+                // It may wait for another replica's end for as long as that takes.
+                () = process::signals(stop.clone()) => return Ok(()),
+                () = stop.draining() => return Ok(()),
+            };
             until_stopped(stop.clone(), bound.run(stop)).await
         }
         Part::Gateway(args) => {

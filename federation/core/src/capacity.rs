@@ -19,8 +19,8 @@ mod tests;
 /// How long a mark takes to fall to nothing.
 pub const DECAY: Duration = Duration::from_secs(600);
 
-/// How old what is kept of a steady mark may become: little beside [`DECAY`].
-const NEAR: Duration = Duration::from_secs(60);
+/// A mark that was raised within this time is steady: plans, which raise it, are made more often.
+const STEADY: Duration = Duration::from_secs(30);
 
 /// Most localities of one service: a workload names its own, and peers refuse more.
 pub(crate) const MAX_LOCALITIES: usize = 100;
@@ -116,24 +116,10 @@ pub struct KeptMark {
     service: ServiceKey,
     locality: Locality,
     peak: u32,
-    /// When so many were listed last, seconds of Unix time.
-    at_unix: u64,
-}
-
-impl KeptMark {
-    /// Whether it says as much as `other`, near enough: where nothing is lost, its time alone
-    /// goes on.
-    fn is_near(&self, other: &Self) -> bool {
-        let same = (&self.service, &self.locality, self.peak)
-            == (&other.service, &other.locality, other.peak);
-        same && self.at_unix.abs_diff(other.at_unix) < NEAR.as_secs()
-    }
-}
-
-/// Whether what is kept has to be written anew.
-pub fn is_news(kept: &[KeptMark], newest: &[KeptMark]) -> bool {
-    let near = |(kept, newest): (&KeptMark, &KeptMark)| kept.is_near(newest);
-    kept.len() != newest.len() || !kept.iter().zip(newest).all(near)
+    /// When so many were listed last, seconds of Unix time. `None`: until the end. So what is kept
+    /// of a service that loses nothing stays the same, and is not written for its time only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at_unix: Option<u64>,
 }
 
 /// The marks of one cluster's services.
@@ -148,7 +134,8 @@ impl HighWater {
         Self::default()
     }
 
-    /// The marks that were kept before a restart, as old as the wall clock says they are.
+    /// The marks that were kept before a restart, as old as the wall clock says they are; those
+    /// that were steady are new.
     pub fn restored(kept: Vec<KeptMark>, now: Now) -> Self {
         let mut marks: BTreeMap<ServiceKey, BTreeMap<Locality, Mark>> = BTreeMap::new();
         for KeptMark {
@@ -158,7 +145,7 @@ impl HighWater {
             at_unix,
         } in kept
         {
-            let then = UNIX_EPOCH.checked_add(Duration::from_secs(at_unix));
+            let then = at_unix.and_then(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at)));
             // Of a mark from the future, the clock went back: it is as good as new.
             let age = then.and_then(|then| now.wall.duration_since(then).ok());
             // The monotonic clock may be younger than the mark: the machine was restarted.
@@ -181,7 +168,7 @@ impl HighWater {
                 service: service.clone(),
                 locality: locality.clone(),
                 peak: mark.peak,
-                at_unix: unix.saturating_sub(age).as_secs(),
+                at_unix: (age >= STEADY).then(|| unix.saturating_sub(age).as_secs()),
             }
         };
         let services = self.marks.iter();

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -247,19 +247,39 @@ impl Workloads {
 
     /// After a restart: whose uids were, lapsed ones included; oldest first.
     pub fn restore_owners(&mut self, owned: impl IntoIterator<Item = Owned>) {
-        for Owned { uid, identity } in owned {
-            self.claim(&uid, &identity);
+        for owned in owned {
+            self.owners.restore(owned);
         }
     }
 
-    /// Whose uids are, to be kept; oldest first.
+    /// Whose those uids are that do not count, to be kept; oldest first. Of the others that which is
+    /// [registered](Self::counting) tells it.
     pub fn owned(&self) -> Vec<Owned> {
-        self.owners.all()
+        let mut all = self.owners.all();
+        all.retain(|of| !self.counts(&of.uid));
+        all
     }
 
-    /// Grows whenever [`Workloads::owned`] changes.
-    pub fn claims(&self) -> u64 {
-        self.owners.claims()
+    fn counts(&self, uid: &str) -> bool {
+        let held = self.registry.get(uid);
+        held.is_some_and(|held| held.presence.counts())
+    }
+
+    /// Grows with each uid that is claimed or forgotten.
+    pub fn owners_changes(&self) -> u64 {
+        self.owners.changes()
+    }
+
+    /// Forgets whose uids were that have not counted for `keep`, which is to be longer than their
+    /// certificates live. Looks at each one: to be called now and then.
+    pub fn forget_owners(&mut self, wall: SystemTime, keep: Duration) {
+        let registry = &self.registry;
+        let counts = |uid: &str| {
+            let held = registry.get(uid);
+            held.is_some_and(|held| held.presence.counts())
+        };
+        let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.owners.forget_gone(since.as_secs(), keep, counts);
     }
 
     fn claim(&mut self, uid: &str, identity: &SpiffeId) {

@@ -41,7 +41,7 @@ pub use lease::{Elector, Seen, Step, Terms};
 pub use links::KubernetesLinks;
 pub use mirrors::Mirrors;
 pub use reach::{ReachError, reach};
-pub use roots::{PublishError, publish_roots};
+pub use roots::{PublishError, publish_roots, published_roots};
 pub use secrets::{KubernetesSecret, MAX_SECRET, OWNER, SecretError};
 pub use sink::KubernetesSink;
 pub use source::KubernetesSource;

@@ -40,9 +40,23 @@ pub async fn publish_roots(
     Ok(true)
 }
 
+/// The roots that were published last; `None` if none ever were.
+///
+/// # Errors
+/// What the API server answered.
+pub async fn published_roots(
+    client: Client,
+    namespace: &str,
+) -> Result<Option<String>, PublishError> {
+    let api = Api::<ConfigMap>::namespaced(client, namespace);
+    let found = api.get_opt(ROOTS_CONFIG_MAP).await?;
+    let says = found.and_then(|found| found.data?.remove(KEY));
+    Ok(says.filter(|says| !says.trim().is_empty()))
+}
+
 /// The roots could not be published.
 #[derive(Debug, thiserror::Error)]
-#[error("the roots cannot be published in ConfigMap `{ROOTS_CONFIG_MAP}`")]
+#[error("the roots cannot be published in, or read from, ConfigMap `{ROOTS_CONFIG_MAP}`")]
 pub struct PublishError(#[source] Box<kube::Error>);
 
 impl From<kube::Error> for PublishError {

@@ -1,8 +1,9 @@
 //! A Secret as the place of what must outlive a process, with one writer at a time.
 //!
-//! Every write is on condition that the Secret is as this process saw it last. Who starts writes an
-//! [`OWNER`] of its own; from then on whoever else wrote before is refused for good, however late it
-//! learns of it. What others change beside it (labels, keys of theirs) is taken over.
+//! Every write is on condition that the Secret is as this process saw it last. Who starts first writes
+//! an [`OWNER`] of its own, and then reads; from then on whoever wrote before is refused for good,
+//! however late it learns of it. What others change beside it (labels, keys of theirs) is taken over.
+//! A Secret that was emptied, or deleted and made anew, gets back what its owner holds.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use crate::kinds::FIELD_MANAGER;
 
 /// The key that names who writes.
-pub const OWNER: &str = "epoch";
+pub const OWNER: &str = "owner";
 /// All that is kept in one Secret: an API server takes a mebibyte, base64 makes a third more of it,
 /// and names are beside.
 pub const MAX_SECRET: usize = 700 * 1024;
@@ -36,6 +37,12 @@ pub enum SecretError {
          content first if there was any"
     )]
     Missing(String),
+    /// It was there, and this process, which runs, still holds all of it.
+    #[error(
+        "Secret `{0}` was deleted; do not restart federation, which still holds what was in it, but \
+         apply the output of `linkspan install` again: then it is written back"
+    )]
+    Deleted(String),
     /// Somebody else writes now.
     #[error("another federation has taken over Secret `{0}`; this one must end")]
     TakenOver(String),
@@ -60,11 +67,14 @@ pub enum SecretError {
 /// One Secret, as it was read or written last. Its `Debug` shows no content.
 pub struct KubernetesSecret {
     api: Api<Secret>,
+    name: String,
     /// Namespace and name, for people.
     place: String,
     held: Secret,
     /// What this process wrote as [`OWNER`].
-    owner: Option<Vec<u8>>,
+    owner: Vec<u8>,
+    /// Something of what is held is not there.
+    emptied: bool,
 }
 
 impl std::fmt::Debug for KubernetesSecret {
@@ -76,20 +86,31 @@ impl std::fmt::Debug for KubernetesSecret {
 }
 
 impl KubernetesSecret {
-    /// Reads a Secret, which must be there.
+    /// Takes over a Secret, which must be there, and reads it: nobody who had it before writes it from
+    /// then on. `owner` is to be nobody else's, and no other life's of this process.
     ///
     /// # Errors
     /// See [`SecretError`].
-    pub async fn open(client: Client, namespace: &str, name: &str) -> Result<Self, SecretError> {
+    pub async fn open(
+        client: Client,
+        namespace: &str,
+        name: &str,
+        owner: &str,
+    ) -> Result<Self, SecretError> {
         let api = Api::namespaced(client, namespace);
         let place = format!("{namespace}/{name}");
         let held = read(&api, name, &place).await?;
-        Ok(Self {
+        let mut this = Self {
             api,
+            name: name.to_owned(),
             place,
             held,
-            owner: None,
-        })
+            owner: owner.into(),
+            emptied: false,
+        };
+        let owner = this.owner.clone();
+        this.put(&[(OWNER, &owner)]).await?;
+        Ok(this)
     }
 
     /// Namespace and name.
@@ -101,12 +122,22 @@ impl KubernetesSecret {
     /// What it holds under a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&[u8]> {
-        let ByteString(bytes) = self.held.data.as_ref()?.get(key)?;
-        Some(bytes)
+        entry(&self.held, key)
     }
 
-    /// Replaces what it holds under these keys, all or none. With [`OWNER`] among them, this process
-    /// is the one that writes from then on.
+    /// Looks whether it is there and ours still, and writes it back where it was emptied.
+    ///
+    /// # Errors
+    /// See [`SecretError`].
+    pub async fn look(&mut self) -> Result<(), SecretError> {
+        self.refresh().await?;
+        match self.emptied {
+            true => self.put(&[]).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Replaces what it holds under these keys, all or none.
     ///
     /// # Errors
     /// See [`SecretError`]; it then holds what it held, or, where the API server did not answer,
@@ -120,15 +151,17 @@ impl KubernetesSecret {
             let next = self.with(entries)?;
             match self.replace(&next).await {
                 Ok(held) => {
-                    self.held = held;
-                    let owner = entries.iter().find(|(key, _)| *key == OWNER);
-                    if let Some((_, owner)) = owner {
-                        self.owner = Some(owner.to_vec());
+                    if std::mem::take(&mut self.emptied) {
+                        let secret = &self.place;
+                        tracing::warn!(secret, "it had been emptied; what it held is there again");
                     }
+                    self.held = held;
                     return Ok(());
                 }
-                Err(Refused::Conflict) => self.refresh().await?,
-                Err(Refused::Gone) => return Err(SecretError::Missing(self.place.clone())),
+                Err(Refused::Conflict) if self.is_ours() => self.refresh().await?,
+                // It is only being taken over: from whomever.
+                Err(Refused::Conflict) => self.reread().await?,
+                Err(Refused::Gone) => return Err(SecretError::Deleted(self.place.clone())),
                 Err(Refused::Other(error)) => last = Some(error),
             }
         }
@@ -158,8 +191,7 @@ impl KubernetesSecret {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PostParams::default()
         };
-        let name = next.metadata.name.as_deref().unwrap_or_default();
-        match timeout(CALL, self.api.replace(name, &params, next)).await {
+        match timeout(CALL, self.api.replace(&self.name, &params, next)).await {
             Err(late) => Err(Refused::Other(late.into())),
             Ok(Ok(held)) => Ok(held),
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Refused::Conflict),
@@ -168,19 +200,43 @@ impl KubernetesSecret {
         }
     }
 
-    /// Reads it anew after somebody changed it: allowed as long as it says that this process owns it.
+    fn is_ours(&self) -> bool {
+        self.get(OWNER) == Some(&self.owner)
+    }
+
+    /// Reads it anew, whatever is there.
+    async fn reread(&mut self) -> Result<(), SecretError> {
+        self.held = read(&self.api, &self.name, &self.place).await?;
+        Ok(())
+    }
+
+    /// Reads it anew: allowed as long as this process owns it, or nobody does and nothing in it is
+    /// another's. Then what is held is to be written back.
     async fn refresh(&mut self) -> Result<(), SecretError> {
-        let name = self.held.metadata.name.clone().unwrap_or_default();
-        let fresh = read(&self.api, &name, &self.place).await?;
-        let says = fresh.data.as_ref().and_then(|data| data.get(OWNER));
-        // Before there is an owner, whoever came first may have begun already.
-        let ours =
-            self.owner.is_some() && says.map(|ByteString(owner)| owner) == self.owner.as_ref();
-        if !ours {
+        let fresh = match read(&self.api, &self.name, &self.place).await {
+            Err(SecretError::Missing(place)) => return Err(SecretError::Deleted(place)),
+            other => other?,
+        };
+        let says = entry(&fresh, OWNER);
+        if says.is_some_and(|says| says != self.owner) || !self.agrees(&fresh) && says.is_none() {
             return Err(SecretError::TakenOver(self.place.clone()));
         }
-        self.held = fresh;
+        if says.is_some() {
+            self.held = fresh;
+            return Ok(());
+        }
+        let mut data = fresh.data.unwrap_or_default();
+        data.extend(self.held.data.take().unwrap_or_default());
+        let data = Some(data);
+        self.held = Secret { data, ..fresh };
+        self.emptied = true;
         Ok(())
+    }
+
+    /// Whether nothing there says another thing than what is held.
+    fn agrees(&self, fresh: &Secret) -> bool {
+        let mut keys = fresh.data.iter().flatten();
+        keys.all(|(key, ByteString(bytes))| self.get(key).is_none_or(|held| held == bytes))
     }
 
     fn unavailable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> SecretError {
@@ -189,6 +245,11 @@ impl KubernetesSecret {
             source,
         }
     }
+}
+
+fn entry<'a>(secret: &'a Secret, key: &str) -> Option<&'a [u8]> {
+    let ByteString(bytes) = secret.data.as_ref()?.get(key)?;
+    Some(bytes)
 }
 
 enum Refused {

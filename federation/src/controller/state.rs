@@ -1,10 +1,14 @@
 //! All that the controller owns, and what each input does to it.
 
-use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{
+    ops::RangeInclusive,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use linkspan_core::{
     ClusterId, FailbackConfig, OwnCluster,
-    capacity::{HighWater, KeptMark, Seen, is_news},
+    capacity::{HighWater, KeptMark, Seen},
     declared::Declared,
     gateways::Gateways,
     history::History,
@@ -30,12 +34,15 @@ use super::{
 };
 use crate::{
     home::{KeptPeers, Newest},
-    state::{Remembered, roots::Kept},
+    state::{Remembered, Troubles, roots::Kept},
     sync::{Context, Heard},
 };
 
 /// How often a plan is made although nothing happened: high-water marks decay.
 const REPLAN: Duration = Duration::from_secs(5);
+
+/// How often it is looked which uids are nobody's any more: each of them is.
+const LOOK_AT_OWNERS: Duration = Duration::from_secs(600);
 
 /// What a controller starts with.
 pub(crate) struct Foundation {
@@ -44,6 +51,8 @@ pub(crate) struct Foundation {
     pub(crate) failback: FailbackConfig,
     pub(crate) peers: PeerSettings,
     pub(crate) lease: Duration,
+    /// For how long a uid stays whose it was: longer than a certificate lives.
+    pub(crate) keep_owners: Duration,
     /// Whether there was a life before this one, of which others still hold something.
     pub(crate) restarted: bool,
     /// What was known before the restart.
@@ -69,6 +78,8 @@ pub(crate) struct Foundation {
     pub(crate) persist_ports: watch::Sender<Arc<Vec<KeptPort>>>,
     /// Those that a restart would find.
     pub(crate) kept_ports: watch::Receiver<Arc<Vec<KeptPort>>>,
+    /// What cannot be kept.
+    pub(crate) troubles: Troubles,
 }
 
 /// The registries, the peers, and the last plan.
@@ -100,8 +111,13 @@ pub(crate) struct State {
     persist_journal: watch::Sender<Newest>,
     persist_ports: watch::Sender<Arc<Vec<KeptPort>>>,
     kept_ports: watch::Receiver<Arc<Vec<KeptPort>>>,
-    /// Claims of uids when these were kept last.
-    kept_claims: u64,
+    /// Changes of the owners of uids when these were kept last.
+    kept_owners: u64,
+    /// For how long a uid stays whose it was, and when that was looked at last.
+    keep_owners: Duration,
+    owners_seen: Option<Instant>,
+    /// What cannot be kept.
+    pub(super) troubles: Troubles,
     dirty: bool,
     planned: Option<Now>,
     pub(super) last: Arc<World>,
@@ -142,7 +158,10 @@ impl State {
             persist_journal: f.persist_journal,
             persist_ports: f.persist_ports,
             kept_ports: f.kept_ports,
-            kept_claims: 0,
+            kept_owners: 0,
+            keep_owners: f.keep_owners,
+            owners_seen: None,
+            troubles: f.troubles,
             dirty: false,
             planned: None,
             last: Arc::default(),
@@ -310,6 +329,11 @@ impl State {
     /// Lets leases lapse and clocks run.
     pub(super) fn tick(&mut self, now: Now) {
         self.dirty |= self.workloads.tick(now.instant);
+        let looked = self.owners_seen.unwrap_or(self.started.instant);
+        if now.instant.saturating_duration_since(looked) >= LOOK_AT_OWNERS {
+            self.owners_seen = Some(now.instant);
+            self.workloads.forget_owners(now.wall, self.keep_owners);
+        }
         if self.gateways.tick(now.instant) {
             self.observe_tunnels(now);
             self.dirty = true;
@@ -474,18 +498,12 @@ impl State {
     pub(super) fn persist(&mut self, now: Now) {
         self.persist_marks.send_if_modified(|last| {
             let newest = self.high_water.kept(now);
-            let news = self.declared.is_some() && is_news(last, &newest);
+            let news = self.declared.is_some() && **last != newest;
             if news {
                 *last = Arc::new(newest);
             }
             news
         });
-        if std::mem::replace(&mut self.kept_claims, self.workloads.claims())
-            != self.workloads.claims()
-        {
-            let newest = Arc::new(self.workloads.owned());
-            self.persist_owned.send_replace(newest);
-        }
         // Before links are declared, what was restored is all that there is.
         if self.declared.is_some() {
             let newest: Vec<_> = self.peers.announced().map(|of| Kept::from(&of)).collect();
@@ -501,13 +519,22 @@ impl State {
             *last = Arc::new(newest);
             news
         });
-        self.persist.send_if_modified(|last| {
+        let others_count = self.persist.send_if_modified(|last| {
             let news = !self.workloads.counting().eq(last.iter());
             if news {
                 *last = Arc::new(self.workloads.counting().cloned().collect());
             }
             news
         });
+        let changes = self.workloads.owners_changes();
+        if std::mem::replace(&mut self.kept_owners, changes) != changes || others_count {
+            let newest = self.workloads.owned();
+            self.persist_owned.send_if_modified(|last| {
+                let news = **last != newest;
+                *last = Arc::new(newest);
+                news
+            });
+        }
     }
 }
 

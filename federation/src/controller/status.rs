@@ -50,7 +50,10 @@ impl State {
                 .map(gateway)
                 .collect(),
             workloads: self.workloads.iter().map(workload).collect(),
-            problems: problems(declared, &book),
+            problems: problems(declared, &book)
+                .into_iter()
+                .chain(self.troubles.list())
+                .collect(),
             tombstones: book.tombstones().map(tombstone).collect(),
             invitations: book
                 .invitations()

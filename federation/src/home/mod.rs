@@ -74,7 +74,7 @@ pub(crate) fn slots(
         Home::Kubernetes {
             kubeconfig,
             namespace,
-        } => secret_store::open(kubeconfig.as_deref(), namespace),
+        } => secret_store::open(kubeconfig.as_deref(), namespace, &candidate()),
     }
 }
 
@@ -108,6 +108,14 @@ impl Backend {
                 let backend = Self::kubernetes(client, own, namespace);
                 Ok((backend, AnyAttestor::Kubernetes(attestor)))
             }
+        }
+    }
+
+    /// Where the roots of an earlier life are published, if they are.
+    pub(crate) async fn published(&self) -> Result<Option<String>, BindError> {
+        match &self.surroundings {
+            Some(surroundings) => surroundings.published().await,
+            None => Ok(None),
         }
     }
 
@@ -166,6 +174,23 @@ impl Backend {
 }
 
 impl Leading {
+    /// Waits until this replica leads; from now on the lease is kept.
+    pub(crate) async fn wait(&mut self) {
+        if let Some(task) = self.task.take() {
+            // It ends by itself, once nobody listens, and is joined with the others.
+            let task = tokio::spawn(task);
+            self.task = Some(Box::pin(async move {
+                if let Err(error) = task.await
+                    && error.is_panic()
+                {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+            }));
+        }
+        // It fails only where the task has panicked, which shows later.
+        let _ = self.lead.wait_for(|lead| lead.leading).await;
+    }
+
     fn always() -> Self {
         Self {
             lead: watch::channel(Lead::always()).1,

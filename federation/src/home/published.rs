@@ -7,11 +7,11 @@ use std::{
 };
 
 use linkspan_core::Address;
-use linkspan_kube::{Client, Lead, publish_roots, reach};
+use linkspan_kube::{Client, Lead, ROOTS_CONFIG_MAP, publish_roots, published_roots, reach};
 use linkspan_runtime::process::chain;
 use tokio::{sync::watch, time::sleep};
 
-use crate::identity::Authority;
+use crate::{bound::BindError, identity::Authority};
 
 /// How often it is looked whether the roots are there as they should be.
 const LOOK: Duration = Duration::from_secs(60);
@@ -28,6 +28,14 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
+    /// Where roots are published, if any are.
+    pub(super) async fn published(&self) -> Result<Option<String>, BindError> {
+        let asking = published_roots(self.client.clone(), &self.namespace);
+        let found = asking.await.map_err(BindError::Roots)?;
+        let place = format!("ConfigMap `{}/{ROOTS_CONFIG_MAP}`", self.namespace);
+        Ok(found.map(|_| place))
+    }
+
     /// Keeps the roots published while this replica leads; never ends.
     pub(crate) async fn publish(self, authority: Arc<Authority>, mut lead: watch::Receiver<Lead>) {
         let mut failing = false;

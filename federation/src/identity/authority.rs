@@ -20,6 +20,14 @@ const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----";
 /// How often it is looked whether the intermediate is due.
 const CHECK: Duration = Duration::from_secs(3600);
 
+/// What an earlier life leaves behind, beside the authority itself.
+pub(crate) struct Traces<'a> {
+    /// Where its epoch is.
+    pub(crate) epochs: Vec<&'a Slot>,
+    /// Where others read its roots, if they do.
+    pub(crate) published: Option<String>,
+}
+
 /// The authority in use, which is also the one that is kept.
 pub(crate) struct Authority {
     slots: Slots,
@@ -27,17 +35,17 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
-    /// Reads the authority, or makes one at the very first start, before there is `epoch`. An
+    /// Reads the authority, or makes one at the very first start, of which there are no `traces`. An
     /// intermediate that ran out while nobody was there is replaced.
     pub(crate) fn load_or_create(
         slots: &Slots,
-        epoch: &Slot,
+        traces: &Traces<'_>,
         domain: &TrustDomain,
         now: SystemTime,
     ) -> Result<Self, StateError> {
         let authority = match read(slots)? {
             None => {
-                check_first_start(slots, epoch)?;
+                check_first_start(slots, traces)?;
                 create(slots, domain, now)?
             }
             Some(pem) => match CertificateAuthority::from_pem(domain, &pem, now) {
@@ -92,16 +100,23 @@ pub(crate) async fn keep_authority(authority: Arc<Authority>) {
 }
 
 /// Without a root a new one is made only if there never was one.
-fn check_first_start(slots: &Slots, epoch: &Slot) -> Result<(), StateError> {
-    for trace in [&slots.root_key, &slots.intermediate, epoch] {
+fn check_first_start(slots: &Slots, traces: &Traces<'_>) -> Result<(), StateError> {
+    let lost = |evidence| StateError::RootLost {
+        path: slots.root_cert.place(),
+        evidence,
+    };
+    for trace in [&slots.root_key, &slots.intermediate]
+        .iter()
+        .chain(&traces.epochs)
+    {
         if trace.read()?.is_some() {
-            return Err(StateError::RootLost {
-                path: slots.root_cert.place(),
-                evidence: format!("`{}` is there", trace.place().display()),
-            });
+            return Err(lost(format!("`{}` is there", trace.place().display())));
         }
     }
-    Ok(())
+    match &traces.published {
+        Some(place) => Err(lost(format!("{place} holds the roots of an earlier life"))),
+        None => Ok(()),
+    }
 }
 
 /// Makes a whole set, which is kept in one step: one cut short by a crash is never taken for one
@@ -211,7 +226,11 @@ mod tests {
 
     fn open_as(ca: &Path, domain: &TrustDomain) -> Result<Authority, StateError> {
         let slots = store::Slots::files(ca.parent().unwrap());
-        Authority::load_or_create(&slots.authority, &slots.epoch, domain, SystemTime::now())
+        let traces = Traces {
+            epochs: slots.epochs().collect(),
+            published: None,
+        };
+        Authority::load_or_create(&slots.authority, &traces, domain, SystemTime::now())
     }
 
     fn root_lost(ca: &Path) -> String {
@@ -241,6 +260,38 @@ mod tests {
         Slot::from(&beside(&ca)).write(b"1\n").unwrap();
         let text = root_lost(&ca);
         assert!(text.contains("epoch` is there"), "{text}");
+    }
+
+    #[test]
+    fn entries_that_are_lost_are_an_error_once_another_place_knows_an_epoch_or_the_roots() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = |name: &str| -> std::sync::Arc<dyn store::Store> {
+            let folder = directory.path().join(name);
+            files::private_directory(&folder).unwrap();
+            std::sync::Arc::new(store::Files(folder))
+        };
+        let (state, workloads) = (store("state"), store("workloads"));
+        let slots = store::Slots::entries(&state, &workloads, crate::state::Troubles::default());
+        let open = |published: Option<&str>| {
+            let traces = Traces {
+                epochs: slots.epochs().collect(),
+                published: published.map(str::to_owned),
+            };
+            let now = SystemTime::now();
+            let opened = Authority::load_or_create(&slots.authority, &traces, &domain(), now);
+            opened.map(drop).map_err(|error| error.to_string())
+        };
+        let refused = open(Some("ConfigMap `roots`")).unwrap_err();
+        assert!(
+            refused.contains("ConfigMap `roots` holds the roots"),
+            "{refused}"
+        );
+        slots.marks[0].write(b"1").unwrap();
+        let refused = open(None).unwrap_err();
+        assert!(refused.contains("epoch` is there"), "{refused}");
+        fs::remove_file(directory.path().join("workloads/epoch")).unwrap();
+        // Nothing anywhere: the first start indeed.
+        assert!(slots.authority.root_cert.read().unwrap().is_none());
     }
 
     #[test]

@@ -31,7 +31,7 @@ use self::{
 };
 use crate::listener::Caller;
 
-pub(crate) use authority::{Authority, keep_authority};
+pub(crate) use authority::{Authority, Traces, keep_authority};
 pub(crate) use own::{Credentials, keep_fresh};
 pub(crate) use pods::Pods;
 pub(crate) use standing::Standing;

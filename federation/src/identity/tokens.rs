@@ -10,14 +10,18 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use linkspan_runtime::{process::chain, stop::Stop};
 use linkspan_trust::SpiffeId;
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 use zeroize::Zeroizing;
 
 use self::entry::Entry;
@@ -107,16 +111,14 @@ pub(crate) fn is_join_token(token: &str) -> bool {
 /// All join tokens of this cluster, in memory and where they are kept.
 pub(crate) struct JoinTokens {
     slot: Slot,
-    store: Mutex<Store>,
+    /// Held while something is written, which may take long: it orders those who write.
+    writing: Mutex<()>,
+    /// Held for a look only, also by those who serve proxies.
+    entries: Mutex<Entries>,
+    /// Uses are to be written down.
+    used: Notify,
     /// Counts revocations, for those who live by a token.
     revoked: watch::Sender<u64>,
-}
-
-struct Store {
-    entries: Entries,
-    /// Whether uses are to be written down, and when they last were.
-    unsaved: bool,
-    saved: SystemTime,
 }
 
 impl JoinTokens {
@@ -132,14 +134,12 @@ impl JoinTokens {
         if let Some(problem) = entries.iter().find_map(Entry::problem) {
             return Err(slot.damaged(problem));
         }
-        let store = Store {
-            entries: entries.into_iter().map(|of| (of.id(), of)).collect(),
-            unsaved: false,
-            saved: UNIX_EPOCH,
-        };
+        let entries = entries.into_iter().map(|of| (of.id(), of)).collect();
         Ok(Self {
             slot,
-            store: Mutex::new(store),
+            writing: Mutex::default(),
+            entries: Mutex::new(entries),
+            used: Notify::new(),
             revoked: watch::Sender::new(0),
         })
     }
@@ -166,13 +166,14 @@ impl JoinTokens {
             certified_until_unix: 0,
         };
         let id = entry.id();
-        let mut store = self.lock();
-        let mut next = store.kept(now);
+        let _turn = self.turn();
+        let mut next = self.kept(now);
         if next.len() >= MAX_TOKENS {
             return Err(TokenError::TooMany);
         }
-        next.insert(id.clone(), entry);
-        self.save(&mut store, next, now)?;
+        next.insert(id.clone(), entry.clone());
+        self.slot.write(&bytes_of(&next))?;
+        self.lock().insert(id.clone(), entry);
         let secret = Zeroizing::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&bytes[..])));
         Ok(NewToken {
             id,
@@ -183,13 +184,13 @@ impl JoinTokens {
 
     /// Takes a token back, with all that lives by it. Blocks on the disk.
     pub(crate) fn revoke(&self, id: &str, now: SystemTime) -> Result<SpiffeId, TokenError> {
-        let mut store = self.lock();
-        let mut next = store.kept(now);
+        let _turn = self.turn();
+        let mut next = self.kept(now);
         let Some(Entry { spiffe_id: of, .. }) = next.remove(id) else {
             return Err(TokenError::Unknown(id.chars().take(80).collect()));
         };
-        self.save(&mut store, next, now)?;
-        drop(store);
+        self.slot.write(&bytes_of(&next))?;
+        self.lock().remove(id);
         self.revoked.send_modify(|count| *count += 1);
         Ok(of)
     }
@@ -201,7 +202,7 @@ impl JoinTokens {
 
     /// Those by which anybody may still join, renew or be here.
     pub(crate) fn list(&self, now: SystemTime) -> Vec<Listed> {
-        self.lock().kept(now).values().map(Entry::listed).collect()
+        self.kept(now).values().map(Entry::listed).collect()
     }
 
     /// Whose token this is; `None` for one that is unknown, malformed or expired.
@@ -213,77 +214,94 @@ impl JoinTokens {
         }
         let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).ok()?);
         let presented = hash(&bytes);
-        let store = self.lock();
-        let (id, entry) = store.entries.get_key_value(&entry::id(&presented))?;
+        let entries = self.lock();
+        let (id, entry) = entries.get_key_value(&entry::id(&presented))?;
         let good = equal(&entry.hash, &presented) && entry.is_live(now);
         good.then(|| (id.clone(), entry.spiffe_id.clone()))
     }
 
     /// Whether what was issued for a token may be renewed without it.
     pub(crate) fn renews(&self, id: &str, now: SystemTime) -> bool {
-        let store = self.lock();
-        let entry = store.entries.get(id);
+        let entries = self.lock();
+        let entry = entries.get(id);
         entry.is_some_and(|entry| entry.renews(now))
     }
 
     /// What a token binds; `None` where it is revoked or long gone.
     pub(crate) fn binding(&self, id: &str) -> Option<Binding> {
-        self.lock().entries.get(id).map(Entry::binding)
+        self.lock().get(id).map(Entry::binding)
     }
 
-    /// A certificate that ends at `until` was issued for a token. Blocks on the disk, seldom.
+    /// A certificate that ends at `until` was issued for a token. It is written down later.
     pub(crate) fn used(&self, id: &str, until: SystemTime, now: SystemTime) {
-        let mut store = self.lock();
-        let Some(entry) = store.entries.get_mut(id) else {
-            return;
-        };
-        entry.last_used_unix = Some(unix(now));
-        entry.certified_until_unix = entry.certified_until_unix.max(unix(until));
-        store.unsaved = true;
-        let due = now.duration_since(store.saved).is_ok_and(|age| age >= USES);
-        if due {
-            let next = store.entries.clone();
-            if let Err(error) = self.save(&mut store, next, now) {
-                tracing::warn!(%error, "uses of join tokens cannot be written down");
+        if let Some(entry) = self.lock().get_mut(id) {
+            entry.last_used_unix = Some(unix(now));
+            entry.certified_until_unix = entry.certified_until_unix.max(unix(until));
+            self.used.notify_one();
+        }
+    }
+
+    /// Writes down which tokens were used, until `stop` drains.
+    pub(crate) async fn keep(self: Arc<Self>, stop: Stop) {
+        let mut ending = false;
+        let mut failing = false;
+        while !ending {
+            tokio::select! {
+                // First, so that what is waiting at the end is not taken for a use to wait with.
+                biased;
+                () = stop.draining() => ending = true,
+                () = self.used.notified() => tokio::select! {
+                    () = stop.draining() => ending = true,
+                    () = sleep(USES) => {}
+                },
+            }
+            let this = Arc::clone(&self);
+            let written =
+                tokio::task::spawn_blocking(move || this.write_uses(SystemTime::now())).await;
+            let failed = matches!(written, Ok(Err(_)));
+            if let Ok(Err(error)) = written
+                && !failing
+            {
+                let error = chain(&error);
+                tracing::warn!(error, "uses of join tokens cannot be written down");
+            }
+            failing = failed;
+            if failing {
+                self.used.notify_one();
             }
         }
     }
 
-    /// Under one lock, so that two writers cannot write the file in the wrong order.
-    fn save(&self, store: &mut Store, next: Entries, now: SystemTime) -> Result<(), StateError> {
-        let listed: Vec<&Entry> = next.values().collect();
-        let bytes =
-            serde_json::to_vec_pretty(&listed).expect("plain strings and numbers serialize");
-        self.slot.write(&bytes)?;
-        store.entries = next;
-        store.unsaved = false;
-        store.saved = now;
+    /// Writes down what is known now. Blocks on the disk.
+    fn write_uses(&self, now: SystemTime) -> Result<(), StateError> {
+        let _turn = self.turn();
+        let next = self.kept(now);
+        self.slot.write(&bytes_of(&next))?;
+        // What is good for nothing any more goes from memory, too.
+        self.lock().retain(|_, entry| entry.is_kept(now));
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for JoinTokens {
-    fn drop(&mut self) {
-        let mut store = self.lock();
-        if store.unsaved {
-            let next = std::mem::take(&mut store.entries);
-            // The end of the process: nobody is left to tell.
-            let _ = self.save(&mut store, next, SystemTime::now());
-        }
-    }
-}
-
-impl Store {
     /// Those that are good for anything still.
     fn kept(&self, now: SystemTime) -> Entries {
-        let kept = self.entries.iter().filter(|(_, entry)| entry.is_kept(now));
+        let entries = self.lock();
+        let kept = entries.iter().filter(|(_, entry)| entry.is_kept(now));
         kept.map(|(id, entry)| (id.clone(), entry.clone()))
             .collect()
     }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bytes_of(entries: &Entries) -> Vec<u8> {
+    let listed: Vec<&Entry> = entries.values().collect();
+    serde_json::to_vec_pretty(&listed).expect("plain strings and numbers serialize")
 }
 
 fn hash(bytes: &[u8]) -> String {

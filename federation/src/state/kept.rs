@@ -1,13 +1,17 @@
 //! What must outlive a restart, on disk: the registered workloads, so that they do not vanish, and
 //! the roots that peers announced.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use linkspan_runtime::{process::chain, stop::Stop};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::sleep};
 
-use super::{StateError, store::Slot};
+use super::{
+    StateError, Troubles,
+    packed::{Item, pack, unpack},
+    store::Slot,
+};
 
 /// Changes within this time are one write; at most so much is lost in a crash.
 const DEBOUNCE: Duration = Duration::from_millis(500);
@@ -19,21 +23,42 @@ pub(crate) fn load<T: DeserializeOwned>(slot: &Slot) -> Result<Vec<T>, StateErro
     let Some(bytes) = slot.read()? else {
         return Ok(Vec::new());
     };
-    serde_json::from_slice(&bytes).map_err(|error| slot.damaged(error.to_string()))
+    unpack(&bytes).map_err(|reason| slot.damaged(reason))
 }
 
 /// Keeps what `newest` says, until `stop` drains.
-pub(crate) async fn keep<T: Serialize + Send + Sync + 'static>(
+pub(crate) async fn keep<T: Item + Send + Sync + 'static>(
     slot: Slot,
+    troubles: Troubles,
     newest: watch::Receiver<Arc<Vec<T>>>,
     stop: Stop,
 ) {
-    keep_telling(slot, newest, |_| {}, stop).await;
+    let keeper = Keeper {
+        slot,
+        troubles,
+        at_once: false,
+    };
+    keep_with(keeper, newest, |_| {}, stop).await;
 }
 
-/// As [`keep`]; tells what has been written, each time.
-pub(crate) async fn keep_telling<T: Serialize + Send + Sync + 'static>(
+/// As [`keep`], all of them or none, and at once; tells what has been written, each time.
+pub(crate) async fn keep_telling<T: Item + Send + Sync + 'static>(
     slot: Slot,
+    troubles: Troubles,
+    newest: watch::Receiver<Arc<Vec<T>>>,
+    written: impl Fn(Arc<Vec<T>>),
+    stop: Stop,
+) {
+    let keeper = Keeper {
+        slot,
+        troubles,
+        at_once: true,
+    };
+    keep_with(keeper, newest, written, stop).await;
+}
+
+async fn keep_with<T: Item + Send + Sync + 'static>(
+    keeper: Keeper,
     mut newest: watch::Receiver<Arc<Vec<T>>>,
     written: impl Fn(Arc<Vec<T>>),
     stop: Stop,
@@ -49,48 +74,86 @@ pub(crate) async fn keep_telling<T: Serialize + Send + Sync + 'static>(
             () = sleep(if failing { RETRY } else { DEBOUNCE }) => {}
         }
         let now = Arc::clone(&newest.borrow_and_update());
-        failing = !write(&slot, &now, failing).await;
+        let mut writing = pin!(keeper.write(&now));
+        failing = !tokio::select! {
+            written = &mut writing => written,
+            () = stop.draining() => {
+                keeper.slot.hurry();
+                writing.await
+            }
+        };
         if failing {
             newest.mark_changed();
         } else {
-            written(now);
+            written(Arc::clone(&now));
         }
     }
+    keeper.slot.hurry();
     // The state at the end, or those that came last would be missing after the restart.
     let last = newest.borrow().clone();
-    write(&slot, &last, failing).await;
+    keeper.write(&last).await;
 }
 
-/// Whether it was written. The first failure and the recovery are logged, not each try.
-async fn write<T: Serialize + Send + Sync + 'static>(
-    slot: &Slot,
-    newest: &Arc<Vec<T>>,
-    failing: bool,
-) -> bool {
-    let (to, newest) = (slot.clone(), Arc::clone(newest));
-    let written = tokio::task::spawn_blocking(move || {
-        let bytes = serde_json::to_vec(&*newest);
-        to.write(&bytes.map_err(|error| to.damaged(error.to_string()))?)
-    });
-    let path = slot.place();
-    match written.await {
-        Ok(Ok(())) => {
-            if failing {
-                tracing::info!(path = %path.display(), "it is being kept again");
+struct Keeper {
+    slot: Slot,
+    troubles: Troubles,
+    /// Somebody waits until all of it is written.
+    at_once: bool,
+}
+
+impl Keeper {
+    /// Whether it was written, as far as there is room.
+    async fn write<T: Item + Send + Sync + 'static>(&self, newest: &Arc<Vec<T>>) -> bool {
+        let (to, newest, at_once) = (self.slot.clone(), Arc::clone(newest), self.at_once);
+        let writing = move || {
+            let (bytes, fit) = match to.room() {
+                // What is not all of it is refused where it is written.
+                Some(_) if at_once => {
+                    pack(&newest, usize::MAX).map_err(|reason| to.damaged(reason))?
+                }
+                Some(room) => pack(&newest, room).map_err(|reason| to.damaged(reason))?,
+                None => {
+                    let bytes = serde_json::to_vec(&*newest);
+                    let bytes = bytes.map_err(|error| to.damaged(error.to_string()))?;
+                    (bytes, newest.len())
+                }
+            };
+            match at_once {
+                true => to.write(&bytes)?,
+                false => to.write_soon(bytes)?,
             }
-            true
+            Ok((fit, newest.len()))
+        };
+        let written: Result<_, StateError> = match tokio::task::spawn_blocking(writing).await {
+            Ok(written) => written,
+            Err(_) => return false,
+        };
+        self.tell(match &written {
+            Ok((fit, all)) if fit < all => Some(format!(
+                "there is room for {fit} of {all} only; the others are not known after a restart of \
+                 federation, until their sidecars connect again"
+            )),
+            Ok(_) => None,
+            Err(error) => Some(format!(
+                "it cannot be kept ({}); serving goes on, but see to it before the next restart, or \
+                 what it should hold is unknown until workloads and peers reconnect",
+                chain(error)
+            )),
+        });
+        written.is_ok()
+    }
+
+    /// For the status; the log has it once.
+    fn tell(&self, trouble: Option<String>) {
+        let place = self.slot.place();
+        if !self.troubles.set(place.clone(), trouble.clone()) {
+            return;
         }
-        Ok(Err(error)) => {
-            if !failing {
-                tracing::error!(
-                    path = %path.display(), error = chain(&error),
-                    "it cannot be kept; serving goes on, but see to it before the next restart, \
-                     or what it should hold is unknown until workloads and peers reconnect"
-                );
-            }
-            false
+        let path = place.display();
+        match trouble {
+            Some(trouble) => tracing::error!(%path, "{trouble}"),
+            None => tracing::info!(%path, "it is being kept again"),
         }
-        Err(_) => false,
     }
 }
 
@@ -113,7 +176,12 @@ mod tests {
         assert!(load::<Registration>(&path).unwrap().is_empty());
         let (sender, receiver) = watch::channel(Arc::default());
         let stop = Stop::new();
-        let keeping = tokio::spawn(keep(path.clone(), receiver, stop.clone()));
+        let keeping = tokio::spawn(keep(
+            path.clone(),
+            Troubles::default(),
+            receiver,
+            stop.clone(),
+        ));
         sender.send_replace(Arc::new(vec![registration("one"), registration("two")]));
         stop.drain();
         keeping.await.unwrap();
@@ -127,10 +195,44 @@ mod tests {
         let folder = directory.path().join("missing");
         let path = Slot::from(&folder.join("registrations.json"));
         let newest = Arc::new(vec![registration("one")]);
-        assert!(!write(&path, &newest, false).await);
+        let keeper = Keeper {
+            slot: path.clone(),
+            troubles: Troubles::default(),
+            at_once: false,
+        };
+        assert!(!keeper.write(&newest).await);
+        let troubles = keeper.troubles.list();
+        assert!(troubles[0].contains("registrations.json"), "{troubles:?}");
         fs::create_dir(folder).unwrap();
-        assert!(write(&path, &newest, true).await);
+        assert!(keeper.write(&newest).await);
+        assert!(keeper.troubles.list().is_empty());
         assert_eq!(load::<Registration>(&path).unwrap(), *newest);
+    }
+
+    #[tokio::test]
+    async fn what_has_no_room_is_a_trouble_and_the_rest_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let slot = Slot::from(&directory.path().join("registrations.json"));
+        let keeper = Keeper {
+            slot: slot.with_room(300),
+            troubles: Troubles::default(),
+            at_once: false,
+        };
+        let all: Vec<_> = (0..200).map(|n| registration(&format!("{n:09}"))).collect();
+        assert!(keeper.write(&Arc::new(all.clone())).await);
+        let kept: Vec<Registration> = load(&keeper.slot).unwrap();
+        assert!(!kept.is_empty() && kept.len() < all.len());
+        let of = format!("{} of 200", kept.len());
+        assert!(keeper.troubles.list()[0].contains(&of), "{of}");
+        assert!(keeper.write(&Arc::new(all[..1].to_vec())).await);
+        assert!(keeper.troubles.list().is_empty());
+        // Where somebody counts on all of them, a part is nothing.
+        let strict = Keeper {
+            at_once: true,
+            ..keeper
+        };
+        assert!(!strict.write(&Arc::new(all)).await);
+        assert_eq!(load::<Registration>(&strict.slot).unwrap().len(), 1);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! * tokens.json          hashes of join tokens, with identity and expiry
 //! * links.json           invitations (public halves), links that came of them, tombstones
 //! * registrations.json   the workloads last registered
-//! * uids.json            whose each workload uid is
+//! * uids.json            whose the uids of ended workloads are
 //! * roots.json           the roots that peers announced
 //! * capacity.json        how many endpoints each service had lately
 //!   journal/             what each peer told last (directory home)
@@ -24,20 +24,24 @@
 mod epoch;
 pub(crate) mod files;
 pub(crate) mod kept;
+mod packed;
 pub(crate) mod remembered;
 pub(crate) mod roots;
 pub(crate) mod store;
+mod troubles;
 
 use std::{
     fs::{File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 pub(crate) use epoch::{Epoch, next_epoch};
 pub(crate) use remembered::Remembered;
 use store::Slots;
+pub(crate) use troubles::Troubles;
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +84,17 @@ pub enum StateError {
     },
     /// What is kept in the Kubernetes API cannot be read or written there.
     #[error(transparent)]
-    Secret(#[from] linkspan_kube::SecretError),
+    Secret(#[from] Arc<linkspan_kube::SecretError>),
+    /// More is to be kept than there is room for.
+    #[error("`{}` would take {bytes} bytes, and there is room for {room}; remove what is not needed", path.display())]
+    NoRoom {
+        /// Where.
+        path: PathBuf,
+        /// What it would take.
+        bytes: usize,
+        /// What it may take.
+        room: usize,
+    },
     /// The runtime of what is kept in the Kubernetes API.
     #[error("a runtime cannot be started")]
     Runtime(#[source] io::Error),
@@ -88,8 +102,9 @@ pub enum StateError {
     #[error(
         "`{}` is missing, though {evidence}; with another root no peer and no workload would \
          trust this cluster: restore it from a backup, or, to start anew with new roots, \
-         remove the whole state directory (in Kubernetes: delete the Secrets {}, and apply the \
-         output of `linkspan install` again)", path.display(), linkspan_kube::SECRETS.join(" and ")
+         remove the whole state directory (in Kubernetes: scale federation to 0, delete the \
+         Secrets {} and the ConfigMap {}, and apply the output of `linkspan install` again)",
+        path.display(), linkspan_kube::SECRETS.join(" and "), linkspan_kube::ROOTS_CONFIG_MAP
     )]
     RootLost {
         /// The file that is missing.

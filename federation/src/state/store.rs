@@ -7,7 +7,28 @@ use std::{
     sync::Arc,
 };
 
-use super::{StateError, files};
+use super::{StateError, Troubles, files};
+
+// Room for each thing in a Secret, so that none takes that of another; all of one are less than it
+// holds. A mebibyte is what an API server takes.
+/// Some 10,000 of 50 bytes, packed: as many workloads as one cluster is meant to have.
+pub(crate) const REGISTRATIONS_ROOM: usize = 528 * 1024;
+/// Some 4,500 of 28 bytes, packed: uids whose workloads have ended in the last day.
+pub(crate) const OWNERS_ROOM: usize = 128 * 1024;
+const CAPACITY_ROOM: usize = 32 * 1024;
+/// Some 1,300 join tokens of 250 bytes.
+const TOKENS_ROOM: usize = 320 * 1024;
+const PORTS_ROOM: usize = 64 * 1024;
+const LINKS_ROOM: usize = 160 * 1024;
+const ROOTS_ROOM: usize = 128 * 1024;
+/// Certificates and keys, the epoch, who writes, and the names of all.
+const OTHERS_ROOM: usize = 16 * 1024;
+const _: () = {
+    let state = TOKENS_ROOM + PORTS_ROOM + LINKS_ROOM + ROOTS_ROOM + OTHERS_ROOM;
+    let workloads = REGISTRATIONS_ROOM + OWNERS_ROOM + CAPACITY_ROOM;
+    assert!(state <= linkspan_kube::MAX_SECRET);
+    assert!(workloads + 1024 <= linkspan_kube::MAX_SECRET);
+};
 
 /// Things under keys, each read whole and replaced whole. Calls block.
 pub(crate) trait Store: Send + Sync {
@@ -15,6 +36,10 @@ pub(crate) trait Store: Send + Sync {
     fn read(&self, key: &str) -> Result<Option<Vec<u8>>, StateError>;
     /// Replaces what is under these keys; all or none, also if the process is killed.
     fn write(&self, entries: &[(&str, &[u8])]) -> Result<(), StateError>;
+    /// As `write`, in its own time: where each write costs a lot, together with what else there is.
+    fn write_soon(&self, key: &str, bytes: Vec<u8>) -> Result<(), StateError>;
+    /// Has what waits written at once, and from now on nothing wait: the end is near.
+    fn hurry(&self);
     /// For people: where that is.
     fn place(&self, key: &str) -> PathBuf;
 }
@@ -24,12 +49,27 @@ pub(crate) trait Store: Send + Sync {
 pub(crate) struct Slot {
     store: Arc<dyn Store>,
     key: String,
+    room: Option<usize>,
 }
 
 impl Slot {
     pub(crate) fn new(store: Arc<dyn Store>, key: &str) -> Self {
-        let key = key.to_owned();
-        Self { store, key }
+        Self {
+            store,
+            key: key.to_owned(),
+            room: None,
+        }
+    }
+
+    /// The same with room for so many bytes.
+    pub(crate) fn with_room(self, bytes: usize) -> Self {
+        let room = Some(bytes);
+        Self { room, ..self }
+    }
+
+    /// Most bytes that can be kept here; `None` where that is no matter.
+    pub(crate) fn room(&self) -> Option<usize> {
+        self.room
     }
 
     pub(crate) fn read(&self) -> Result<Option<Vec<u8>>, StateError> {
@@ -37,7 +77,30 @@ impl Slot {
     }
 
     pub(crate) fn write(&self, bytes: &[u8]) -> Result<(), StateError> {
+        self.check_room(bytes.len())?;
         self.store.write(&[(&self.key, bytes)])
+    }
+
+    /// As [`Self::write`], perhaps some seconds later; it is there when this returns.
+    pub(crate) fn write_soon(&self, bytes: Vec<u8>) -> Result<(), StateError> {
+        self.check_room(bytes.len())?;
+        self.store.write_soon(&self.key, bytes)
+    }
+
+    /// Has nothing that is written to this store wait any more.
+    pub(crate) fn hurry(&self) {
+        self.store.hurry();
+    }
+
+    fn check_room(&self, bytes: usize) -> Result<(), StateError> {
+        match self.room {
+            Some(room) if bytes > room => Err(StateError::NoRoom {
+                path: self.place(),
+                bytes,
+                room,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Several slots of one store at once, which hold nothing yet.
@@ -117,6 +180,12 @@ impl Store for Files {
         }
     }
 
+    fn write_soon(&self, key: &str, bytes: Vec<u8>) -> Result<(), StateError> {
+        write_file(&self.0.join(key), &bytes)
+    }
+
+    fn hurry(&self) {}
+
     fn place(&self, key: &str) -> PathBuf {
         self.0.join(key)
     }
@@ -138,7 +207,7 @@ pub(crate) struct Slots {
     /// Certificate and key of the root, and both of the intermediate.
     pub(crate) authority: Authority,
     pub(crate) epoch: Slot,
-    /// Further places of the epoch, so that their writer is known, too.
+    /// Further places of the epoch: what is lost of it in one is seen in another.
     pub(crate) marks: Vec<Slot>,
     pub(crate) tokens: Slot,
     pub(crate) links: Slot,
@@ -147,6 +216,8 @@ pub(crate) struct Slots {
     pub(crate) uids: Slot,
     pub(crate) capacity: Slot,
     pub(crate) import_ports: Slot,
+    /// What of it cannot be kept now.
+    pub(crate) troubles: Troubles,
 }
 
 /// Where the authority is kept.
@@ -159,6 +230,11 @@ pub(crate) struct Authority {
 }
 
 impl Slots {
+    /// All places of the epoch.
+    pub(crate) fn epochs(&self) -> impl Iterator<Item = &Slot> {
+        std::iter::once(&self.epoch).chain(&self.marks)
+    }
+
     /// Files of a state directory.
     pub(crate) fn files(root: &Path) -> Self {
         let store: Arc<dyn Store> = Arc::new(Files(root.into()));
@@ -178,12 +254,17 @@ impl Slots {
             uids: slot("uids.json"),
             capacity: slot("capacity.json"),
             import_ports: slot("import-ports.json"),
+            troubles: Troubles::default(),
         }
     }
 
     /// Entries of two stores without folders: what must not be lost, and what grows with the cluster
     /// and is learned again in time.
-    pub(crate) fn entries(state: &Arc<dyn Store>, workloads: &Arc<dyn Store>) -> Self {
+    pub(crate) fn entries(
+        state: &Arc<dyn Store>,
+        workloads: &Arc<dyn Store>,
+        troubles: Troubles,
+    ) -> Self {
         let kept = |key: &str| Slot::new(Arc::clone(state), key);
         let learned = |key: &str| Slot::new(Arc::clone(workloads), key);
         Self {
@@ -192,16 +273,17 @@ impl Slots {
                 root_key: kept("ca.root.key"),
                 intermediate: kept("ca.intermediate.pem"),
             },
-            epoch: kept(linkspan_kube::OWNER),
-            marks: vec![learned(linkspan_kube::OWNER)],
-            tokens: kept("tokens.json"),
-            links: kept("links.json"),
-            roots: kept("roots.json"),
-            registrations: learned("registrations.json"),
-            uids: learned("uids.json"),
-            capacity: learned("capacity.json"),
+            epoch: kept("epoch"),
+            marks: vec![learned("epoch")],
+            tokens: kept("tokens.json").with_room(TOKENS_ROOM),
+            links: kept("links.json").with_room(LINKS_ROOM),
+            roots: kept("roots.json").with_room(ROOTS_ROOM),
+            registrations: learned("registrations.json").with_room(REGISTRATIONS_ROOM),
+            uids: learned("uids.json").with_room(OWNERS_ROOM),
+            capacity: learned("capacity.json").with_room(CAPACITY_ROOM),
             // Clients have written them down.
-            import_ports: kept("import-ports.json"),
+            import_ports: kept("import-ports.json").with_room(PORTS_ROOM),
+            troubles,
         }
     }
 }

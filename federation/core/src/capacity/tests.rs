@@ -102,7 +102,7 @@ fn odd_clocks_make_a_mark_new_and_never_panic() {
     let now = hand.clock.now();
     for at_unix in [0, u64::MAX, 2_000_000_000] {
         let mut kept = hand.marks.kept(now);
-        kept[0].at_unix = at_unix;
+        kept[0].at_unix = Some(at_unix);
         let restored = HighWater::restored(kept, now);
         let expected = restored.expected(&service("shop/checkout"), &BTreeMap::new(), now.instant);
         assert!(
@@ -113,17 +113,34 @@ fn odd_clocks_make_a_mark_new_and_never_panic() {
 }
 
 #[test]
-fn steady_marks_are_written_once_a_minute_and_changes_at_once() {
+fn what_is_kept_changes_with_the_marks_and_not_with_time() {
     let mut hand = Hand::new();
     hand.observe(&[("a", 3)]);
-    let first = hand.marks.kept(hand.clock.now());
-    hand.after(59, &[("a", 3)]);
-    assert!(!is_news(&first, &hand.marks.kept(hand.clock.now())));
-    hand.after(1, &[("a", 3)]);
-    assert!(is_news(&first, &hand.marks.kept(hand.clock.now())));
+    let steady = hand.marks.kept(hand.clock.now());
+    hand.after(3_600, &[("a", 3)]);
+    assert_eq!(hand.marks.kept(hand.clock.now()), steady);
+    // Two are lost: from then on it counts since when.
+    hand.after(100, &[("a", 1)]);
+    let falling = hand.marks.kept(hand.clock.now());
+    assert_ne!(falling, steady);
+    hand.after(100, &[("a", 1)]);
+    assert_eq!(hand.marks.kept(hand.clock.now()), falling);
     hand.after(0, &[("a", 4)]);
-    assert!(is_news(&first, &hand.marks.kept(hand.clock.now())));
-    assert!(is_news(&first, &[]));
+    assert_ne!(hand.marks.kept(hand.clock.now()), steady);
+}
+
+#[test]
+fn a_steady_mark_is_new_after_the_restart_a_falling_one_as_old_as_it_is() {
+    let mut hand = Hand::new();
+    hand.observe(&[("a", 3)]);
+    let (steady, nothing) = (hand.marks.kept(hand.clock.now()), BTreeMap::new());
+    let later = hand.clock.pass(DECAY);
+    let expected = |kept| {
+        let restored = HighWater::restored(kept, later);
+        restored.expected(&service("shop/checkout"), &nothing, later.instant)
+    };
+    assert_eq!(expected(steady), [(zone("a"), 3)]);
+    assert_eq!(expected(hand.marks.kept(later)), []);
 }
 
 #[test]

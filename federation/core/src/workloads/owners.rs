@@ -1,8 +1,10 @@
 //! Whose each uid is: that of the identity which registered it first, also after it has lapsed and
 //! after a restart. What is known of a workload by its uid (routes, caches, certificates' names)
-//! thus never comes to mean somebody else's.
+//! thus never comes to mean somebody else's. Once it has been gone for longer than a certificate
+//! lives, nothing is known of it any more, and the uid is nobody's again.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,9 @@ pub struct Owned {
     pub uid: String,
     /// Who registered it.
     pub identity: SpiffeId,
+    /// Since when it has not counted, as far as was seen; seconds of Unix time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_unix: Option<u64>,
 }
 
 /// Uids by when they were claimed, or last seen to count when room was made: numbers grow.
@@ -35,8 +40,10 @@ pub(super) struct Owners {
     by_uid: BTreeMap<String, (SpiffeId, u64)>,
     order: Order,
     of_identity: BTreeMap<SpiffeId, Order>,
+    /// Since when those that do not count have not, in seconds of Unix time.
+    gone: BTreeMap<String, u64>,
     numbers: u64,
-    claims: u64,
+    changes: u64,
 }
 
 impl Owners {
@@ -47,6 +54,7 @@ impl Owners {
     /// Gives a uid that is nobody's to `identity`. Uids for which `counts` holds are not forgotten
     /// to make room.
     pub(super) fn claim(&mut self, uid: &str, identity: &SpiffeId, counts: impl Fn(&str) -> bool) {
+        self.gone.remove(uid);
         if self.by_uid.contains_key(uid) {
             return;
         }
@@ -56,8 +64,42 @@ impl Owners {
         } else if self.by_uid.len() >= MAX_OWNED {
             self.forget_oldest(None, counts);
         }
-        self.claims += 1;
+        self.changes += 1;
         self.insert(uid.to_owned(), identity.clone());
+    }
+
+    /// As it was kept.
+    pub(super) fn restore(&mut self, owned: Owned) {
+        self.claim(&owned.uid, &owned.identity, |_| false);
+        if let Some(gone) = owned.gone_unix
+            && self.by_uid.contains_key(&owned.uid)
+        {
+            self.gone.insert(owned.uid, gone);
+        }
+    }
+
+    /// Forgets whose uids were that have not counted for `keep`, as far as looks like this one saw.
+    pub(super) fn forget_gone(
+        &mut self,
+        now_unix: u64,
+        keep: Duration,
+        counts: impl Fn(&str) -> bool,
+    ) {
+        let mut over = Vec::new();
+        for uid in self.by_uid.keys() {
+            if counts(uid) {
+                self.gone.remove(uid);
+                continue;
+            }
+            let since = *self.gone.entry(uid.clone()).or_insert(now_unix);
+            if now_unix.saturating_sub(since) > keep.as_secs() {
+                over.push(uid.clone());
+            }
+        }
+        for uid in over {
+            self.changes += 1;
+            self.remove(&uid);
+        }
     }
 
     /// Forgets the oldest, of `identity` if one is given. Those that count are younger afterwards,
@@ -73,10 +115,11 @@ impl Owners {
                 return;
             };
             let uid = uid.clone();
+            let counts = counts(&uid);
             let Some(owner) = self.remove(&uid) else {
                 return;
             };
-            if !counts(&uid) {
+            if !counts {
                 return;
             }
             self.insert(uid, owner);
@@ -94,6 +137,7 @@ impl Owners {
 
     fn remove(&mut self, uid: &str) -> Option<SpiffeId> {
         let (identity, number) = self.by_uid.remove(uid)?;
+        self.gone.remove(uid);
         self.order.remove(&number);
         if let Some(of_it) = self.of_identity.get_mut(&identity) {
             of_it.remove(&number);
@@ -104,9 +148,9 @@ impl Owners {
         Some(identity)
     }
 
-    /// Grows with each claim.
-    pub(super) fn claims(&self) -> u64 {
-        self.claims
+    /// Grows with each uid that is claimed or forgotten.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// All, oldest first.
@@ -115,6 +159,7 @@ impl Owners {
             Some(Owned {
                 uid: uid.clone(),
                 identity: self.owner(uid)?.clone(),
+                gone_unix: self.gone.get(uid).copied(),
             })
         };
         self.order.values().filter_map(owned).collect()
@@ -125,6 +170,35 @@ impl Owners {
 mod tests {
     use super::*;
     use crate::testing::identity;
+
+    #[test]
+    fn a_uid_is_nobodys_again_once_no_certificate_of_it_can_live() {
+        const DAY: Duration = Duration::from_secs(86_400);
+        let alice = identity("east", "shop", "checkout");
+        let mut owners = Owners::default();
+        owners.claim("here", &alice, |_| false);
+        owners.claim("gone", &alice, |_| false);
+        owners.claim("back", &alice, |_| false);
+        let kept = owners.changes();
+        let here = |uid: &str| uid == "here";
+        owners.forget_gone(1_000, DAY, here);
+        // Over a restart it goes on.
+        let mut again = Owners::default();
+        owners.all().into_iter().for_each(|of| again.restore(of));
+        assert_eq!(again.all(), owners.all());
+        again.claim("back", &alice, |_| false);
+        let before = again.changes();
+        again.forget_gone(1_000 + DAY.as_secs(), DAY, here);
+        assert_eq!(again.all().len(), 3, "not longer than that");
+        again.forget_gone(1_001 + DAY.as_secs(), DAY, here);
+        let left: Vec<_> = again.all().into_iter().map(|of| of.uid).collect();
+        assert_eq!(left, ["here", "back"]);
+        assert_eq!(again.owner("gone"), None);
+        assert_eq!((owners.changes(), again.changes()), (kept, before + 1));
+        // A clock that was set back forgets nothing.
+        again.forget_gone(5, DAY, |_| false);
+        assert_eq!(again.all().len(), 2);
+    }
 
     #[test]
     fn who_claims_ever_new_uids_forgets_his_own() {

@@ -96,7 +96,7 @@ fn what_a_token_binds_and_its_last_use_are_listed_and_kept() {
     let made = tokens.create(wanted, now).unwrap();
     assert_eq!(tokens.list(now)[0].last_used_unix, None);
     tokens.used(&made.id, now + 24 * DEFAULT_TTL, now);
-    drop(tokens);
+    tokens.write_uses(now).unwrap();
     let again = JoinTokens::open(&path).unwrap();
     // Expired, but what was issued for it lives.
     let listed = again.list(now + 2 * DEFAULT_TTL).remove(0);
