@@ -285,6 +285,95 @@ fn federation_lives_in_the_api_and_outlives_its_server() {
     assert_eq!(published(&server), roots, "the roots are another's");
 }
 
+/// Looks until it holds.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        sleep(LOOK);
+    }
+}
+
+fn is_standby(federation: &mut Federation) {
+    until("it is healthy and not ready", || {
+        let ended = federation.process.try_wait().expect("it can be asked");
+        assert_eq!(ended, None, "federation has ended");
+        federation.readyz().is_ok_and(|line| line.contains(" 503 "))
+    });
+}
+
+#[test]
+#[ignore = "needs the Kubernetes programs"]
+fn one_of_two_serves_and_no_lost_secret_becomes_another_authority() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = BareServer::start(&folder.path().join("k8s")).expect("an API server");
+    install(&server);
+    let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+    for folder in [&one, &other] {
+        fs::create_dir(folder).expect("a folder");
+        as_its_account(folder, &server);
+    }
+    let kubectl = |line: &str| {
+        let words: Vec<_> = line.split(' ').collect();
+        server.kubectl(&words).expect(line)
+    };
+    let key = || {
+        let key = r"jsonpath={.data.ca\.root\.key}";
+        kubectl(&format!(
+            "get secret linkspan-state -n linkspan-system -o {key}"
+        ))
+    };
+
+    let mut first = Federation::start(&one);
+    first.wait_ready();
+    until("the roots are published", || {
+        let found = "get configmaps -n linkspan-system -o name";
+        kubectl(found).contains("linkspan-roots")
+    });
+    let (roots, made) = (published(&server), key());
+    assert!(!made.is_empty());
+
+    // Another one waits, and may be told to end meanwhile.
+    let mut second = Federation::start(&other);
+    is_standby(&mut second);
+    assert!(second.stop().success());
+    let mut second = Federation::start(&other);
+    is_standby(&mut second);
+
+    // What was lost comes back from the one that serves.
+    kubectl("delete secret linkspan-state -n linkspan-system");
+    install(&server);
+    until("the Secret is written back", || key() == made);
+    first.wait_ready();
+    is_standby(&mut second);
+    assert!(first.stop().success());
+    second.wait_ready();
+    assert_eq!(published(&server), roots);
+    assert_eq!(key(), made);
+
+    // With nobody left who has it, it is an error, until all traces are removed on purpose.
+    assert!(second.stop().success());
+    kubectl("delete secret linkspan-state -n linkspan-system");
+    install(&server);
+    let mut lost = Federation::start(&one);
+    let ended = lost.process.wait().expect("it ends");
+    assert!(!ended.success(), "{ended}");
+    kubectl("delete secret linkspan-state linkspan-workloads -n linkspan-system");
+    install(&server);
+    let mut lost = Federation::start(&one);
+    let ended = lost.process.wait().expect("it ends");
+    assert!(!ended.success(), "{ended}");
+    assert_eq!(key(), "");
+    assert_eq!(published(&server), roots);
+    kubectl("delete secret linkspan-state linkspan-workloads -n linkspan-system");
+    kubectl("delete configmap linkspan-roots -n linkspan-system");
+    install(&server);
+    let mut anew = Federation::start(&one);
+    anew.wait_ready();
+    assert!(!key().is_empty() && key() != made);
+    assert!(anew.stop().success());
+}
+
 /// What an API server refuses of the manifests for every way to expose gateways, strictly.
 #[test]
 #[ignore = "needs the Kubernetes programs"]
