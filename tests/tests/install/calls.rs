@@ -2,9 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    path::PathBuf,
+    io::{BufRead as _, BufReader},
     process::{Child, Stdio},
+    sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
 };
@@ -16,8 +16,8 @@ use super::{Cluster, EXPORT, Steps, TIMEOUT, app};
 
 /// Requests a second: what a small machine bears beside two clusters.
 const RATE: u32 = 50;
-/// Length of a load that only asks who answers.
-const GLANCE: Duration = Duration::from_secs(2);
+/// Requests that tell who answers: two seconds of them.
+const GLANCE: usize = 100;
 /// For a change to have reached every sidecar, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -40,18 +40,19 @@ struct Answers {
 }
 
 impl Answers {
-    fn read(text: &str) -> Result<Self> {
-        let mut answers = Self::default();
-        for line in text.lines() {
-            let batch: Batch = serde_json::from_str(line).with_context(|| line.to_owned())?;
-            for outcome in batch.outcomes {
-                match outcome.answer {
-                    Ok(by) => *answers.by.entry(by).or_default() += 1,
-                    Err(why) => answers.failed.push(why),
-                }
+    fn add(&mut self, report: &str) -> Result<()> {
+        let batch: Batch = serde_json::from_str(report).with_context(|| report.to_owned())?;
+        for outcome in batch.outcomes {
+            match outcome.answer {
+                Ok(by) => *self.by.entry(by).or_default() += 1,
+                Err(why) => self.failed.push(why),
             }
         }
-        Ok(answers)
+        Ok(())
+    }
+
+    fn count(&self) -> usize {
+        self.by.values().sum::<usize>() + self.failed.len()
     }
 
     /// That every request was answered, and by whom.
@@ -109,19 +110,15 @@ impl Cluster<'_> {
                  frontend --target 127.0.0.1:7001 --rate {RATE} --connections 2 --identity {identity}",
             self.name
         );
-        let report = self.shell.folder.path().join("report");
         let mut command = self.shell.command(&line);
-        command.stdin(Stdio::piped()).stdout(File::create(&report)?);
-        Ok(Load {
-            child: command.spawn().context("starting kubectl")?,
-            report,
-        })
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Load::of(command.spawn().context("starting kubectl")?)
     }
 
     /// Who answers now.
     fn glance(&self) -> Result<Answers> {
-        let load = self.load()?;
-        thread::sleep(GLANCE);
+        let mut load = self.load()?;
+        load.more()?;
         load.end()
     }
 
@@ -143,10 +140,10 @@ impl Cluster<'_> {
 
     /// Calls while something is done; no request may fail.
     fn call_while(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
-        let load = self.load()?;
-        thread::sleep(GLANCE);
+        let mut load = self.load()?;
+        load.more()?;
         let done = act();
-        thread::sleep(GLANCE);
+        load.more()?;
         let answers = load.end()?;
         done?;
         answers.all_by().map(drop)
@@ -156,15 +153,52 @@ impl Cluster<'_> {
 /// A load that goes on until its standard input ends.
 struct Load {
     child: Child,
-    report: PathBuf,
+    /// What the caller reports, read as it comes: a full pipe would hold up its requests.
+    reports: Receiver<String>,
+    answers: Answers,
 }
 
 impl Load {
+    fn of(mut child: Child) -> Result<Self> {
+        let out = child.stdout.take().context("it is piped")?;
+        let (sender, reports) = mpsc::channel();
+        thread::spawn(move || {
+            let lines = BufReader::new(out).lines();
+            lines
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
+        Ok(Self {
+            child,
+            reports,
+            answers: Answers::default(),
+        })
+    }
+
+    /// Waits until so many more requests have come to an end.
+    fn more(&mut self) -> Result<()> {
+        while let Ok(line) = self.reports.try_recv() {
+            self.answers.add(&line)?;
+        }
+        let enough = self.answers.count() + GLANCE;
+        while self.answers.count() < enough {
+            let line = self
+                .reports
+                .recv()
+                .context("the load has ended by itself")?;
+            self.answers.add(&line)?;
+        }
+        Ok(())
+    }
+
     fn end(mut self) -> Result<Answers> {
         drop(self.child.stdin.take());
+        for line in self.reports {
+            self.answers.add(&line)?;
+        }
         let status = self.child.wait()?;
         ensure!(status.success(), "the load ended: {status}");
-        Answers::read(&fs::read_to_string(&self.report)?)
+        Ok(self.answers)
     }
 }
 
