@@ -6,15 +6,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
-use hyper_util::rt::TokioIo;
 use linkspan_api::v1;
+use linkspan_tests::client::get;
 use linkspan_tests::clusters::{Cluster, Host, NAMESPACE, Service, binary};
 use serde_json::Value;
 use tokio::{
     net::TcpStream,
-    time::{Instant, interval, timeout},
+    time::{Instant, interval},
 };
 
 /// Exported by the command line, with what that says of unmeshed clients.
@@ -88,25 +86,6 @@ async fn until(
             east.logs()
         );
     }
-}
-
-/// Status and body.
-async fn get(target: SocketAddr) -> Result<(u16, Bytes)> {
-    let stream = timeout(PATIENCE, TcpStream::connect(target)).await??;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = http::Request::get("/")
-        .header("host", "checkout")
-        // A client does not get to say who it is.
-        .header(
-            "x-forwarded-client-cert",
-            "URI=spiffe://west/ns/shop/sa/admin",
-        )
-        .body(Empty::<Bytes>::new())?;
-    let answer = timeout(PATIENCE, sender.send_request(request)).await??;
-    let status = answer.status().as_u16();
-    Ok((status, answer.into_body().collect().await?.to_bytes()))
 }
 
 #[tokio::test]

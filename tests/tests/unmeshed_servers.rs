@@ -3,15 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
-use hyper_util::rt::TokioIo;
+use linkspan_tests::client::get;
 use linkspan_tests::clusters::{Cluster, Host, Service, binary};
 use serde_json::Value;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, interval, timeout},
-};
+use tokio::time::{Instant, interval};
 
 const CHECKOUT: Service = Service {
     name: "checkout",
@@ -51,25 +46,6 @@ async fn shop(seed: u64, servers: &[&str]) -> Result<Shop> {
         from_east,
         from_west,
     })
-}
-
-/// Status and body.
-async fn get(target: SocketAddr) -> Result<(u16, Bytes)> {
-    let stream = timeout(PATIENCE, TcpStream::connect(target)).await??;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = http::Request::get("/")
-        .header("host", "checkout")
-        // A client does not get to say who it is.
-        .header(
-            "x-forwarded-client-cert",
-            "URI=spiffe://west/ns/shop/sa/admin",
-        )
-        .body(Empty::<Bytes>::new())?;
-    let answer = timeout(PATIENCE, sender.send_request(request)).await??;
-    let status = answer.status().as_u16();
-    Ok((status, answer.into_body().collect().await?.to_bytes()))
 }
 
 impl Shop {
