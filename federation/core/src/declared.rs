@@ -1,6 +1,7 @@
 //! What is declared in this cluster: resources turned into the model, once, strictly.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +34,9 @@ pub struct Declared {
     pub servers: BTreeMap<ServiceKey, Vec<DeclaredServer>>,
     /// Which of them are exported, and since when.
     pub exports: BTreeMap<ServiceKey, DeclaredExport>,
+    /// The addresses that stand for an import in this cluster: on Kubernetes, those of the Service
+    /// that is derived from it. Traffic to them means the whole clusterset.
+    pub clusterset_ips: BTreeMap<ServiceKey, Vec<IpAddr>>,
     /// Links by peer.
     pub links: BTreeMap<ClusterId, Link>,
     /// Failover policies.

@@ -15,6 +15,7 @@ pub mod backend;
 pub mod capacity;
 pub mod declared;
 pub mod delta;
+pub mod derived;
 pub mod failover;
 pub mod gateways;
 pub mod history;

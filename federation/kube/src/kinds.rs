@@ -16,6 +16,8 @@ pub const ROOTS_CONFIG_MAP: &str = "linkspan-roots";
 /// Name of the Service at which peers reach the gateways.
 pub const TUNNEL_SERVICE: &str = "linkspan-tunnel";
 pub(crate) const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Label by which what is derived from an import names it.
+pub(crate) const IMPORT_NAME: &str = "multicluster.kubernetes.io/service-name";
 
 /// A kind that a CustomResourceDefinition of ours brings.
 pub(crate) fn custom(group: &str, version: &str, kind: &str, plural: &str) -> ApiResource {

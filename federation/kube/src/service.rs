@@ -1,12 +1,17 @@
 //! Services of Kubernetes as the resource that federation reads.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use linkspan_core::ServiceKey;
+use linkspan_core::derived::derived_name;
 use linkspan_resources as resources;
 use linkspan_resources::{Metadata, ServiceType, SessionAffinity};
+
+use crate::kinds::{IMPORT_NAME, is_ours};
 
 /// The label by which an EndpointSlice names its Service.
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -113,6 +118,20 @@ pub(crate) fn named_ports<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -
     named
 }
 
+/// For which import a Service stands, and where; `None` for one that is not derived, or has no
+/// address.
+pub(crate) fn clusterset_ips(service: &Service) -> Option<(ServiceKey, Vec<IpAddr>)> {
+    let labels = service.metadata.labels.as_ref();
+    let import = labels.filter(|of| is_ours(Some(of)))?.get(IMPORT_NAME)?;
+    let import = ServiceKey::new(service.metadata.namespace.as_deref()?, import).ok()?;
+    if service.metadata.name.as_deref() != Some(derived_name(&import).as_str()) {
+        return None;
+    }
+    let ips = service.spec.as_ref()?.cluster_ips.iter().flatten();
+    let ips: Vec<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
+    (!ips.is_empty()).then_some((import, ips))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -170,5 +189,32 @@ mod tests {
         assert_eq!(plain.expect("readable").service.spec.cluster_ip, None);
         let headless = read(&service(json!({"clusterIP": "None"})), &NamedPorts::new());
         assert!(headless.expect("readable").service.spec.is_headless());
+    }
+
+    #[test]
+    fn only_a_derived_service_gives_an_import_its_addresses() {
+        let import: ServiceKey = "shop/web".parse().expect("a key");
+        let derived = |name: &str, ips: serde_json::Value| -> Service {
+            serde_json::from_value(json!({
+                "metadata": {
+                    "name": name, "namespace": "shop",
+                    "labels": {
+                        "app.kubernetes.io/managed-by": "linkspan-federation",
+                        IMPORT_NAME: "web",
+                    },
+                },
+                "spec": { "clusterIPs": ips },
+            }))
+            .expect("a Service")
+        };
+        let name = derived_name(&import);
+        let found = clusterset_ips(&derived(&name, json!(["10.0.0.7", "fd00::7"])));
+        let ips = ["10.0.0.7", "fd00::7"].map(|ip| ip.parse().expect("an address"));
+        assert_eq!(found, Some((import, ips.to_vec())));
+        assert_eq!(clusterset_ips(&derived("web", json!(["10.0.0.7"]))), None);
+        assert_eq!(clusterset_ips(&derived(&name, json!(["None"]))), None);
+        let mut theirs = derived(&name, json!(["10.0.0.7"]));
+        theirs.metadata.labels = Some(BTreeMap::from([(IMPORT_NAME.into(), "web".into())]));
+        assert_eq!(clusterset_ips(&theirs), None);
     }
 }

@@ -120,6 +120,9 @@ impl KubernetesSource {
         let mut declared = assemble(&self.own, in_force, objects);
         declared.problems.extend(problems);
         declared.links_in_doubt |= links_in_doubt;
+        let services = self.mirrors.services.read();
+        let derived = services.objects.values().map(AsRef::as_ref);
+        declared.clusterset_ips = derived.filter_map(service::clusterset_ips).collect();
         declared
     }
 
