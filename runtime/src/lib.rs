@@ -4,7 +4,8 @@
 //! * [`readiness`], [`admin`]: whether traffic is welcome, and the two HTTP faces that say so
 //! * [`config`], [`logging`], [`telemetry`]: configuration files, logs, the one metrics catalogue
 //! * [`backoff`]: how long to wait before trying again
-//! * [`places`]: how many may be here at a time, and how many of them may be one's
+//! * [`places`], [`rate`]: how many may be here at a time and how many of them may be one's; how often
+//!   each may come
 //!
 //! Nothing here knows about clusters, certificates or connections.
 
@@ -15,6 +16,7 @@ pub mod logging;
 pub mod phase;
 pub mod places;
 pub mod process;
+pub mod rate;
 pub mod readiness;
 pub mod stop;
 pub mod telemetry;

@@ -7,7 +7,6 @@
 //! with nothing to be written down and lost.
 
 mod authority;
-mod limiter;
 mod own;
 mod pods;
 mod standing;
@@ -20,15 +19,13 @@ use std::{
 
 use bytes::Bytes;
 use linkspan_api::v1;
+use linkspan_runtime::rate::{Limiter, Rate};
 use linkspan_runtime::telemetry::FederationMetrics;
 use linkspan_trust::{Bundle, Csr, Grant, SYSTEM_NAMESPACE, SpiffeId, TrustDomain};
 use prometheus::IntCounter;
 use tonic::{Request, Response, Status};
 
-use self::{
-    limiter::Limiter,
-    tokens::{Binding, JoinTokens, TokenId},
-};
+use self::tokens::{Binding, JoinTokens, TokenId};
 use crate::listener::Caller;
 
 pub(crate) use authority::{Authority, Traces, keep_authority};
@@ -38,6 +35,15 @@ pub(crate) use standing::Standing;
 
 /// Largest certificate request that is looked at; a P-256 one has a few hundred bytes.
 const MAX_CSR: usize = 8 * 1024;
+
+/// How often one source may ask for certificates.
+const REQUESTS: Rate = Rate {
+    // A machine on which a hundred workloads start together.
+    burst: 200,
+    // Each costs one signature check and one signature.
+    every: Duration::from_millis(50),
+    sources: 8_192,
+};
 
 /// Issues certificates; shared by all connections.
 pub(crate) struct Issuer {
@@ -65,7 +71,7 @@ impl Issuer {
             tokens,
             pods,
             lifetime,
-            limiter: Limiter::default(),
+            limiter: Limiter::new(REQUESTS),
             granted: metrics.issued(),
             refused: metrics.not_issued(),
         }

@@ -2,18 +2,18 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_dataplane::connect::tcp;
 use linkspan_runtime::places::{Place, Places, source};
+use linkspan_runtime::rate::{Limiter, Rate};
 use quinn::{RecvStream, SendStream};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::limiter::Limiter;
 use super::{LIFE, relay};
 use crate::tunnel::close::{self, CloseCode};
 
@@ -24,6 +24,14 @@ const EACH: usize = 2;
 /// For the stream and its first bytes to come: by then the other side has everything in hand but
 /// one message of its federation's.
 const FIRST: Duration = Duration::from_secs(2);
+/// How often one source may come to join.
+const JOINS: Rate = Rate {
+    // Retries of somebody who links several clusters from behind one address.
+    burst: 20,
+    // Guessing gains nothing, so this only bounds the work.
+    every: Duration::from_secs(1),
+    sources: 4_096,
+};
 /// First bytes that are waited for in one piece: a ClientHello.
 const FIRST_BYTES: usize = 4 << 10;
 
@@ -32,7 +40,7 @@ const FIRST_BYTES: usize = 4 << 10;
 pub(crate) struct Accept {
     federation: String,
     connect: Duration,
-    limiter: Mutex<Limiter>,
+    limiter: Limiter,
     places: Places<IpAddr>,
 }
 
@@ -42,7 +50,7 @@ impl Accept {
         Arc::new(Self {
             federation,
             connect,
-            limiter: Mutex::default(),
+            limiter: Limiter::new(JOINS),
             places: Places::new(MOST, EACH),
         })
     }
@@ -70,8 +78,8 @@ impl Accept {
     fn admit(&self, address: IpAddr) -> Option<Place<IpAddr>> {
         let address = source(address);
         let place = self.places.take(&address).ok()?;
-        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        limiter.admit(address, Instant::now()).then_some(place)
+        self.limiter.admit(address, Instant::now()).ok()?;
+        Some(place)
     }
 
     async fn carry(&self, begun: io::Result<Begun>) -> io::Result<()> {

@@ -12,7 +12,6 @@
 
 pub(crate) mod accept;
 pub(crate) mod dial;
-mod limiter;
 
 use std::io;
 use std::time::Duration;
