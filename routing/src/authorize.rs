@@ -13,18 +13,23 @@ pub enum Verdict {
     OwnDomain,
     /// Allowed: the service is exported to the cluster of the caller's trust domain.
     Exported,
+    /// Allowed: the caller has no sidecar, is of one of these domains, and the service admits such.
+    UnmeshedAdmitted,
     /// Refused: the service is not exported to the caller's trust domain.
     NotExported,
     /// Refused: the caller has no sidecar, and the service does not admit such.
     Unmeshed,
-    /// Refused: the caller is one of Linkspan's own parts, which call no service.
-    Part,
+    /// Refused: the caller is no workload, such as one of Linkspan's own parts, which call no service.
+    NoWorkload,
 }
 
 impl Verdict {
     /// Whether the caller may pass.
     pub fn is_allowed(self) -> bool {
-        matches!(self, Self::OwnDomain | Self::Exported)
+        matches!(
+            self,
+            Self::OwnDomain | Self::Exported | Self::UnmeshedAdmitted
+        )
     }
 }
 
@@ -33,9 +38,10 @@ impl fmt::Display for Verdict {
         f.write_str(match self {
             Self::OwnDomain => "allowed: own trust domain",
             Self::Exported => "allowed: exported to the caller's trust domain",
+            Self::UnmeshedAdmitted => "allowed: unmeshed clients are admitted",
             Self::NotExported => "refused: not exported to the caller's trust domain",
             Self::Unmeshed => "refused: unmeshed clients are not admitted",
-            Self::Part => "refused: the caller is a part of Linkspan",
+            Self::NoWorkload => "refused: the caller is no workload",
         })
     }
 }
@@ -54,8 +60,8 @@ pub struct Audience<'a> {
 /// Whether `caller` may reach a service that is for `audience`.
 ///
 /// That a trust domain is admitted means its workloads. No identity in the system namespace is
-/// meant by that: gateways call for others under an identity of its own, which must be admitted by
-/// name, and the parts themselves call nothing.
+/// meant by that, and none that is not of a workload's form: gateways call for others under an
+/// identity of its own, which must be admitted by name, and the parts themselves call nothing.
 pub fn authorize(audience: Audience<'_>, caller: &SpiffeId) -> Verdict {
     let domain = caller.trust_domain();
     let admitted = if domain == audience.own {
@@ -65,12 +71,12 @@ pub fn authorize(audience: Audience<'_>, caller: &SpiffeId) -> Verdict {
     } else {
         return Verdict::NotExported;
     };
-    if !caller.is_system() {
+    if caller.is_workload() {
         admitted
     } else if *caller != SpiffeId::unmeshed_client(domain) {
-        Verdict::Part
+        Verdict::NoWorkload
     } else if audience.unmeshed_clients {
-        admitted
+        Verdict::UnmeshedAdmitted
     } else {
         Verdict::Unmeshed
     }
@@ -114,25 +120,29 @@ mod tests {
         };
         assert_eq!(verdict("east.test", false), Verdict::Unmeshed);
         assert_eq!(verdict("west.test", false), Verdict::Unmeshed);
-        assert_eq!(verdict("east.test", true), Verdict::OwnDomain);
-        assert_eq!(verdict("west.test", true), Verdict::Exported);
+        assert_eq!(verdict("east.test", true), Verdict::UnmeshedAdmitted);
+        assert_eq!(verdict("west.test", true), Verdict::UnmeshedAdmitted);
         assert_eq!(verdict("north.test", true), Verdict::NotExported);
         assert!(!Verdict::Unmeshed.is_allowed());
     }
 
     #[test]
-    fn parts_call_no_service() {
+    fn only_workloads_call_services() {
         for name in ["east.test", "west.test"] {
             let domain = domain(name);
-            let other = format!("spiffe://{name}/ns/linkspan-system/sa/other");
-            for part in [
-                SpiffeId::gateway(&domain),
-                SpiffeId::federation(&domain),
-                other.parse().unwrap(),
+            for path in [
+                "/ns/linkspan-system/sa/linkspan-gateway",
+                "/ns/linkspan-system/sa/linkspan-federation",
+                "/ns/linkspan-system/sa/other",
+                "/ns/shop/sa/frontend/more",
+                "/ns/shop",
+                "/frontend",
+                "",
             ] {
-                assert_eq!(ask(true, part), Verdict::Part);
+                let caller = format!("spiffe://{domain}{path}").parse().unwrap();
+                assert_eq!(ask(true, caller), Verdict::NoWorkload, "{path}");
             }
         }
-        assert!(!Verdict::Part.is_allowed());
+        assert!(!Verdict::NoWorkload.is_allowed());
     }
 }

@@ -107,10 +107,11 @@ impl SpiffeId {
         Self::system(trust_domain, "linkspan-unmeshed-server")
     }
 
-    /// Whether this is an identity of Linkspan's own: of its parts, or of those whom they stand for.
-    pub fn is_system(&self) -> bool {
+    /// Whether this is the identity of a workload: none of Linkspan's own (of its parts, or of those
+    /// whom they stand for), and none of another form, which says nothing of a workload.
+    pub fn is_workload(&self) -> bool {
         let id = self.workload_id();
-        id.is_some_and(|id| id.namespace() == SYSTEM_NAMESPACE)
+        id.is_some_and(|id| id.namespace() != SYSTEM_NAMESPACE)
     }
 
     fn system(trust_domain: &TrustDomain, service_account: &str) -> Self {

@@ -196,7 +196,7 @@ mod tests {
                 let refused = Err(Refusal::NotAllowed(Verdict::Unmeshed));
                 assert_eq!(unmeshed, if admitted { Ok(()) } else { refused });
                 let tunnel = ask(SpiffeId::gateway(&domain));
-                assert_eq!(tunnel, Err(Refusal::NotAllowed(Verdict::Part)));
+                assert_eq!(tunnel, Err(Refusal::NotAllowed(Verdict::NoWorkload)));
             }
         }
     }

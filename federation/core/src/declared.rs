@@ -436,5 +436,11 @@ fn pinned(
             "spec.{field} is not of trust domain `{trust_domain}`; a link owns exactly one"
         ));
     }
+    if id.is_workload() {
+        return Err(format!(
+            "spec.{field} is the identity of a workload, which may call services; name one of the \
+             system namespace, or one that is not of the form /ns/NAMESPACE/sa/ACCOUNT"
+        ));
+    }
     Ok(id)
 }

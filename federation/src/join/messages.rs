@@ -228,10 +228,10 @@ fn bundle(roots: Vec<Bytes>) -> Result<Bundle, Refusal> {
 
 fn identity(what: &str, text: &str, domain: &TrustDomain) -> Result<SpiffeId, Refusal> {
     let id: SpiffeId = parsed(what, text)?;
-    if id.trust_domain() != domain || id.path().is_empty() {
+    if id.trust_domain() != domain || id.path().is_empty() || id.is_workload() {
         return Err(garbled(
             what,
-            format_args!("`{id}` is no workload of `{domain}`"),
+            format_args!("`{id}` is no part of `{domain}`"),
         ));
     }
     Ok(id)
@@ -316,6 +316,20 @@ mod tests {
         for (ours, _) in PROBLEMS {
             let refusal = Refusal::new(ours, "no");
             assert_eq!(verdict(answer(&card, &Err(refusal.clone()))), Err(refusal));
+        }
+    }
+
+    #[test]
+    fn a_part_is_of_the_own_domain_and_no_workload() {
+        let of = |id: &str| identity("gateway", id, &"east.test".parse().unwrap());
+        of("spiffe://east.test/ns/linkspan-system/sa/linkspan-gateway").unwrap();
+        of("spiffe://east.test/gateway").unwrap();
+        for id in [
+            "//west.test/gateway",
+            "//east.test",
+            "//east.test/ns/shop/sa/cart",
+        ] {
+            of(&format!("spiffe:{id}")).unwrap_err();
         }
     }
 

@@ -193,6 +193,19 @@ fn a_link_in_force_outlives_a_bad_edit() {
 }
 
 #[test]
+fn a_pinned_part_is_no_workload() {
+    let pinned = |id: &str| {
+        let line = format!("spec:\n  gatewayID: spiffe://{id}\n");
+        let text = link_text("west", "west.test").replacen("spec:\n", &line, 1);
+        assembled(&[("west.yaml", text)])
+    };
+    assert_eq!(links(&pinned("west.test/gateway")), [("west", "west.test")]);
+    let workload = pinned("west.test/ns/shop/sa/cart");
+    assert!(workload.links.is_empty());
+    problem(&workload, &["spec.gatewayID", "identity of a workload"]);
+}
+
+#[test]
 fn nobody_takes_the_trust_domain_of_a_link_in_force() {
     let west = ("z.yaml", link_text("west", "west.test"));
     let before = assembled(std::slice::from_ref(&west));
