@@ -3,6 +3,7 @@
 //! * [`stop`], [`process`], [`phase`]: starting, draining, stopping, and telling others about it
 //! * [`readiness`], [`admin`]: whether traffic is welcome, and the two HTTP faces that say so
 //! * [`config`], [`logging`], [`telemetry`]: configuration files, logs, the one metrics catalogue
+//! * [`files`]: how many may be open
 //! * [`backoff`]: how long to wait before trying again
 //! * [`places`], [`rate`]: how many may be here at a time and how many of them may be one's; how often
 //!   each may come
@@ -12,6 +13,7 @@
 pub mod admin;
 pub mod backoff;
 pub mod config;
+pub mod files;
 pub mod logging;
 pub mod phase;
 pub mod places;

@@ -5,6 +5,7 @@ use std::{fmt::Display, net::IpAddr, path::PathBuf};
 use anyhow::Context as _;
 use linkspan_runtime::{
     config::ConfigError,
+    files,
     logging::{self, Format},
     process,
     stop::Stop,
@@ -127,6 +128,7 @@ struct GatewayArgs {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     logging::init(args.log_format, &args.log).map_err(|error| Failure::Usage(error.into()))?;
+    files::raise_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
