@@ -2,6 +2,8 @@
 //!
 //! The peer learns only the code; the rule that refused is for our own operator.
 
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use linkspan_api::v1::StreamCode;
@@ -189,13 +191,15 @@ const NEVER_DIALLED: &str = "the endpoint's address is loopback, link-local or o
                              parts; `allowLoopbackEndpoints: true` allows the first two";
 
 /// Which addresses may be dialled.
-fn allowed(snapshot: &Snapshot, reach: &Reach) -> impl Fn(SocketAddr) -> bool {
+pub(crate) fn allowed(snapshot: &Snapshot, reach: &Reach) -> impl Fn(SocketAddr) -> bool {
     let gateways = snapshot.gateways.iter();
     let siblings: Vec<_> = gateways.map(|gateway| gateway.egress).collect();
-    let imports = snapshot.imports.iter();
-    let imports = imports.map(|import| import.listen).collect();
+    // Made when it is first asked for: few addresses are where imports are.
+    let imports: OnceCell<BTreeSet<u16>> = OnceCell::new();
+    let listens = |snapshot: &Snapshot| snapshot.imports.iter().map(|of| of.listen).collect();
     move |address| {
-        reach.allows(address, &siblings) && !reach.own.is_import(address, &imports, &siblings)
+        let is_import = |port| imports.get_or_init(|| listens(snapshot)).contains(&port);
+        reach.allows(address, &siblings) && !reach.own.is_import(address, is_import, &siblings)
     }
 }
 

@@ -43,22 +43,22 @@ impl OwnParts {
             || (self.anywhere.contains(&address.port()) && (self.is_here)(address.ip()))
     }
 
-    /// Whether this leads to one of the ports in `imports`, ours or a sibling's whose egress is one of
+    /// Whether this leads to a port that is one of the `imports`, ours or a sibling's whose egress is one of
     /// `siblings`: nothing is carried in a circle.
     #[must_use]
     pub fn is_import(
         &self,
         address: SocketAddr,
-        imports: &BTreeSet<u16>,
+        imports: impl FnOnce(u16) -> bool,
         siblings: &[SocketAddr],
     ) -> bool {
         let ip = address.ip().to_canonical();
-        let is_ours = self.imports.is_some_and(|listen| match listen {
-            any if any.is_unspecified() => (self.is_here)(ip),
-            one => one.to_canonical() == ip,
-        });
-        let is_siblings = |egress: &SocketAddr| egress.ip().to_canonical() == ip;
-        imports.contains(&address.port()) && (is_ours || siblings.iter().any(is_siblings))
+        let anywhere = self.imports.is_some_and(|listen| listen.is_unspecified());
+        let at_one = |at: IpAddr| at.to_canonical() == ip;
+        let listens =
+            self.imports.is_some_and(at_one) || siblings.iter().map(SocketAddr::ip).any(at_one);
+        // Asking the system comes last.
+        (listens || anywhere) && imports(address.port()) && (listens || (self.is_here)(ip))
     }
 
     /// Whether this leads to a part of a sibling whose egress is at `egress`.
@@ -245,8 +245,8 @@ mod tests {
 
     #[test]
     fn ports_of_imports_are_ours_and_our_siblings() {
-        let (own, imports) = (on_any(15_443), BTreeSet::from([16_000]));
-        let is_import = |address| own.is_import(at(address), &imports, &[at("10.0.0.6:15444")]);
+        let (own, imports) = (on_any(15_443), |port| port == 16_000);
+        let is_import = |address| own.is_import(at(address), imports, &[at("10.0.0.6:15444")]);
         for ours in [
             "10.0.0.5:16000",
             "10.0.0.6:16000",

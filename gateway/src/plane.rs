@@ -161,6 +161,7 @@ impl Plane {
                 imports,
                 snapshot: snapshot.clone(),
                 peers: peers.clone(),
+                reach: reaching.subscribe(),
                 registration: registration.clone(),
                 traffic,
                 source: unmeshed,

@@ -18,6 +18,7 @@ use tokio::time::sleep;
 
 use super::listeners::{Listeners, Means, Ports};
 use super::view::view;
+use crate::admit::{Reach, allowed};
 use crate::config::{Config, ImportsConfig};
 use crate::peers::Peers;
 use crate::registration;
@@ -33,6 +34,7 @@ pub(crate) struct Imports {
     pub(crate) egress: SocketAddr,
     pub(crate) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     pub(crate) peers: watch::Receiver<Arc<Peers>>,
+    pub(crate) reach: watch::Receiver<Arc<Reach>>,
     pub(crate) registration: watch::Sender<Registration>,
     pub(crate) traffic: TrafficMetrics,
     pub(crate) source: SourceCell,
@@ -89,19 +91,23 @@ impl Imports {
             connections: self.config.limits.imports,
             stop: self.stop.clone(),
         });
-        let mut seen: Option<(Arc<Snapshot>, GatewayInfo)> = None;
+        let mut seen: Option<Seen> = None;
         while !self.stop.is_draining() {
             let snapshot = self.snapshot.borrow_and_update().clone();
             let own = self.own();
             if let Some(snapshot) = &snapshot {
-                let same = seen
-                    .as_ref()
-                    .is_some_and(|(last, as_then)| Arc::ptr_eq(last, snapshot) && *as_then == own);
-                if !same {
-                    seen = Some((Arc::clone(snapshot), own.clone()));
+                let reach = self.reach.borrow_and_update().clone();
+                let now = Seen {
+                    snapshot: Arc::clone(snapshot),
+                    own,
+                    reach,
+                };
+                if !seen.as_ref().is_some_and(|seen| seen.is(&now)) {
                     let ports = snapshot.imports.iter();
                     services.follow(ports.map(|of| (of.service.clone(), of.port)).collect());
-                    views.send_replace(Some(Arc::new(view(snapshot, &own))));
+                    let view = view(snapshot, &now.own, allowed(snapshot, &now.reach));
+                    views.send_replace(Some(Arc::new(view)));
+                    seen = Some(now);
                 }
                 listeners.follow(&snapshot.imports).await;
             }
@@ -118,6 +124,7 @@ impl Imports {
                 () = self.stop.draining() => {}
                 changed = self.snapshot.changed() => if changed.is_err() { break },
                 changed = self.peers.changed() => if changed.is_err() { break },
+                changed = self.reach.changed() => if changed.is_err() { break },
                 () = listeners.closed() => {}
                 () = sleep(RETRY), if retry => {}
             }
@@ -147,6 +154,21 @@ impl Imports {
             reachable,
             draining: false,
         }
+    }
+}
+
+/// Of what the view was made.
+struct Seen {
+    snapshot: Arc<Snapshot>,
+    own: GatewayInfo,
+    reach: Arc<Reach>,
+}
+
+impl Seen {
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.snapshot, &other.snapshot)
+            && Arc::ptr_eq(&self.reach, &other.reach)
+            && self.own == other.own
     }
 }
 

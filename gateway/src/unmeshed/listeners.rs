@@ -128,10 +128,9 @@ impl Listeners {
     /// opened for that once it is closed: to be called again then, and for those that failed.
     pub(super) async fn follow(&mut self, wanted: &[ImportPort]) {
         self.note_closed();
-        let stays = |number: &u16, open: &Open| {
-            let mut wanted = wanted.iter();
-            wanted.any(|of| of.listen == *number && *of == open.of)
-        };
+        let numbers: BTreeMap<u16, &ImportPort> = wanted.iter().map(|of| (of.listen, of)).collect();
+        let stays =
+            |number: &u16, open: &Open| numbers.get(number).is_some_and(|of| **of == open.of);
         for (number, gone) in self
             .open
             .extract_if(.., |number, open| !stays(number, open))
@@ -140,8 +139,7 @@ impl Listeners {
             gone.stop.drain();
             self.closing.insert(number);
         }
-        self.failed
-            .retain(|number| wanted.iter().any(|of| of.listen == *number));
+        self.failed.retain(|number| numbers.contains_key(number));
         for of in wanted {
             let number = of.listen;
             if !self.open.contains_key(&number) && !self.closing.contains(&number) {
