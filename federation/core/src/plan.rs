@@ -26,6 +26,7 @@ mod desired;
 mod local;
 #[cfg(test)]
 mod tests;
+mod zone;
 
 pub use desired::{
     Desired, ExportedService, InboundPort, InboundService, Outgoing, PlannedLink, UnmeshedServer,
@@ -112,6 +113,7 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
         import_conditions: conditions::of_imports(known, &merged),
         policy_conditions: conditions::of_policies(known, &services),
         link_conditions: conditions::of_links(known.peers),
+        zone: Arc::new(zone::plan_zone(known, &local, &merged)),
         imports: merged
             .into_iter()
             .map(|(key, merged)| (key, merged.import))

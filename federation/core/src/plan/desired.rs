@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::dns::Zone;
 use crate::imports::ImportPort;
 use crate::model::{
     Address, AppProtocol, Bundle, ClusterId, Condition, Endpoint, EndpointId, Export,
@@ -29,6 +30,8 @@ pub struct Desired {
     pub links: BTreeMap<ClusterId, PlannedLink>,
     /// On which port gateways take calls of clients without a sidecar; see [`crate::imports`].
     pub import_ports: BTreeMap<ImportPort, u16>,
+    /// What DNS says of the imports.
+    pub zone: Arc<Zone>,
     /// Conditions of our ServiceExports.
     pub export_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
     /// Conditions of the imports.

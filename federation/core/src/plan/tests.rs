@@ -562,3 +562,59 @@ fn unmeshed_clients_get_the_part_of_those_who_admit_them() {
     // To callers who have a sidecar it makes no difference.
     assert_eq!(desired.services[&key].clusters.len(), 2);
 }
+
+#[test]
+fn dns_names_imports_and_ready_headless_endpoints_of_this_cluster() {
+    use crate::dns::{Answer, Asked, Data, Want};
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.export("shop/checkout");
+    let ip = std::net::IpAddr::from([10, 0, 0, 7]);
+    let ips = BTreeMap::from([(service("shop/checkout"), vec![ip])]);
+    world.declared.clusterset_ips = ips;
+    world.declare("shop/db", "db", 5432);
+    let db = world
+        .declared
+        .services
+        .get_mut(&service("shop/db"))
+        .unwrap();
+    db.import_type = Some(ImportType::Headless);
+    db.ports[0].service_port = named_port("sql", 5432);
+    world.export("shop/db");
+    world.register("db-0", "db");
+    world.declare("shop/private", "private", 80);
+    let remote = export("shop/db", vec![named_port("sql", 5432)], 50);
+    let records = vec![
+        RecordBody::Export(remote),
+        RecordBody::Endpoint(endpoint("west", "shop/db", "db-1")),
+    ];
+    world.link("west", records);
+    let zone = world.plan().zone;
+    let ask = |name: &str, want| {
+        let name = format!("{name}.shop.svc.clusterset.local");
+        zone.answer(&Asked::parse(name.split('.').map(str::as_bytes)), want)
+    };
+    let address = |ip| Answer::Records(vec![Data::Address(ip)]);
+    assert_eq!(ask("checkout", Want::A), address(ip));
+    let own = std::net::IpAddr::from([127, 0, 0, 1]);
+    assert_eq!(ask("db", Want::A), address(own));
+    assert_eq!(ask("db-0.east.db", Want::A), address(own));
+    // In this cluster nothing stands for an endpoint of another one.
+    assert_eq!(ask("db-1.west.db", Want::A), Answer::NoName);
+    // The port at which the application itself listens.
+    let sql = Data::Service {
+        port: 14_432,
+        target: "db-0.east.db.shop.svc.clusterset.local".into(),
+    };
+    assert_eq!(ask("_sql._tcp.db", Want::Srv), Answer::Records(vec![sql]));
+    assert_eq!(ask("private", Want::A), Answer::NoName);
+    let db = world
+        .declared
+        .services
+        .get_mut(&service("shop/db"))
+        .unwrap();
+    db.selector = BTreeMap::from([("app".into(), "nobody".into())]);
+    let asked = Asked::Service(service("shop/db"), String::new());
+    let answer = world.plan().zone.answer(&asked, Want::A);
+    assert_eq!(answer, Answer::NoName, "nobody is ready");
+}
