@@ -27,6 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     config::Config,
+    dns,
     home::{self, Backend},
     identity::{Authority, Credentials, Issuer, Pods, Traces, tokens::JoinTokens},
     join::LinkStore,
@@ -88,6 +89,8 @@ pub struct Addresses {
     pub admin: SocketAddr,
     /// The loopback admin face.
     pub debug: SocketAddr,
+    /// DNS, where it is served.
+    pub dns: Option<SocketAddr>,
     /// The operator's unix socket.
     pub operator: PathBuf,
 }
@@ -125,6 +128,7 @@ pub struct Bound {
 pub(crate) struct Listeners {
     pub(crate) grpc: TcpListener,
     pub(crate) debug: TcpListener,
+    pub(crate) dns: Option<dns::Sockets>,
     pub(crate) operator: UnixListener,
 }
 
@@ -209,7 +213,19 @@ impl Listeners {
             address: operator.display().to_string(),
             source,
         });
+        let dns = match config.dns_listen {
+            None => None,
+            Some(address) => {
+                let sockets = dns::Sockets::bind(address).await;
+                Some(sockets.map_err(|source| BindError::Listen {
+                    key: "dnsListen",
+                    address: address.to_string(),
+                    source,
+                })?)
+            }
+        };
         Ok(Self {
+            dns,
             grpc: listen("listen", config.listen).await?,
             debug: listen("debugListen", config.debug_listen).await?,
             operator: socket?,
@@ -221,6 +237,7 @@ impl Listeners {
             grpc: address("listen", &self.grpc)?,
             admin,
             debug: address("debugListen", &self.debug)?,
+            dns: self.dns.as_ref().map(|sockets| sockets.address),
             operator: state.operator_socket(),
         })
     }

@@ -35,6 +35,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// `/config`, `/snapshot` and `/debug`; a loopback address.
     pub debug_listen: SocketAddr,
+    /// DNS for `clusterset.local`, over UDP and TCP; off unless set.
+    pub dns_listen: Option<SocketAddr>,
     /// How slowly traffic returns after a failover; default 30 s and 30 s.
     pub failback: FailbackConfig,
     /// How long a peer's records are kept with no tunnel to it up; default 5 minutes.
@@ -122,6 +124,7 @@ struct Raw {
     listen: String,
     admin_listen: String,
     debug_listen: String,
+    dns_listen: Option<String>,
     #[serde(default)]
     failback: RawFailback,
     #[serde(rename = "staleTTL")]
@@ -192,6 +195,8 @@ impl Raw {
         let listen = check.address("listen", &self.listen);
         let admin_listen = check.address("adminListen", &self.admin_listen);
         let debug_listen = check.loopback("debugListen", &self.debug_listen);
+        let dns_listen = self.dns_listen.as_deref();
+        let dns_listen = dns_listen.map(|text| check.address("dnsListen", text));
         let home = check.home(self.resources_dir, self.home);
         let import_ports = check.ports("importPorts", self.import_ports);
         let or = |set: Option<HumanDuration>, seconds| {
@@ -207,6 +212,10 @@ impl Raw {
             listen: listen?,
             admin_listen: admin_listen?,
             debug_listen: debug_listen?,
+            dns_listen: match dns_listen {
+                None => None,
+                set => Some(set.flatten()?),
+            },
             failback: FailbackConfig {
                 hold: or(self.failback.hold, 30),
                 ramp: or(self.failback.ramp, 30),
@@ -338,14 +347,16 @@ debugListen: 127.0.0.1:15021
         assert_eq!(config.trust_domain.as_str(), "east.demo.linkspan.internal");
         assert_eq!(config.stale_ttl, Duration::from_secs(300));
         assert_eq!(config.failback.hold, Duration::from_secs(30));
+        assert_eq!(config.dns_listen, None);
     }
 
     #[test]
     fn reads_what_is_optional() {
-        let more = "trustDomain: a.test\nfailback: {hold: 2s, ramp: 3s}\nstaleTTL: 1m\n";
+        let more = "trustDomain: a.test\ndnsListen: 127.0.0.1:15053\nfailback: {hold: 2s, ramp: 3s}\nstaleTTL: 1m\n";
         let config = load(&format!("{GOOD}{more}")).unwrap();
         assert_eq!(config.trust_domain.as_str(), "a.test");
         assert_eq!(config.failback.ramp, Duration::from_secs(3));
+        assert_eq!(config.dns_listen.unwrap().port(), 15_053);
         assert_eq!(config.stale_ttl, Duration::from_secs(60));
     }
 

@@ -46,6 +46,7 @@ fn config_value(config: &Config) -> Value {
         "listen": config.listen,
         "adminListen": config.admin_listen,
         "debugListen": config.debug_listen,
+        "dnsListen": config.dns_listen,
         "failback": {
             "hold": text(config.failback.hold),
             "ramp": text(config.failback.ramp),

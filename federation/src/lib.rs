@@ -9,6 +9,7 @@
 //! | Identity, Discovery, Sync (gRPC over TLS) | one port, [`Config::listen`] |
 //! | Operator (gRPC) | a unix socket in the state directory |
 //! | `/healthz /readyz /metrics` | [`Config::admin_listen`] |
+//! | DNS for `clusterset.local` | [`Config::dns_listen`], UDP and TCP; off unless set |
 //! | `/config /snapshot` | [`Config::debug_listen`], loopback |
 //!
 //! [`bind`] reports every error that a start can have, and knows all addresses; [`Bound::run`]
@@ -20,6 +21,7 @@ mod controller;
 mod convert;
 mod directory;
 mod discovery;
+mod dns;
 mod dumps;
 mod home;
 mod identity;

@@ -135,6 +135,7 @@ impl Home {
             listen: any,
             admin_listen: any,
             debug_listen: any,
+            dns_listen: Some(any),
             failback: Default::default(),
             stale_ttl: Duration::from_secs(300),
             timers: self.timers.clone(),

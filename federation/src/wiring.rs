@@ -47,7 +47,7 @@ use crate::{
     config::Config,
     controller::{self, Foundation, INPUTS, Input, State, World},
     discovery::{self, AppliedReader, AppliedWriter, DiscoveryService, applied, gate},
-    dumps,
+    dns, dumps,
     home::{AnyDeclarations, Backend, Leading, Surroundings, keep_journal},
     identity::{IdentityService, Issuer, keep_authority, keep_fresh},
     join::{self, Dials, InHand, LinkStore, Linker},
@@ -185,6 +185,14 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     site.start_operator(&mut tasks, bound.listeners.operator, declared, &linker);
     site.background(&mut tasks, "links", join::keep(linker));
     tasks.background("admin", bound.admin.until(site.stop.clone()));
+    if let Some(sockets) = bound.listeners.dns {
+        let serving = sockets.serve(
+            derived.zone.subscribe(),
+            site.metrics.dns.clone(),
+            site.stop.clone(),
+        );
+        tasks.essential("dns", done(serving));
+    }
     let dumps = dumps::dumps(&site.config, site.worlds.clone());
     let debug = bound.listeners.debug;
     site.start_debug(&mut tasks, debug, dumps, &bound.readiness, &bound.registry);
@@ -548,6 +556,7 @@ impl Derived {
             bundles: watch::Sender::new(site.material.current().bundles().clone()),
             federations: watch::Sender::default(),
             gateways: watch::Sender::default(),
+            zone: watch::Sender::default(),
             ready,
         }
     }
@@ -561,6 +570,7 @@ impl Derived {
                 world.federations().map(|(id, _)| id.clone()).collect(),
             );
             replace(&self.gateways, Arc::new(world.gateway_paths()));
+            replace(&self.zone, Some(Arc::clone(&world.desired.zone)));
             self.ready.open();
         }
     }
@@ -580,6 +590,7 @@ struct Derived {
     bundles: watch::Sender<BundleSet>,
     federations: watch::Sender<BTreeSet<SpiffeId>>,
     gateways: watch::Sender<Arc<GatewayPaths>>,
+    zone: watch::Sender<dns::Newest>,
     ready: Gate,
 }
 

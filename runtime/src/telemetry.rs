@@ -6,6 +6,9 @@
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, core::Collector};
 
+mod dns;
+
+pub use dns::{DnsHandles, DnsMetrics};
 pub use prometheus::{Error as TelemetryError, Histogram, IntCounter, IntGauge, Registry};
 
 /// Metric names.
@@ -70,6 +73,8 @@ pub mod names {
     pub const PEER_USABLE: &str = "linkspan_peer_usable";
     /// Declared resources that are refused now.
     pub const RESOURCE_PROBLEMS: &str = "linkspan_resource_problems";
+    /// Questions to the DNS server, by outcome.
+    pub const DNS: &str = "linkspan_dns_questions_total";
     /// Plans made from declared resources and peers.
     pub const PLANS: &str = "linkspan_plans_total";
 }
@@ -545,6 +550,8 @@ pub struct FederationMetrics {
     pub resource_problems: IntGauge,
     /// Plans made.
     pub plans: IntCounter,
+    /// Questions to the DNS server.
+    pub dns: DnsMetrics,
 }
 
 impl FederationMetrics {
@@ -594,6 +601,7 @@ impl FederationMetrics {
             )?,
             resource_problems: gauge(registry, names::RESOURCE_PROBLEMS, "Resources refused.")?,
             plans: counter(registry, names::PLANS, "Plans made.")?,
+            dns: DnsMetrics::register(registry)?,
         })
     }
 

@@ -2,6 +2,7 @@
 
 mod directory;
 mod discovery;
+mod dns;
 mod failover;
 mod identity;
 mod imports;

@@ -12,6 +12,10 @@ use super::{
 pub(super) const NAME: &str = "linkspan-federation";
 /// Port of its gRPC.
 pub(super) const PORT: u16 = 15_010;
+/// Name of the Service of its DNS.
+const DNS: &str = "linkspan-dns";
+/// Port of its DNS, for UDP and TCP; the Service has 53, which a part without rights cannot have.
+pub(super) const DNS_PORT: u16 = 15_053;
 /// The Secrets in which it keeps what must outlive its pod.
 pub(super) const SECRETS: [&str; 2] = linkspan_federation::SECRETS;
 
@@ -24,7 +28,7 @@ pub(super) fn objects(settings: &Settings) -> Vec<Value> {
     let configuration = configuration(NAME, "federation.yaml", &config(settings));
     let mut deployment = namespaced("apps/v1", "Deployment", NAME);
     deployment["spec"] = pod::deployment(&part(settings, fingerprint(&configuration)), settings);
-    let mut all = vec![configuration, deployment, service()];
+    let mut all = vec![configuration, deployment, service(), dns()];
     // Without `data`, which is federation's: applying again leaves it alone, and federation needs
     // no right to make Secrets.
     all.extend(SECRETS.map(|name| namespaced("v1", "Secret", name)));
@@ -41,6 +45,7 @@ fn config(settings: &Settings) -> Value {
         "listen": format!("0.0.0.0:{PORT}"),
         "adminListen": format!("0.0.0.0:{ADMIN}"),
         "debugListen": "127.0.0.1:15021",
+        "dnsListen": format!("0.0.0.0:{DNS_PORT}"),
     });
     if let Some(region) = &settings.region {
         config["locality"] = json!({ "region": region });
@@ -71,6 +76,8 @@ fn part(settings: &Settings, fingerprint: String) -> Part<'static> {
         ports: json!([
             { "name": "grpc", "containerPort": PORT },
             { "name": "admin", "containerPort": ADMIN },
+            { "name": "dns", "containerPort": DNS_PORT, "protocol": "UDP" },
+            { "name": "dns-tcp", "containerPort": DNS_PORT, "protocol": "TCP" },
         ]),
         mounts: json!([
             { "name": "configuration", "mountPath": CONFIGURATION, "readOnly": true },
@@ -94,6 +101,17 @@ fn service() -> Value {
     service["spec"] = json!({
         "selector": pod::labels(NAME),
         "ports": [{ "name": "grpc", "port": PORT, "targetPort": PORT, "protocol": "TCP" }],
+    });
+    service
+}
+
+/// To which the cluster's own DNS may forward `clusterset.local`.
+fn dns() -> Value {
+    let port = |name: &str, protocol: &str| json!({ "name": name, "port": 53, "targetPort": DNS_PORT, "protocol": protocol });
+    let mut service = namespaced("v1", "Service", DNS);
+    service["spec"] = json!({
+        "selector": pod::labels(NAME),
+        "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")],
     });
     service
 }

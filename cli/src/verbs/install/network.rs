@@ -25,13 +25,20 @@ pub(super) fn objects() -> Vec<Value> {
     // Nodes, whose probes go there, need no rule. Whoever else holds many connections there would
     // have the parts taken for dead.
     let scrapers = from(json!({ "matchLabels": { SCRAPE: "true" } }), ADMIN);
+    let dns = json!({
+        "from": [{ "namespaceSelector": {} }],
+        "ports": [
+            { "port": federation::DNS_PORT, "protocol": "UDP" },
+            { "port": federation::DNS_PORT, "protocol": "TCP" },
+        ],
+    });
     let anywhere = json!({ "ports": [{ "port": TUNNEL, "protocol": "UDP" }] });
     vec![
         policy("linkspan-deny", json!({}), json!([])),
         policy(
             federation::NAME,
             json!({ "matchLabels": pod::labels(federation::NAME) }),
-            json!([inside(federation::PORT), scrapers]),
+            json!([inside(federation::PORT), dns, scrapers]),
         ),
         policy(
             gateway::NAME,
