@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use linkspan_resources as resources;
 use linkspan_resources::{Object, ServiceType};
 
+use crate::direct::DirectEndpoint;
 use crate::failover::{DeclaredPolicy, Policies};
 use crate::model::{
     AppProtocol, Bundle, ClusterId, ImportFilter, ImportType, Link, OwnCluster, ServiceKey,
@@ -32,6 +33,9 @@ pub struct Declared {
     pub services: BTreeMap<ServiceKey, DeclaredService>,
     /// Their servers without a sidecar.
     pub servers: BTreeMap<ServiceKey, Vec<DeclaredServer>>,
+    /// Where callers of this cluster reach the endpoints of what is exported by themselves; known
+    /// on Kubernetes.
+    pub direct: BTreeMap<ServiceKey, Vec<DirectEndpoint>>,
     /// Which of them are exported, and since when.
     pub exports: BTreeMap<ServiceKey, DeclaredExport>,
     /// The addresses that stand for an import in this cluster: on Kubernetes, those of the Service

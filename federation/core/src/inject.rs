@@ -18,6 +18,9 @@ use outbound::Outbound;
 
 /// Label of a pod: `false` keeps the sidecar out.
 pub const INJECT: &str = "linkspan.io/inject";
+/// Label of a pod that has a sidecar, always `true`: federation knows by it which pods register by
+/// themselves, before they have.
+pub const MESHED: &str = "linkspan.io/meshed";
 /// Annotation of a pod: the services that it calls, see [`NotInjected::Outbound`].
 pub const OUTBOUND: &str = "linkspan.io/outbound";
 /// Annotation in which the sidecar finds its configuration.
@@ -144,6 +147,10 @@ fn inject_pod(pod: &mut Value, injection: &Injection) -> Result<bool, NotInjecte
     // JSON is YAML.
     annotations[CONFIGURATION] = json!(format!("{configuration:#}\n"));
     annotations[ROOTS] = json!(injection.roots);
+    let labels = child(pod, "metadata")
+        .and_then(|metadata| child(metadata, "labels"))
+        .ok_or(NotInjected::Malformed("metadata"))?;
+    labels[MESHED] = json!("true");
     put(pod, "volumes", volume(injection), VOLUME)?;
     put(pod, "initContainers", container(injection), CONTAINER)?;
     Ok(true)

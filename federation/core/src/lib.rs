@@ -16,6 +16,7 @@ pub mod capacity;
 pub mod declared;
 pub mod delta;
 pub mod derived;
+pub mod direct;
 pub mod dns;
 pub mod failover;
 pub mod gateways;

@@ -94,18 +94,13 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
         .declared
         .services
         .iter()
-        .map(|(key, service)| {
-            (
-                key.clone(),
-                Local::new(known, service, selection.of(key), now),
-            )
-        })
+        .map(|(key, service)| (key.clone(), Local::new(known, service, &selection, now)))
         .collect();
     let merged = merge_all(known, &local);
     let services = plan_services(known, &local, &merged, now);
     Desired {
         inbound: plan_inbound(known, &selection),
-        unmeshed: plan_unmeshed(known),
+        unmeshed: plan_unmeshed(known, &selection),
         exported: plan_exported(known, &local),
         outgoing: plan_outgoing(known, &local),
         links: plan_links(known.peers),
@@ -269,12 +264,15 @@ fn expected(
 }
 
 /// The services that have servers without a sidecar.
-fn plan_unmeshed(known: &Known<'_>) -> BTreeMap<ServiceKey, UnmeshedService> {
+fn plan_unmeshed(
+    known: &Known<'_>,
+    selection: &Selection<'_>,
+) -> BTreeMap<ServiceKey, UnmeshedService> {
     let peers = active_domains(known);
     let services = known.declared.services.iter();
     let unmeshed = services.filter_map(|(key, service)| {
-        let servers = known.declared.servers_of(key).iter();
-        let servers: Vec<_> = servers
+        let servers: Vec<_> = selection
+            .servers(key)
             .map(|server| UnmeshedServer {
                 id: server.id.clone(),
                 ready: server.ready,

@@ -11,14 +11,14 @@
 //! was, so that nothing is read twice; only where the server has forgotten that place, the kind is
 //! listed anew.
 
-use std::fmt::Debug;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, pin_mut};
-use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use futures_util::StreamExt as _;
+use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Resource, ResourceExt as _};
-use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
+
+use crate::reads::Reads;
 
 /// Objects in one page: as many as kubectl asks for.
 const PAGE: u32 = 500;
@@ -45,22 +45,23 @@ pub(crate) enum Heard<K> {
 }
 
 /// Follows one kind.
-pub(crate) struct Follower<K, F> {
-    api: Api<K>,
+pub(crate) struct Follower<R, F> {
+    reads: R,
     slim: F,
     /// From where to watch; `None`: a list is needed.
     version: Option<String>,
 }
 
-impl<K, F> Follower<K, F>
+impl<K, R, F> Follower<R, F>
 where
-    K: Resource + Clone + DeserializeOwned + Debug,
+    K: Resource + Clone,
+    R: Reads<Object = K>,
     F: Fn(&mut K),
 {
     /// `slim` takes out of each object what need not be kept.
-    pub(crate) fn new(api: Api<K>, slim: F) -> Self {
+    pub(crate) fn new(reads: R, slim: F) -> Self {
         Self {
-            api,
+            reads,
             slim,
             version: None,
         }
@@ -106,7 +107,7 @@ where
         let mut objects = Vec::new();
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let page = self.api.list(&params).await?;
+            let page = self.reads.list(params.clone()).await?;
             objects.extend(page.items.into_iter().map(|mut object| {
                 (self.slim)(&mut object);
                 object
@@ -124,8 +125,7 @@ where
 
     async fn watch(&mut self, from: &str, tell: &impl Fn(Heard<K>)) -> Result<(), kube::Error> {
         let params = WatchParams::default().timeout(WATCH);
-        let events = self.api.watch(&params, from).await?;
-        pin_mut!(events);
+        let mut events = self.reads.watch(params, from).await?;
         tell(Heard::Watching);
         while let Some(event) = events.next().await {
             match event? {

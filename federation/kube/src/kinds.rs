@@ -16,6 +16,10 @@ pub const ROOTS_CONFIG_MAP: &str = "linkspan-roots";
 /// Name of the Service at which peers reach the gateways.
 pub const TUNNEL_SERVICE: &str = "linkspan-tunnel";
 pub(crate) const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Label of a node: its region.
+pub(crate) const REGION: &str = "topology.kubernetes.io/region";
+/// Label of a node: its zone.
+pub(crate) const ZONE: &str = "topology.kubernetes.io/zone";
 /// Label by which what is derived from an import names it.
 pub(crate) const IMPORT_NAME: &str = "multicluster.kubernetes.io/service-name";
 
@@ -49,6 +53,20 @@ pub(crate) fn service_export() -> ApiResource {
 
 pub(crate) fn service_import() -> ApiResource {
     mcs("ServiceImport", "serviceimports")
+}
+
+pub(crate) fn service() -> ApiResource {
+    ApiResource {
+        group: String::new(),
+        version: "v1".to_owned(),
+        api_version: "v1".to_owned(),
+        kind: "Service".to_owned(),
+        plural: "services".to_owned(),
+    }
+}
+
+pub(crate) fn endpoint_slice() -> ApiResource {
+    custom("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
 }
 
 fn mcs(kind: &str, plural: &str) -> ApiResource {

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use kube::api::{Api, ObjectMeta};
+use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
-use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::follow::{Follower, Heard};
 use crate::kinds::FIELD_MANAGER;
+use crate::reads::Reads;
 
 #[cfg(test)]
 mod tests;
@@ -68,7 +68,7 @@ impl<K> Default for Mirror<K> {
 
 impl<K> Mirror<K>
 where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K: Resource + Clone + Debug + Send + Sync + 'static,
 {
     /// What is known now. Do not hold it over an await.
     pub(crate) fn read(&self) -> watch::Ref<'_, Mirrored<K>> {
@@ -92,8 +92,13 @@ where
     }
 
     /// Watches for ever. `slim` takes out of each object what nobody here reads.
-    pub(crate) async fn follow(self, api: Api<K>, kind: &'static str, slim: fn(&mut K)) {
-        let follower = Follower::new(api, move |object: &mut K| {
+    pub(crate) async fn follow(
+        self,
+        reads: impl Reads<Object = K>,
+        kind: &'static str,
+        slim: fn(&mut K),
+    ) {
+        let follower = Follower::new(reads, move |object: &mut K| {
             slim_metadata(object.meta_mut());
             slim(object);
         });

@@ -2,14 +2,30 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use futures_util::future::{BoxFuture, FutureExt as _};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DynamicObject};
+use kube::core::PartialObjectMeta;
 use kube::{Client, Resource};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::kinds;
-use crate::mirror::{Mirror, Trouble};
+use crate::mirror::{Mirror, Mirrored, Trouble};
+use crate::reads::{MetadataOnly, Reads, Whole};
+
+/// Everything but what we derive from imports.
+const NOT_OURS: &str = "app.kubernetes.io/managed-by!=linkspan-federation";
+/// What we derive from imports.
+const OURS: &str = "app.kubernetes.io/managed-by=linkspan-federation";
+/// The same of EndpointSlices, whose writers have a label of their own.
+const SLICES_NOT_OURS: &str = "endpointslice.kubernetes.io/managed-by!=linkspan-federation";
+const SLICES_OURS: &str = "endpointslice.kubernetes.io/managed-by=linkspan-federation";
+/// Pods that have a sidecar: `linkspan inject` labels them.
+const MESHED: &str = "linkspan.io/meshed=true";
+/// Pods whose addresses are their nodes'.
+const HOST_NETWORK: &str = "spec.hostNetwork=true";
 
 /// What the API server has, of all kinds that are read. The watches end with the last clone.
 #[derive(Clone)]
@@ -21,8 +37,58 @@ pub struct Mirrors {
     pub(crate) links: Mirror<DynamicObject>,
     pub(crate) policies: Mirror<DynamicObject>,
     pub(crate) namespaces: Mirror<Namespace>,
+    /// Where each is.
+    pub(crate) nodes: Mirror<PartialObjectMeta<Node>>,
+    /// Those that have a sidecar.
+    pub(crate) meshed: Mirror<PartialObjectMeta<Pod>>,
+    /// Those that use their node's network.
+    pub(crate) on_host: Mirror<PartialObjectMeta<Pod>>,
+    /// Services and EndpointSlices that are derived from imports.
+    pub(crate) derived: Mirror<DynamicObject>,
+    pub(crate) derived_slices: Mirror<DynamicObject>,
     /// Aborts its tasks when dropped.
     _tasks: Arc<JoinSet<()>>,
+}
+
+/// A mirror of whatever kind.
+trait Watched {
+    fn complete(&self) -> bool;
+    fn trouble(&self) -> Option<Trouble>;
+    fn waker(&self) -> Box<dyn Waker>;
+}
+
+/// Something whose changes wake.
+pub(crate) trait Waker: Send {
+    /// Cancel-safe. Never ends where there will be no change any more.
+    fn changed(&mut self) -> BoxFuture<'_, ()>;
+}
+
+impl<K: Send + Sync> Waker for watch::Receiver<Mirrored<K>> {
+    fn changed(&mut self) -> BoxFuture<'_, ()> {
+        async move {
+            if Self::changed(self).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        .boxed()
+    }
+}
+
+impl<K> Watched for Mirror<K>
+where
+    K: Resource + Clone + std::fmt::Debug + Send + Sync + 'static,
+{
+    fn complete(&self) -> bool {
+        self.read().complete
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        self.read().trouble.clone()
+    }
+
+    fn waker(&self) -> Box<dyn Waker> {
+        Box::new(self.subscribe())
+    }
 }
 
 impl Mirrors {
@@ -30,66 +96,107 @@ impl Mirrors {
     #[must_use]
     pub fn watch(client: &Client) -> Self {
         let mut tasks = JoinSet::new();
+        let tasks = &mut tasks;
         let custom = |resource| Api::<DynamicObject>::all_with(client.clone(), &resource);
-        let services = Mirror::default();
-        tasks.spawn(
-            services
-                .clone()
-                .follow(all(client), "services", slim_service),
-        );
-        let slices = Mirror::default();
-        tasks.spawn(
-            slices
-                .clone()
-                .follow(all(client), "endpointslices", slim_slice),
-        );
-        let namespaces = Mirror::default();
-        tasks.spawn(
-            namespaces
-                .clone()
-                .follow(all(client), "namespaces", nothing),
-        );
-        let mut dynamic = |resource, kind| {
-            let mirror = Mirror::default();
-            tasks.spawn(mirror.clone().follow(custom(resource), kind, nothing));
-            mirror
+        let whole = |resource| Whole::all(custom(resource));
+        let pods = |labels, fields| MetadataOnly {
+            api: all::<Pod>(client),
+            labels,
+            fields,
         };
+        let nodes = MetadataOnly {
+            api: all::<Node>(client),
+            labels: None,
+            fields: None,
+        };
+        let services = Whole::labelled(all(client), NOT_OURS);
+        let slices = Whole::labelled(all(client), SLICES_NOT_OURS);
+        let derived = Whole::labelled(custom(kinds::service()), OURS);
+        let derived_slices = Whole::labelled(custom(kinds::endpoint_slice()), SLICES_OURS);
         Self {
-            exports: dynamic(kinds::service_export(), "serviceexports"),
-            imports: dynamic(kinds::service_import(), "serviceimports"),
-            links: dynamic(kinds::cluster_link(), "clusterlinks"),
-            policies: dynamic(kinds::failover_policy(), "failoverpolicies"),
-            services,
-            slices,
-            namespaces,
-            _tasks: Arc::new(tasks),
+            services: mirror(tasks, services, "services", slim_service),
+            slices: mirror(tasks, slices, "endpointslices", slim_slice),
+            exports: mirror(
+                tasks,
+                whole(kinds::service_export()),
+                "serviceexports",
+                nothing,
+            ),
+            imports: mirror(
+                tasks,
+                whole(kinds::service_import()),
+                "serviceimports",
+                nothing,
+            ),
+            links: mirror(tasks, whole(kinds::cluster_link()), "clusterlinks", nothing),
+            policies: mirror(
+                tasks,
+                whole(kinds::failover_policy()),
+                "failoverpolicies",
+                nothing,
+            ),
+            namespaces: mirror(tasks, Whole::all(all(client)), "namespaces", nothing),
+            nodes: mirror(tasks, nodes, "nodes", slim_node),
+            meshed: mirror(tasks, pods(Some(MESHED), None), "pods", slim_pod),
+            on_host: mirror(tasks, pods(None, Some(HOST_NETWORK)), "pods", slim_pod),
+            derived: mirror(tasks, derived, "services", nothing),
+            derived_slices: mirror(tasks, derived_slices, "endpointslices", nothing),
+            _tasks: Arc::new(std::mem::take(tasks)),
         }
+    }
+
+    fn all(&self) -> [&dyn Watched; 12] {
+        [
+            &self.services,
+            &self.slices,
+            &self.exports,
+            &self.imports,
+            &self.links,
+            &self.policies,
+            &self.namespaces,
+            &self.nodes,
+            &self.meshed,
+            &self.on_host,
+            &self.derived,
+            &self.derived_slices,
+        ]
     }
 
     /// Whether every kind was read completely at least once.
     pub(crate) fn complete(&self) -> bool {
-        self.services.read().complete
-            && self.slices.read().complete
-            && self.exports.read().complete
-            && self.imports.read().complete
-            && self.links.read().complete
-            && self.policies.read().complete
-            && self.namespaces.read().complete
+        self.all().iter().all(|mirror| mirror.complete())
     }
 
-    /// Why some kinds cannot be watched now.
+    /// Why some kinds cannot be watched now; each reason once.
     pub(crate) fn troubles(&self) -> Vec<Trouble> {
-        let all = [
-            self.services.read().trouble.clone(),
-            self.slices.read().trouble.clone(),
-            self.exports.read().trouble.clone(),
-            self.imports.read().trouble.clone(),
-            self.links.read().trouble.clone(),
-            self.policies.read().trouble.clone(),
-            self.namespaces.read().trouble.clone(),
-        ];
-        all.into_iter().flatten().collect()
+        let mut troubles: Vec<Trouble> = Vec::new();
+        for trouble in self.all().iter().filter_map(|mirror| mirror.trouble()) {
+            if !troubles.contains(&trouble) {
+                troubles.push(trouble);
+            }
+        }
+        troubles
     }
+
+    /// What wakes on a change of any kind.
+    pub(crate) fn wakers(&self) -> Vec<Box<dyn Waker>> {
+        self.all().iter().map(|mirror| mirror.waker()).collect()
+    }
+}
+
+/// A mirror that a task of its own keeps up to date.
+fn mirror<R>(
+    tasks: &mut JoinSet<()>,
+    reads: R,
+    kind: &'static str,
+    slim: fn(&mut R::Object),
+) -> Mirror<R::Object>
+where
+    R: Reads,
+{
+    let mirror = Mirror::default();
+    tasks.spawn(mirror.clone().follow(reads, kind, slim));
+    mirror
 }
 
 fn all<K>(client: &Client) -> Api<K>
@@ -106,8 +213,27 @@ fn slim_service(service: &mut Service) {
     service.metadata.annotations = None;
 }
 
-/// Only which number a named port has is read.
+/// Of each endpoint, where it is and what it is worth.
 fn slim_slice(slice: &mut EndpointSlice) {
-    slice.endpoints.clear();
     slice.metadata.annotations = None;
+    for endpoint in &mut slice.endpoints {
+        endpoint.addresses.truncate(1);
+        endpoint.deprecated_topology = None;
+        endpoint.hints = None;
+    }
+}
+
+/// Its labels say where it is.
+fn slim_node(node: &mut PartialObjectMeta<Node>) {
+    node.metadata.annotations = None;
+    if let Some(labels) = &mut node.metadata.labels {
+        labels.retain(|name, _| [kinds::REGION, kinds::ZONE].contains(&name.as_str()));
+    }
+}
+
+/// Only which pod it is matters.
+fn slim_pod(pod: &mut PartialObjectMeta<Pod>) {
+    pod.metadata.annotations = None;
+    pod.metadata.labels = None;
+    pod.metadata.owner_references = None;
 }

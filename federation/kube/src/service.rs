@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::DynamicObject;
 use linkspan_core::ServiceKey;
 use linkspan_core::derived::derived_name;
 use linkspan_resources as resources;
@@ -120,15 +121,15 @@ pub(crate) fn named_ports<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -
 
 /// For which import a Service stands, and where; `None` for one that is not derived, or has no
 /// address.
-pub(crate) fn clusterset_ips(service: &Service) -> Option<(ServiceKey, Vec<IpAddr>)> {
+pub(crate) fn clusterset_ips(service: &DynamicObject) -> Option<(ServiceKey, Vec<IpAddr>)> {
     let labels = service.metadata.labels.as_ref();
     let import = labels.filter(|of| is_ours(Some(of)))?.get(IMPORT_NAME)?;
     let import = ServiceKey::new(service.metadata.namespace.as_deref()?, import).ok()?;
     if service.metadata.name.as_deref() != Some(derived_name(&import).as_str()) {
         return None;
     }
-    let ips = service.spec.as_ref()?.cluster_ips.iter().flatten();
-    let ips: Vec<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
+    let ips = service.data["spec"]["clusterIPs"].as_array()?.iter();
+    let ips: Vec<IpAddr> = ips.filter_map(|ip| ip.as_str()?.parse().ok()).collect();
     (!ips.is_empty()).then_some((import, ips))
 }
 
@@ -194,8 +195,9 @@ mod tests {
     #[test]
     fn only_a_derived_service_gives_an_import_its_addresses() {
         let import: ServiceKey = "shop/web".parse().expect("a key");
-        let derived = |name: &str, ips: serde_json::Value| -> Service {
+        let derived = |name: &str, ips: serde_json::Value| -> DynamicObject {
             serde_json::from_value(json!({
+                "apiVersion": "v1", "kind": "Service",
                 "metadata": {
                     "name": name, "namespace": "shop",
                     "labels": {

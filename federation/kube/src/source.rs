@@ -4,19 +4,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::{BoxFuture, FutureExt as _, select_all};
+use futures_util::future::select_all;
 use kube::ResourceExt as _;
 use kube::api::DynamicObject;
-use linkspan_core::OwnCluster;
 use linkspan_core::backend::{Source, SourceError};
 use linkspan_core::declared::{Declared, Links, Sourced, assemble};
+use linkspan_core::servers::leave_out_unserved;
+use linkspan_core::{Locality, OwnCluster};
 use linkspan_resources::{Object, read_object};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::kinds::is_ours;
-use crate::mirror::{Mirror, Mirrored, Trouble};
-use crate::mirrors::Mirrors;
+use crate::mirror::{Mirror, Trouble};
+use crate::mirrors::{Mirrors, Waker};
+use crate::servers;
 use crate::service::{self, named_ports};
 
 /// What changes within this time is one change: a rollout touches many objects at once.
@@ -28,6 +28,8 @@ const CLUSTER_LINK: &str = "ClusterLink";
 /// The API server as a [`Source`].
 pub struct KubernetesSource {
     own: OwnCluster,
+    /// Where endpoints are of which nobody knows more.
+    locality: Locality,
     mirrors: Mirrors,
     wakers: Vec<Box<dyn Waker>>,
     /// When to look, after a change.
@@ -41,40 +43,15 @@ pub struct KubernetesSource {
 
 type Good = std::collections::BTreeMap<(&'static str, crate::mirror::Key), Object>;
 
-/// Something whose changes wake.
-trait Waker: Send {
-    /// Cancel-safe. Never ends where there will be no change any more.
-    fn changed(&mut self) -> BoxFuture<'_, ()>;
-}
-
-impl<K: Send + Sync> Waker for watch::Receiver<Mirrored<K>> {
-    fn changed(&mut self) -> BoxFuture<'_, ()> {
-        async move {
-            if Self::changed(self).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
-        .boxed()
-    }
-}
-
 impl KubernetesSource {
-    /// Reads what the mirrors show.
+    /// Reads what the mirrors show. Endpoints of which nobody knows more are at `locality`.
     #[must_use]
-    pub fn new(own: OwnCluster, mirrors: Mirrors) -> Self {
-        let wakers: Vec<Box<dyn Waker>> = vec![
-            Box::new(mirrors.services.subscribe()),
-            Box::new(mirrors.slices.subscribe()),
-            Box::new(mirrors.exports.subscribe()),
-            Box::new(mirrors.imports.subscribe()),
-            Box::new(mirrors.links.subscribe()),
-            Box::new(mirrors.policies.subscribe()),
-            Box::new(mirrors.namespaces.subscribe()),
-        ];
+    pub fn new(own: OwnCluster, locality: Locality, mirrors: Mirrors) -> Self {
         Self {
             own,
+            locality,
+            wakers: mirrors.wakers(),
             mirrors,
-            wakers,
             due: Some(Instant::now()),
             last: None,
             told: Vec::new(),
@@ -120,8 +97,13 @@ impl KubernetesSource {
         let mut declared = assemble(&self.own, in_force, objects);
         declared.problems.extend(problems);
         declared.links_in_doubt |= links_in_doubt;
-        let services = self.mirrors.services.read();
-        let derived = services.objects.values().map(AsRef::as_ref);
+        let around = servers::surroundings(&self.mirrors, &self.locality, self.last.as_deref());
+        let slices = self.mirrors.slices.read();
+        let slices = slices.objects.values().map(AsRef::as_ref);
+        servers::read(slices, &around, &mut declared);
+        leave_out_unserved(&mut declared);
+        let derived = self.mirrors.derived.read();
+        let derived = derived.objects.values().map(AsRef::as_ref);
         declared.clusterset_ips = derived.filter_map(service::clusterset_ips).collect();
         declared
     }
@@ -141,10 +123,6 @@ impl KubernetesSource {
         let services = self.mirrors.services.read();
         let mut read_all = Vec::new();
         for (key, service) in &services.objects {
-            // What we derive from imports is not declared by anybody.
-            if is_ours(service.metadata.labels.as_ref()) {
-                continue;
-            }
             let Some(read) = service::read(service, &named) else {
                 continue;
             };

@@ -105,7 +105,7 @@ impl Backend {
             } => {
                 let client = linkspan_kube::connect(kubeconfig.as_deref()).await?;
                 let attestor = KubernetesAttestor::new(client.clone(), &own.cluster);
-                let backend = Self::kubernetes(client, own, namespace);
+                let backend = Self::kubernetes(client, own, config, namespace);
                 Ok((backend, AnyAttestor::Kubernetes(attestor)))
             }
         }
@@ -149,7 +149,7 @@ impl Backend {
         })
     }
 
-    fn kubernetes(client: Client, own: OwnCluster, namespace: &str) -> Self {
+    fn kubernetes(client: Client, own: OwnCluster, config: &Config, namespace: &str) -> Self {
         let mirrors = Mirrors::watch(&client);
         let leading = Leading::elected(client.clone(), namespace);
         let lead = leading.lead.clone();
@@ -157,7 +157,11 @@ impl Backend {
         let journal = KubernetesJournal::new(client.clone(), namespace, lead);
         let declarations = KubernetesDeclarations::new(client.clone());
         Self {
-            source: AnySource::Kubernetes(KubernetesSource::new(own, mirrors)),
+            source: AnySource::Kubernetes(Box::new(KubernetesSource::new(
+                own,
+                config.locality.clone(),
+                mirrors,
+            ))),
             sink: AnySink::Kubernetes(Box::new(sink)),
             journal: AnyJournal::Kubernetes(journal),
             declarations: AnyDeclarations::Kubernetes(declarations),
@@ -222,7 +226,7 @@ fn candidate() -> String {
 /// Either source.
 pub(crate) enum AnySource {
     Directory(DirectorySource),
-    Kubernetes(KubernetesSource),
+    Kubernetes(Box<KubernetesSource>),
 }
 
 impl Source for AnySource {

@@ -70,7 +70,7 @@ pub(super) fn manifests(settings: &Settings) -> Vec<Value> {
     if settings.crds {
         all.extend(linkspan_resources::crd::documents());
     }
-    all.extend(rights::objects(settings));
+    all.extend(rights::objects());
     all.extend(federation::objects(settings));
     all.extend(gateway::objects(settings));
     all.extend(network::objects());

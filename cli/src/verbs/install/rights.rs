@@ -5,7 +5,6 @@ use serde_json::{Value, json};
 use super::{
     SYSTEM_NAMESPACE, federation, gateway,
     manifest::{cluster_wide, namespaced},
-    settings::{Expose, Settings},
 };
 
 /// One thing that federation does with the API.
@@ -36,7 +35,14 @@ pub(super) const EVERYWHERE: &[Right] = &[
         resources: &["endpointslices"],
         verbs: &["list", "watch"],
         names: &[],
-        why: "which number a named port has",
+        why: "which number a named port has, and which pods serve what is exported",
+    },
+    Right {
+        group: "",
+        resources: &["nodes"],
+        verbs: &["list", "watch"],
+        names: &[],
+        why: "in which zone and region pods are (names and labels only); with `--expose NodePort`, the addresses that peers are told",
     },
     Right {
         group: MCS,
@@ -83,20 +89,11 @@ pub(super) const EVERYWHERE: &[Right] = &[
     Right {
         group: "",
         resources: &["pods"],
-        verbs: &["get"],
+        verbs: &["get", "list", "watch"],
         names: &[],
-        why: "whether the pod that a token was given to lives",
+        why: "whether the pod that a token was given to lives; which pods have a sidecar or use their node's network (names and labels only)",
     },
 ];
-
-/// In all namespaces, where gateways are reached at the nodes.
-pub(super) const NODES: Right = Right {
-    group: "",
-    resources: &["nodes"],
-    verbs: &["list"],
-    names: &[],
-    why: "the addresses that peers are told; with `--expose NodePort` only",
-};
 
 /// In the system namespace.
 pub(super) const SYSTEM: &[Right] = &[
@@ -130,11 +127,8 @@ pub(super) const SYSTEM: &[Right] = &[
     },
 ];
 
-pub(super) fn objects(settings: &Settings) -> Vec<Value> {
-    let mut everywhere: Vec<_> = EVERYWHERE.iter().map(rule).collect();
-    if settings.expose == Expose::NodePort {
-        everywhere.push(rule(&NODES));
-    }
+pub(super) fn objects() -> Vec<Value> {
+    let everywhere: Vec<_> = EVERYWHERE.iter().map(rule).collect();
     let mut role = cluster_wide(RBAC, "ClusterRole", federation::NAME);
     role["rules"] = json!(everywhere);
     role["metadata"]["annotations"] = reasons(EVERYWHERE);

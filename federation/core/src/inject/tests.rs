@@ -70,7 +70,8 @@ fn a_pod_gets_a_sidecar_and_keeps_what_it_had() {
     assert_eq!(containers[0]["image"], "linkspan:dev");
     assert_eq!(containers[1]["name"], "migrate");
     assert_eq!(pod["spec"]["containers"], self::pod()["spec"]["containers"]);
-    assert_eq!(pod["metadata"]["labels"], self::pod()["metadata"]["labels"]);
+    let labels = json!({ "app": "web", MESHED: "true" });
+    assert_eq!(pod["metadata"]["labels"], labels);
     let configuration = configuration_of(&pod);
     assert_eq!(configuration["cluster"], "east");
     assert_eq!(configuration["workload"]["locality"]["zone"], "a");

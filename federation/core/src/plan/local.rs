@@ -1,12 +1,12 @@
 //! What this cluster itself has: which workloads serve which of its Services.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Known, by_locality};
 use crate::capacity::Listed;
 use crate::declared::{Declared, DeclaredService};
-use crate::model::{Endpoint, Export, Locality, ServiceKey};
+use crate::model::{Endpoint, EndpointId, Export, Locality, ServiceKey};
 use crate::peer::Now;
 use crate::servers::DeclaredServer;
 use crate::workloads::{Registration, Workloads};
@@ -15,6 +15,8 @@ use crate::workloads::{Registration, Workloads};
 pub(super) struct Selection<'a> {
     declared: &'a Declared,
     by_service: BTreeMap<&'a ServiceKey, Vec<&'a Registration>>,
+    /// The endpoint ids of all workloads, also of those that are silent.
+    meshed: BTreeSet<EndpointId>,
 }
 
 impl<'a> Selection<'a> {
@@ -38,12 +40,25 @@ impl<'a> Selection<'a> {
                 .collect()
         };
         let services = declared.services.iter();
+        // Only beside servers does it matter.
+        let known = workloads.iter().filter(|_| !declared.servers.is_empty());
         Self {
             declared,
             by_service: services
                 .map(|(key, service)| (key, select(service)))
                 .collect(),
+            meshed: known.map(|of| of.registration.endpoint_id()).collect(),
         }
+    }
+
+    /// The servers of a service that have no sidecar. Whoever has registered has one, however it is
+    /// declared, and is not called in plain text while that is silent.
+    pub(super) fn servers(
+        &self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = &'a DeclaredServer> + use<'a, '_> {
+        let servers = self.declared.servers_of(service).iter();
+        servers.filter(|server| !self.meshed.contains(&server.id))
     }
 
     /// The workloads of a service.
@@ -62,18 +77,18 @@ impl<'a> Selection<'a> {
     pub(super) fn listed(&self) -> Listed {
         self.iter()
             .map(|(key, workloads)| {
-                let listed = count_localities(workloads, self.declared.servers_of(key));
+                let listed = count_localities(workloads, self.servers(key));
                 (key.clone(), listed)
             })
             .collect()
     }
 }
 
-fn count_localities(
-    workloads: &[&Registration],
-    servers: &[DeclaredServer],
+fn count_localities<'a>(
+    workloads: &[&'a Registration],
+    servers: impl Iterator<Item = &'a DeclaredServer>,
 ) -> BTreeMap<Locality, u32> {
-    let of_servers = servers.iter().map(|server| &server.locality);
+    let of_servers = servers.map(|server| &server.locality);
     by_locality(
         workloads
             .iter()
@@ -97,11 +112,12 @@ impl<'a> Local<'a> {
     pub(super) fn new(
         known: &Known<'a>,
         service: &'a DeclaredService,
-        workloads: &[&'a Registration],
+        selection: &Selection<'a>,
         now: Now,
     ) -> Self {
-        let servers = known.declared.servers_of(&service.key);
-        let listed = count_localities(workloads, servers);
+        let workloads = selection.of(&service.key);
+        let servers = || selection.servers(&service.key);
+        let listed = count_localities(workloads, servers());
         let capacity = known
             .high_water
             .expected(&service.key, &listed, now.instant);
@@ -125,7 +141,7 @@ impl<'a> Local<'a> {
                 workload.hostname.as_str(),
             )
         });
-        let servers = servers.iter().map(|server| {
+        let servers = servers().map(|server| {
             let endpoint = Arc::new(server.endpoint(known.own));
             (endpoint, server.hostname.as_str())
         });

@@ -6,11 +6,14 @@ use super::*;
 use crate::declared::{DeclaredExport, DeclaredPort};
 use crate::failover::tests::policy;
 use crate::gateways::GatewayRegistration;
-use crate::model::{Address, Condition, ImportType, Locality, ServicePort, SessionAffinity};
+use crate::model::{
+    Address, Condition, EndpointId, ImportType, Locality, ServicePort, SessionAffinity,
+};
 use crate::peer::{Begin, Event, PeerSettings};
 use crate::peers::Peers;
 use crate::presence::Session;
 use crate::record::RecordBody;
+use crate::servers::DeclaredServer;
 use crate::testing::{
     Clock, endpoint, export, link, named_port, own, port, received, registration, service,
 };
@@ -617,4 +620,40 @@ fn dns_names_imports_and_ready_headless_endpoints_of_this_cluster() {
     let asked = Asked::Service(service("shop/db"), String::new());
     let answer = world.plan().zone.answer(&asked, Want::A);
     assert_eq!(answer, Answer::NoName, "nobody is ready");
+}
+
+/// A server without a sidecar at `shop/checkout`, by the UID of its pod.
+fn server(uid: &str) -> DeclaredServer {
+    DeclaredServer {
+        id: EndpointId::from_uid(uid),
+        ip: [10, 0, 0, 1].into(),
+        ports: BTreeMap::new(),
+        ready: true,
+        locality: Locality::default(),
+        hostname: String::new(),
+        origin: String::new(),
+    }
+}
+
+#[test]
+fn who_has_registered_is_no_server_without_a_sidecar() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.export("shop/checkout");
+    world.register("checkout-1", "checkout");
+    let key = service("shop/checkout");
+    let servers = vec![server("checkout-1"), server("checkout-2")];
+    world.declared.servers.insert(key.clone(), servers);
+    let count = |desired: &Desired| {
+        let unmeshed = desired.unmeshed.get(&key).map_or(0, |of| of.servers.len());
+        (desired.services[&key].endpoints.len(), unmeshed)
+    };
+    assert_eq!(count(&world.plan()), (2, 1));
+    // It does not become one while its sidecar is silent.
+    world
+        .workloads
+        .disconnect("checkout-1", Session(1), world.clock.now().instant);
+    let later = world.clock.pass(Duration::from_secs(11));
+    assert!(world.workloads.tick(later.instant));
+    assert_eq!(count(&world.plan()), (1, 1));
 }

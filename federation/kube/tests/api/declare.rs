@@ -117,7 +117,7 @@ async fn an_operators_policies_and_exports_are_objects() {
 
 async fn the_policy_is_read_and_told_of(client: &Client) {
     let mirrors = Mirrors::watch(client);
-    let mut source = KubernetesSource::new(own(), mirrors.clone());
+    let mut source = KubernetesSource::new(own(), Default::default(), mirrors.clone());
     let declared = within("a snapshot", source.next())
         .await
         .expect("a snapshot");

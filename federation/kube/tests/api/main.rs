@@ -12,5 +12,6 @@ mod leader;
 mod outage;
 mod secrets;
 mod server;
+mod servers;
 mod sink;
 mod source;

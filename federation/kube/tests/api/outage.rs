@@ -44,7 +44,7 @@ async fn an_api_server_that_was_killed_is_watched_again() {
         declare(&client, &object, false).await.expect("it is good");
     }
     let mirrors = Mirrors::watch(&client);
-    let mut source = KubernetesSource::new(own(), mirrors.clone());
+    let mut source = KubernetesSource::new(own(), Default::default(), mirrors.clone());
     let mut sink = KubernetesSink::new(client.clone(), mirrors, leading());
     until(&mut source, "a first snapshot", |declared| {
         declared.services.len() >= 3

@@ -45,7 +45,7 @@ async fn ready_sink(client: &Client) -> KubernetesSink {
 async fn sink_led(client: &Client, lead: watch::Receiver<Lead>) -> KubernetesSink {
     use linkspan_core::backend::Source as _;
     let mirrors = Mirrors::watch(client);
-    let mut source = KubernetesSource::new(own(), mirrors.clone());
+    let mut source = KubernetesSource::new(own(), Default::default(), mirrors.clone());
     within("a first snapshot", source.next())
         .await
         .expect("a snapshot");

@@ -23,7 +23,7 @@ impl SourceBench for Bench {
     type Source = KubernetesSource;
 
     async fn source(&mut self) -> KubernetesSource {
-        KubernetesSource::new(own(), Mirrors::watch(&self.client))
+        KubernetesSource::new(own(), Default::default(), Mirrors::watch(&self.client))
     }
 
     async fn put(&mut self, name: &str, document: &str) -> Result<(), String> {
@@ -117,7 +117,7 @@ async fn a_denied_kind_is_told(server: &Arc<Server>) {
     config.root_cert = Some(server.roots());
     config.auth_info.token = Some(token.into());
     let nobody = Client::try_from(config).expect("a client");
-    let mut source = KubernetesSource::new(own(), Mirrors::watch(&nobody));
+    let mut source = KubernetesSource::new(own(), Default::default(), Mirrors::watch(&nobody));
     let told = loop {
         match within("an answer", source.next()).await {
             Err(SourceError::Unavailable { source, .. }) => {
