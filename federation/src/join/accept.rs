@@ -267,9 +267,8 @@ fn busy(invitation: &Invitation) -> Refusal {
         Problem::Unavailable,
         format!(
             "the gateways of `{}` carry as many joins as they may, in all or from this cluster's \
-             address (two at a time, then one a second); wait 10 s, then try again with the same \
-             invitation. If that does not end, somebody besets UDP port {} there: the other side \
-             may accept instead",
+             address or network; wait 10 s, then try again with the same invitation. If that \
+             does not end, somebody besets UDP port {} there: the other side may accept instead",
             invitation.cluster,
             ports(invitation)
         ),

@@ -12,7 +12,7 @@ use linkspan_core::join::{
 };
 use linkspan_dataplane::frame;
 use linkspan_runtime::{
-    places::{Place, Places},
+    places::{Full, Place, Places, source},
     process::chain,
     stop::Stop,
 };
@@ -44,12 +44,13 @@ const MAX_DIALLED: usize = 16 * 1024;
 const WAITING: usize = 16;
 
 /// A connection of somebody who wants to join; nothing is proved.
-type Stranger = (TlsStream<TcpStream>, SocketAddr);
+type Stranger = (TlsStream<TcpStream>, SocketAddr, Place<IpAddr>);
 
 /// Where the port leaves connections that are not gRPC. What finds no room is too much. Strangers
 /// cannot take that of our own gateways.
 #[derive(Clone)]
 pub(crate) struct Doors {
+    places: Places<IpAddr>,
     strangers: mpsc::Sender<Stranger>,
     gateways: mpsc::Sender<TlsStream<TcpStream>>,
 }
@@ -70,6 +71,7 @@ pub(crate) fn doors() -> (Doors, Inbound) {
     };
     (
         Doors {
+            places: Places::new(MOST, EACH),
             strangers,
             gateways,
         },
@@ -78,9 +80,19 @@ pub(crate) fn doors() -> (Doors, Inbound) {
 }
 
 impl Doors {
+    /// A place for somebody who wants to join, as soon as that is known.
+    pub(crate) fn admit(&self, from: IpAddr) -> Result<Place<IpAddr>, Full> {
+        self.places.take(&source(from))
+    }
+
     /// Somebody wants to join.
-    pub(crate) fn stranger(&self, tls: TlsStream<TcpStream>, remote: SocketAddr) {
-        drop(self.strangers.try_send((tls, remote)));
+    pub(crate) fn stranger(
+        &self,
+        tls: TlsStream<TcpStream>,
+        remote: SocketAddr,
+        place: Place<IpAddr>,
+    ) {
+        drop(self.strangers.try_send((tls, remote, place)));
     }
 
     /// A gateway of ours has dialled; its certificate is proved.
@@ -92,15 +104,14 @@ impl Doors {
 /// Serves joins until the stop drains.
 pub(crate) async fn serve(linker: Arc<Linker>, mut inbound: Inbound, stop: Stop) {
     let tasks = TaskTracker::new();
-    let (places, back) = (Places::new(MOST, EACH), Arc::new(Semaphore::new(MOST_BACK)));
+    let back = Arc::new(Semaphore::new(MOST_BACK));
     loop {
         // Cancel-safe: channels.
         tokio::select! {
             () = stop.draining() => break,
-            Some((tls, remote)) = inbound.strangers.recv() => match places.take(&remote.ip()) {
-                Ok(place) => drop(tasks.spawn(meet(Arc::clone(&linker), tls, remote, place))),
-                Err(full) => tracing::debug!(%remote, %full, "too many joins"),
-            },
+            Some(stranger) = inbound.strangers.recv() => {
+                drop(tasks.spawn(meet(Arc::clone(&linker), stranger)));
+            }
             Some(tls) = inbound.gateways.recv() => match Arc::clone(&back).try_acquire_owned() {
                 Ok(permit) => drop(tasks.spawn(welcome(Arc::clone(&linker), tls, permit))),
                 Err(_) => tracing::warn!("too many gateways come back at once"),
@@ -111,12 +122,7 @@ pub(crate) async fn serve(linker: Arc<Linker>, mut inbound: Inbound, stop: Stop)
     tasks.wait().await;
 }
 
-async fn meet(
-    linker: Arc<Linker>,
-    mut tls: TlsStream<TcpStream>,
-    remote: SocketAddr,
-    _place: Place<IpAddr>,
-) {
+async fn meet(linker: Arc<Linker>, (mut tls, remote, _place): Stranger) {
     match timeout(LIFE, Box::pin(answer(&linker, &mut tls))).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%remote, error = chain(&error), "a join broke off"),

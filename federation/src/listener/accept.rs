@@ -1,8 +1,16 @@
 //! Accepting: bounded in number and in time, so that silent callers cannot shut others out.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use linkspan_runtime::stop::Stop;
+use linkspan_runtime::{
+    places::{Place, Places, source},
+    stop::Stop,
+};
 use linkspan_trust::{SpiffeId, TrustDomain, note_of, spiffe_id_of};
 use rustls::server::{Acceptor, ClientHello};
 use tokio::{
@@ -26,6 +34,9 @@ const MAX_CONNECTIONS: usize = 16_384;
 const MAX_HANDSHAKES: usize = 256;
 /// Connections without a certificate: they ask for their first, and leave.
 const MAX_ANONYMOUS: usize = 256;
+/// Of either, of one source: the workloads of one machine that start together, and an eighth of
+/// what there is room for.
+const EACH: usize = 32;
 /// How long such a connection may stay; asking takes one round trip.
 const ANONYMOUS_LIFE: Duration = Duration::from_secs(30);
 /// A handshake is two round trips; five seconds also suit a lossy path.
@@ -37,6 +48,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The stream of connections that the gRPC server serves.
 pub(crate) type Incoming = ReceiverStream<io::Result<Connection>>;
+/// What a handshake counts against: all of them, and those of its source.
+type Handshake = (OwnedSemaphorePermit, Place<IpAddr>);
 /// The TLS configuration for the next handshake.
 pub(crate) type Configs = watch::Receiver<Option<Arc<PortConfigs>>>;
 
@@ -58,7 +71,8 @@ pub(crate) fn accept(
         joins,
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
-        anonymous: Arc::new(Semaphore::new(MAX_ANONYMOUS)),
+        by_source: Places::new(usize::MAX, EACH),
+        anonymous: Places::new(MAX_ANONYMOUS, EACH),
         shares: Shares::new(own),
         subscribers,
         tasks: TaskTracker::new(),
@@ -72,7 +86,9 @@ struct Accepting {
     joins: Doors,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
-    anonymous: Arc<Semaphore>,
+    /// Shares of the handshakes.
+    by_source: Places<IpAddr>,
+    anonymous: Places<IpAddr>,
     shares: Shares,
     subscribers: Subscribers,
     tasks: TaskTracker,
@@ -99,7 +115,10 @@ impl Accepting {
             match listener.accept().await {
                 Ok((stream, remote)) => {
                     failing = false;
-                    self.spawn(stream, remote, connection, handshake);
+                    match self.by_source.take(&source(remote.ip())) {
+                        Ok(share) => self.spawn(stream, remote, connection, (handshake, share)),
+                        Err(full) => tracing::debug!(%remote, %full, "too many handshakes"),
+                    }
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
@@ -129,30 +148,34 @@ impl Accepting {
         stream: TcpStream,
         remote: SocketAddr,
         permit: OwnedSemaphorePermit,
-        handshake: OwnedSemaphorePermit,
+        handshake: Handshake,
     ) {
         let Some(config) = self.configs.borrow().clone() else {
             return;
         };
-        let (sender, anonymous) = (self.sender.clone(), Arc::clone(&self.anonymous));
+        let (sender, anonymous) = (self.sender.clone(), self.anonymous.clone());
         let (shares, subscribers) = (self.shares.clone(), self.subscribers.clone());
         let joins = self.joins.clone();
         self.tasks.spawn(async move {
-            let result = shake_hands(stream, &config).await;
-            drop(handshake);
-            let connection = match result {
-                Ok((Purpose::Grpc, stream)) => identity_of(&stream).and_then(|(identity, note)| {
-                    let caller = Caller {
-                        identity,
-                        note,
-                        remote,
-                        ended: CancellationToken::new(),
-                    };
-                    admitted(stream, caller, permit, anonymous, &shares, &subscribers)
-                }),
-                Ok((Purpose::Join, stream)) => return joins.stranger(stream, remote),
-                Ok((Purpose::Back, stream)) => return joins.gateway(stream),
-                Err(error) => Err(error),
+            let shaking = shake_hands(stream, remote, &config, handshake, &joins);
+            let connection = match timeout(HANDSHAKE_TIMEOUT, shaking).await {
+                Ok(Ok(Shaken::Grpc(stream))) => {
+                    identity_of(&stream).and_then(|(identity, note)| {
+                        let caller = Caller {
+                            identity,
+                            note,
+                            remote,
+                            ended: CancellationToken::new(),
+                        };
+                        admitted(stream, caller, permit, &anonymous, &shares, &subscribers)
+                    })
+                }
+                Ok(Ok(Shaken::Join(stream, place))) => {
+                    return joins.stranger(stream, remote, place);
+                }
+                Ok(Ok(Shaken::Back(stream))) => return joins.gateway(stream),
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
             };
             match connection {
                 // Without a receiver the server has stopped; the connection just closes.
@@ -168,7 +191,7 @@ fn admitted(
     stream: TlsStream<TcpStream>,
     caller: Caller,
     connection: OwnedSemaphorePermit,
-    anonymous: Arc<Semaphore>,
+    anonymous: &Places<IpAddr>,
     shares: &Shares,
     subscribers: &Subscribers,
 ) -> io::Result<Connection> {
@@ -178,9 +201,13 @@ fn admitted(
             (None, None, Some(shares.take(id).ok_or_else(full)?))
         }
         None => {
-            let full = |_| io::Error::other("too many connections without a certificate");
-            let permit = anonymous.try_acquire_owned().map_err(full)?;
-            (Some(Box::pin(sleep(ANONYMOUS_LIFE))), Some(permit), None)
+            let place = anonymous.take(&source(caller.remote.ip()));
+            let place = place.map_err(|full| {
+                io::Error::other(format!(
+                    "too many connections without a certificate: {full}"
+                ))
+            })?;
+            (Some(Box::pin(sleep(ANONYMOUS_LIFE))), Some(place), None)
         }
     };
     let permits = Permits {
@@ -200,7 +227,6 @@ fn admitted(
 }
 
 /// What a caller came for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Grpc,
     Join,
@@ -218,24 +244,40 @@ impl Purpose {
     }
 }
 
+/// A connection whose handshake is done, by what it is for.
+enum Shaken {
+    Grpc(TlsStream<TcpStream>),
+    Join(TlsStream<TcpStream>, Place<IpAddr>),
+    Back(TlsStream<TcpStream>),
+}
+
 async fn shake_hands(
     stream: TcpStream,
+    remote: SocketAddr,
     configs: &PortConfigs,
-) -> io::Result<(Purpose, TlsStream<TcpStream>)> {
+    handshake: Handshake,
+    joins: &Doors,
+) -> io::Result<Shaken> {
     stream.set_nodelay(true)?;
-    let shaking = async {
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let purpose = Purpose::of(&hello.client_hello());
-        let config = match purpose {
-            Purpose::Grpc => &configs.grpc,
-            Purpose::Join => &configs.join,
-            Purpose::Back => &configs.back,
-        };
-        Ok((purpose, hello.into_stream(Arc::clone(config)).await?))
-    };
-    timeout(HANDSHAKE_TIMEOUT, shaking)
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    match Purpose::of(&hello.client_hello()) {
+        Purpose::Grpc => {
+            let config = Arc::clone(&configs.grpc);
+            Ok(Shaken::Grpc(hello.into_stream(config).await?))
+        }
+        Purpose::Join => {
+            // Strangers come by the gateways: they stall in the places of joins, and leave those
+            // for handshakes to the gateway that carries them.
+            let place = joins.admit(remote.ip()).map_err(io::Error::other)?;
+            drop(handshake);
+            let config = Arc::clone(&configs.join);
+            Ok(Shaken::Join(hello.into_stream(config).await?, place))
+        }
+        Purpose::Back => {
+            let config = Arc::clone(&configs.back);
+            Ok(Shaken::Back(hello.into_stream(config).await?))
+        }
+    }
 }
 
 fn identity_of(stream: &TlsStream<TcpStream>) -> io::Result<(Option<SpiffeId>, Option<String>)> {

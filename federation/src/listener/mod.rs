@@ -10,11 +10,12 @@ mod tls;
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
+use linkspan_runtime::places::Place;
 use linkspan_trust::SpiffeId;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -77,7 +78,7 @@ pub(crate) struct Connection {
 /// What a connection counts against.
 struct Permits {
     _connection: OwnedSemaphorePermit,
-    _anonymous: Option<OwnedSemaphorePermit>,
+    _anonymous: Option<Place<IpAddr>>,
     _share: Option<Share>,
 }
 

@@ -10,6 +10,7 @@ mod join;
 mod mistakes;
 mod operator;
 mod path;
+mod places;
 mod proxy;
 mod servers;
 mod sync;
