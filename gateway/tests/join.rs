@@ -77,6 +77,16 @@ impl World {
     }
 }
 
+/// What a federation that joins says first.
+fn hello(world: &World) -> Vec<u8> {
+    let (_writer, material) = world.pki.material(&federation_id("east"));
+    common::client_hello(
+        &material,
+        "federation.linkspan.internal",
+        &[b"linkspan-join/1"],
+    )
+}
+
 /// Any connection, whatever it begins with.
 async fn accepted(listener: &TcpListener) -> TcpStream {
     patiently("a connection", listener.accept())
@@ -91,13 +101,14 @@ async fn a_join_is_carried_between_strangers() {
     world.ask(&[world.west.addresses.tunnel], true).await;
     let (said, mut near) = world.comes_back().await;
     assert!(said.connected && said.id == 7, "{said:?}");
-    near.write_all(b"who are you").await.unwrap();
+    let hello = hello(&world);
+    near.write_all(&hello).await.unwrap();
     let mut far = accepted(&world.federation).await;
-    let mut got = [0; 11];
+    let mut got = vec![0; hello.len()];
     patiently("bytes pass", far.read_exact(&mut got))
         .await
         .unwrap();
-    assert_eq!(&got, b"who are you");
+    assert_eq!(got, hello);
     far.write_all(b"west").await.unwrap();
     far.shutdown().await.unwrap();
     let mut answer = Vec::new();
@@ -119,8 +130,9 @@ async fn a_join_carries_no_more_than_it_may() {
     world.ask(&[world.west.addresses.tunnel], true).await;
     let (_, near) = world.comes_back().await;
     let (mut from_near, mut to_near) = tokio::io::split(near);
+    let mut flood = hello(&world);
+    flood.resize(200 << 10, 1);
     let sending = tokio::spawn(async move {
-        let flood = vec![1; 200 << 10];
         let _ = to_near.write_all(&flood).await;
         to_near
     });
@@ -161,7 +173,7 @@ async fn take_place(world: &World, from: [u8; 4]) -> Held {
     let (endpoint, quic) = stranger(world, from, b"linkspan-join/1").await;
     patiently("it is taken", quic.accept_uni()).await.unwrap();
     let (mut send, _recv) = quic.open_bi().await.unwrap();
-    send.write_all(b"hm").await.unwrap();
+    send.write_all(&hello(world)).await.unwrap();
     let carried = accepted(&world.federation).await;
     (endpoint, quic, send, carried)
 }
@@ -204,6 +216,55 @@ async fn who_says_nothing_loses_its_place() {
     patiently("it is taken", quic.accept_uni()).await.unwrap();
     let end = patiently("the end", quic.closed()).await;
     assert_eq!(closed_with(&end), Some(6), "{end}");
+}
+
+/// One byte is not enough, nor a beginning of something else.
+#[tokio::test]
+async fn who_does_not_begin_a_join_loses_its_place_and_federation_hears_nothing_of_it() {
+    let world = World::start().await;
+    let (_writer, material) = world.pki.material(&federation_id("east"));
+    let grpc = common::client_hello(&material, "federation.linkspan.internal", &[b"h2"]);
+    for (begun, code) in [
+        (hello(&world)[..100].to_vec(), 6),
+        (b"hm".to_vec(), 1),
+        (grpc, 1),
+    ] {
+        let (_endpoint, quic) = stranger(&world, [127, 0, 0, 1], b"linkspan-join/1").await;
+        patiently("it is taken", quic.accept_uni()).await.unwrap();
+        let (mut send, _recv) = quic.open_bi().await.unwrap();
+        send.write_all(&begun).await.unwrap();
+        let end = patiently("the end", quic.closed()).await;
+        assert_eq!(closed_with(&end), Some(code), "{end}");
+    }
+    let asked = timeout(Duration::ZERO, world.federation.accept()).await;
+    assert!(asked.is_err(), "federation is not bothered");
+}
+
+/// 127.0.0.0/24: four that have two places each.
+#[tokio::test]
+async fn one_network_has_eight_places_and_the_others_go_on() {
+    let world = World::start().await;
+    let mut held = Vec::new();
+    for host in 1..=4 {
+        held.push(take_place(&world, [127, 0, 0, host]).await);
+        held.push(take_place(&world, [127, 0, 0, host]).await);
+    }
+    let (_endpoint, ninth) = stranger(&world, [127, 0, 0, 5], b"linkspan-join/1").await;
+    let refused = patiently("a refusal", ninth.accept_uni()).await;
+    assert_eq!(closed_with(&refused.unwrap_err()), Some(9));
+    held.push(take_place(&world, [127, 0, 1, 1]).await);
+}
+
+/// However long the other side keeps its direction open.
+#[tokio::test]
+async fn a_join_is_over_when_federation_has_answered() {
+    let world = World::start().await;
+    let (_endpoint, quic, _send, mut federation) = take_place(&world, [127, 0, 0, 1]).await;
+    federation.write_all(b"no").await.unwrap();
+    federation.shutdown().await.unwrap();
+    let ended = timeout(Duration::from_secs(5), quic.closed()).await;
+    let end = ended.expect("sooner than a join may last");
+    assert_eq!(closed_with(&end), Some(8), "{end}");
 }
 
 #[tokio::test]

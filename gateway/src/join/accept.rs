@@ -6,23 +6,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_dataplane::connect::tcp;
-use linkspan_runtime::places::{Place, Places, source};
+use linkspan_dataplane::detect::Prefixed;
+use linkspan_dataplane::detect::tls::{MAX_CLIENT_HELLO, peek_client_hello};
+use linkspan_runtime::places::{Place, Places, network, source};
 use linkspan_runtime::rate::{Limiter, Rate};
 use quinn::{RecvStream, SendStream};
-use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{LIFE, relay};
+use super::{ALPN, LIFE, relay};
 use crate::tunnel::close::{self, CloseCode};
 
 /// Joins carried at a time: each costs a stream, a connection to federation and a handshake there.
 const MOST: usize = 32;
 /// Of one source address: one that is under way, and another try of somebody who lost patience.
 const EACH: usize = 2;
-/// For the stream and its first bytes to come: by then the other side has everything in hand but
-/// one message of its federation's.
+/// Of one network: whoever has all of its addresses still leaves most places to the others.
+const EACH_NETWORK: usize = 8;
+/// For the stream and its ClientHello to come: by then the other side has everything in hand but
+/// that one message of its federation's.
 const FIRST: Duration = Duration::from_secs(2);
 /// How often one source may come to join.
 const JOINS: Rate = Rate {
@@ -32,8 +35,6 @@ const JOINS: Rate = Rate {
     every: Duration::from_secs(1),
     sources: 4_096,
 };
-/// First bytes that are waited for in one piece: a ClientHello.
-const FIRST_BYTES: usize = 4 << 10;
 
 /// The accepting side.
 #[derive(Debug)]
@@ -42,7 +43,12 @@ pub(crate) struct Accept {
     connect: Duration,
     limiter: Limiter,
     places: Places<IpAddr>,
+    /// Shares of the places.
+    by_network: Places<IpAddr>,
 }
+
+/// One join counts as one of its source, and as one of its network.
+type Admitted = (Place<IpAddr>, Place<IpAddr>);
 
 impl Accept {
     /// Carries to `federation` (`host:port`), connecting within `connect`.
@@ -52,39 +58,45 @@ impl Accept {
             connect,
             limiter: Limiter::new(JOINS),
             places: Places::new(MOST, EACH),
+            by_network: Places::new(usize::MAX, EACH_NETWORK),
         })
     }
 
     /// Serves one connection to its end.
     pub(crate) async fn serve(&self, quic: quinn::Connection) {
         let remote = quic.remote_address();
-        let Some(_place) = self.admit(remote.ip()) else {
-            debug!(%remote, "too many joins, in all or of this address");
+        let Some(_admitted) = self.admit(remote.ip()) else {
+            debug!(%remote, "too many joins, in all or of this address or network");
             return close::close(&quic, CloseCode::Limit);
         };
-        let Ok(begun) = timeout(FIRST, begin(&quic)).await else {
-            debug!(%remote, "a join did not begin");
-            return close::close(&quic, CloseCode::HelloTimeout);
+        let begun = match timeout(FIRST, begin(&quic)).await {
+            Ok(Ok(begun)) => begun,
+            Ok(Err(error)) => {
+                // As a string, so that the caller's words in it are escaped.
+                debug!(%remote, error = error.to_string(), "a join did not begin");
+                return close::close(&quic, CloseCode::Protocol);
+            }
+            Err(_) => {
+                debug!(%remote, "a join did not begin in time");
+                return close::close(&quic, CloseCode::HelloTimeout);
+            }
         };
         match timeout(LIFE, self.carry(begun)).await {
             Ok(Ok(())) => debug!(%remote, "carried a join"),
-            // As a string, so that the caller's words in it are escaped.
             Ok(Err(error)) => debug!(%remote, error = error.to_string(), "a join broke off"),
             Err(_) => debug!(%remote, "a join took too long"),
         }
         close::close(&quic, CloseCode::Drained);
     }
 
-    fn admit(&self, address: IpAddr) -> Option<Place<IpAddr>> {
-        let address = source(address);
-        let place = self.places.take(&address).ok()?;
+    fn admit(&self, address: IpAddr) -> Option<Admitted> {
+        let network = self.by_network.take(&network(address)).ok()?;
+        let place = self.places.take(&source(address)).ok()?;
         self.limiter.admit(address, Instant::now()).ok()?;
-        Some(place)
+        Some((place, network))
     }
 
-    async fn carry(&self, begun: io::Result<Begun>) -> io::Result<()> {
-        let (send, recv, first) = begun?;
-        let from = first.as_slice().chain(recv);
+    async fn carry(&self, (send, from): Begun) -> io::Result<()> {
         relay(send, from, self.federation().await?).await
     }
 
@@ -101,16 +113,20 @@ impl Accept {
     }
 }
 
-/// A stream, and what it begins with.
-type Begun = (SendStream, RecvStream, Vec<u8>);
+/// A stream that begins as federation's does.
+type Begun = (SendStream, Prefixed<RecvStream>);
 
-/// Says that the join is taken, and waits for the one stream that ever is.
+/// Says that the join is taken, and waits for the one stream that ever is, up to the end of its
+/// ClientHello: whoever has less to say does not get to federation.
 async fn begin(quic: &quinn::Connection) -> io::Result<Begun> {
     // Empty: that it is there says all.
     quic.open_uni().await?.finish()?;
-    let (send, mut recv) = quic.accept_bi().await?;
-    let mut first = vec![0; FIRST_BYTES];
-    let length = recv.read(&mut first).await?;
-    first.truncate(length.ok_or(io::ErrorKind::UnexpectedEof)?);
-    Ok((send, recv, first))
+    let (send, recv) = quic.accept_bi().await?;
+    // In less than that: the caller looks at the clock.
+    let peeked = peek_client_hello(recv, MAX_CLIENT_HELLO, LIFE).await;
+    let (hello, from) = peeked.map_err(io::Error::other)?;
+    match hello.alpn.first().is_some_and(|first| first == ALPN) {
+        true => Ok((send, from)),
+        false => Err(io::Error::other("what it carries is no join")),
+    }
 }

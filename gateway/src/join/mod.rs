@@ -28,24 +28,45 @@ const LIFE: Duration = Duration::from_secs(10);
 /// For the peer to take the last bytes.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Copies between the stream that `send` and `from` are of and `other`, until both directions have
-/// ended, or the one that has more than it may.
-async fn relay<R, S>(mut send: SendStream, from: R, other: S) -> io::Result<()>
+/// Copies between the stream that `send` and `from` are of and `federation`'s connection, until
+/// federation has said everything, or all that it may: it has heard what it wanted to by then, and
+/// the other side cannot keep what is over.
+async fn relay<R, S>(mut send: SendStream, from: R, federation: S) -> io::Result<()>
 where
     R: AsyncRead + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (read, mut write) = tokio::io::split(other);
-    let outward = async {
-        copy(&mut read.take(MOST_BYTES), &mut send).await?;
-        send.finish().map_err(io::Error::from)
-    };
+    let (read, mut write) = tokio::io::split(federation);
     let inward = async {
         copy(&mut from.take(MOST_BYTES), &mut write).await?;
         write.shutdown().await
     };
-    let relayed = tokio::try_join!(outward, inward).map(drop);
+    tokio::pin!(inward);
+    let mut heard = false;
+    {
+        let outward = async {
+            copy(&mut read.take(MOST_BYTES), &mut send).await?;
+            send.finish().map_err(io::Error::from)
+        };
+        tokio::pin!(outward);
+        loop {
+            // Each goes on where it was.
+            tokio::select! {
+                said = &mut outward => break said?,
+                done = &mut inward, if !heard => {
+                    done?;
+                    heard = true;
+                }
+            }
+        }
+    }
     // Closing the connection would throw away what is still on its way.
-    let _ = tokio::time::timeout(FAREWELL, send.stopped()).await;
-    relayed
+    let farewell = async {
+        let _ = send.stopped().await;
+        if !heard {
+            let _ = inward.await;
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    Ok(())
 }
