@@ -59,6 +59,8 @@ pub enum Verb {
     Token(verbs::token::Args),
     /// Prints this cluster's trust bundle and the identities of its parts
     Bundle(verbs::bundle::Args),
+    /// Leads a workload's TCP calls to its sidecar, by nftables, or stops doing so
+    Capture(verbs::capture::Args),
     /// Puts a sidecar into the pods of Kubernetes manifests
     Inject(verbs::inject::Args),
     /// Prints the manifests that make a Kubernetes cluster a member of a clusterset

@@ -1,15 +1,17 @@
 //! Federation's configuration: YAML in, a value that cannot be wrong out.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt::Display,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
 
-use linkspan_routing::{ClusterId, DnsLabel, FailbackConfig, Locality};
+use linkspan_core::declared::Vips;
+use linkspan_routing::{ClusterId, DnsLabel, FailbackConfig, Locality, ServiceKey};
 use linkspan_runtime::config::{ConfigError, HumanDuration, Problems, read_yaml};
 use linkspan_trust::{SYSTEM_NAMESPACE, TrustDomain};
 use serde::Deserialize;
@@ -45,6 +47,8 @@ pub struct Config {
     pub timers: Timers,
     /// Ports of gateways that stand for imports, for clients without a sidecar.
     pub import_ports: RangeInclusive<u16>,
+    /// Addresses that stand for imports, where resources live in a directory; Kubernetes has its own.
+    pub vips: Vips,
 }
 
 /// Where resources are declared and statuses written.
@@ -130,6 +134,8 @@ struct Raw {
     #[serde(rename = "staleTTL")]
     stale_ttl: Option<HumanDuration>,
     import_ports: Option<RawPorts>,
+    #[serde(default, rename = "clustersetIPs")]
+    clusterset_ips: BTreeMap<String, Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -199,6 +205,7 @@ impl Raw {
         let dns_listen = dns_listen.map(|text| check.address("dnsListen", text));
         let home = check.home(self.resources_dir, self.home);
         let import_ports = check.ports("importPorts", self.import_ports);
+        let vips = check.vips("clustersetIPs", &self.clusterset_ips, home.as_ref());
         let or = |set: Option<HumanDuration>, seconds| {
             set.map_or(Duration::from_secs(seconds), Duration::from)
         };
@@ -223,6 +230,7 @@ impl Raw {
             stale_ttl: or(self.stale_ttl, 300),
             timers: Timers::default(),
             import_ports: import_ports?,
+            vips,
         })
     }
 }
@@ -307,6 +315,40 @@ impl Check {
         None
     }
 
+    /// Each address stands for one service, and can be somebody's.
+    fn vips(
+        &mut self,
+        key: &str,
+        given: &BTreeMap<String, Vec<String>>,
+        home: Option<&Home>,
+    ) -> Vips {
+        if !given.is_empty() && matches!(home, Some(Home::Kubernetes { .. })) {
+            let fix =
+                "remove it: in Kubernetes they are the addresses of Services that federation makes";
+            self.0.add(key, "with `home.kubernetes`", fix);
+        }
+        let (mut vips, mut seen) = (Vips::new(), BTreeSet::new());
+        for (service, addresses) in given {
+            let Some(service) = self.parsed::<ServiceKey>(key, service) else {
+                continue;
+            };
+            for text in addresses {
+                let Some(address) = self.parsed::<IpAddr>(key, text) else {
+                    continue;
+                };
+                if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+                    let fix = "give an address that is routed and that nobody has";
+                    self.0.add(key, address, fix);
+                } else if !seen.insert(address) {
+                    self.0
+                        .add(key, address, "let each address stand for one service");
+                }
+                vips.entry(service.clone()).or_default().push(address);
+            }
+        }
+        vips
+    }
+
     fn label(&mut self, key: &str, text: &str) -> Option<String> {
         if text.parse::<DnsLabel>().is_ok() {
             return Some(text.to_owned());
@@ -369,6 +411,22 @@ debugListen: 127.0.0.1:15021
         for ports in ["{first: 2, last: 1}", "{first: 0, last: 1}"] {
             let error = with(ports).unwrap_err().to_string();
             assert!(error.contains("importPorts"), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_imports_are_given_where_nobody_else_gives_them() {
+        let with = |ips: &str| load(&format!("{GOOD}clustersetIPs: {ips}\n"));
+        let config = with("{shop/web: [10.99.0.1, \"fd99::1\"]}").unwrap();
+        assert_eq!(config.vips[&"shop/web".parse().unwrap()].len(), 2);
+        for wrong in [
+            "{web: [10.99.0.1]}",
+            "{shop/web: [here]}",
+            "{shop/web: [127.0.0.1]}",
+            "{shop/web: [10.99.0.1], shop/api: [10.99.0.1]}",
+        ] {
+            let error = with(wrong).unwrap_err().to_string();
+            assert!(error.contains("clustersetIPs"), "{error}");
         }
     }
 

@@ -13,7 +13,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use linkspan_api::v1::{self, identity_client::IdentityClient, operator_client::OperatorClient};
-use linkspan_core::{ClusterId, OwnCluster};
+use linkspan_core::{ClusterId, OwnCluster, declared::Vips};
 use linkspan_runtime::stop::Stop;
 use linkspan_trust::{
     Bundle, BundleSet, CertificateAuthority, MaterialReader, MaterialWriter, SpiffeId, Svid,
@@ -93,6 +93,7 @@ pub(crate) struct Home {
     directory: TempDir,
     cluster: String,
     pub(crate) timers: Timers,
+    pub(crate) vips: Vips,
 }
 
 impl Home {
@@ -103,6 +104,7 @@ impl Home {
             directory,
             cluster: cluster.into(),
             timers: Timers::default(),
+            vips: Vips::new(),
         }
     }
 
@@ -139,6 +141,7 @@ impl Home {
             failback: Default::default(),
             stale_ttl: Duration::from_secs(300),
             timers: self.timers.clone(),
+            vips: self.vips.clone(),
             import_ports: 16_000..=16_009,
         }
     }

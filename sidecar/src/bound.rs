@@ -1,7 +1,8 @@
 //! From a configuration to a running sidecar.
 
 use std::{
-    net::SocketAddr,
+    io::ErrorKind,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -29,7 +30,9 @@ use linkspan_trust::{MaterialReader, MaterialWriter};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    Config, dump,
+    Config,
+    capture::{Capture, Past, Used, used},
+    dump,
     mesh::{Mesh, MeshCell},
     workload,
 };
@@ -59,6 +62,7 @@ pub struct Bound {
     inbound: (TcpListener, SocketAddr),
     outbound: Vec<TcpListener>,
     outbound_addresses: Vec<SocketAddr>,
+    capture: Vec<TcpListener>,
     admin: (TcpListener, SocketAddr),
     debug: (TcpListener, SocketAddr),
     registry: Registry,
@@ -87,6 +91,10 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
         outbound.push(listener);
         outbound_addresses.push(address);
     }
+    let capture = match config.capture {
+        Some(port) => capture(port).await?,
+        None => Vec::new(),
+    };
     let admin = listen("adminListen", config.admin_listen).await?;
     let debug = listen("debugListen", config.debug_listen).await?;
     let registry = Registry::new();
@@ -101,6 +109,7 @@ pub async fn bind(config: Config) -> Result<Bound, BindError> {
         inbound,
         outbound,
         outbound_addresses,
+        capture,
         admin,
         debug,
         registry,
@@ -119,6 +128,26 @@ async fn listen(key: &str, address: SocketAddr) -> Result<(TcpListener, SocketAd
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
+}
+
+/// Loopback only: a port that carries connections anywhere is not for others to use. IPv6 where the
+/// machine has it; where it has not, nothing is led there.
+async fn capture(port: u16) -> Result<Vec<TcpListener>, BindError> {
+    let key = "capture.port";
+    let (four, address) = listen(key, (Ipv4Addr::LOCALHOST, port).into()).await?;
+    let mut listeners = vec![four];
+    let six = listen(key, (Ipv6Addr::LOCALHOST, address.port()).into()).await;
+    match six {
+        Ok((six, _)) => listeners.push(six),
+        Err(BindError::Listen { source, .. }) if no_ipv6(&source) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(listeners)
+}
+
+fn no_ipv6(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
 }
 
 impl Bound {
@@ -190,6 +219,15 @@ impl Bound {
             });
             tasks.essential("outbound", async move {
                 outbound.run(listener).await;
+                Ok(())
+            });
+        }
+        let past = Past::new(&self.metrics.traffic, self.config.access_log);
+        for listener in self.capture {
+            let capture = Capture::new(cell.clone(), past.clone());
+            let stop = stop.clone();
+            tasks.essential("capture", async move {
+                capture.run(listener, stop).await;
                 Ok(())
             });
         }
@@ -274,7 +312,7 @@ impl Control {
         } = self;
         let first = workload::registration(&config.workload, advertised, incarnation());
         let (registration, registered) = watch::channel(Registration::Workload(first));
-        let (_subscription, subscribed) = watch::channel(config.services());
+        let (subscription, subscribed) = watch::channel(config.services());
         // Only gateways have links to tell of.
         let (_health, health) = watch::channel(v1::LinkHealth::default());
         let (discovery, snapshots) = discover::client(
@@ -284,13 +322,24 @@ impl Control {
             subscribed,
             health,
         );
-        let mesh = mesh(&config, &reader, &metrics, &snapshots, &stop);
+        let mut mesh = mesh(&config, &reader, &metrics, &snapshots, &stop);
+        let (used, sweeper) = Used::new(used::Means {
+            explicit: config.ports(),
+            services: Arc::clone(mesh.source.services()),
+            subscription,
+            source: cell.source(),
+            idle: config.idle_timeout,
+            access_log: config.access_log,
+            stop: stop.clone(),
+        });
+        mesh.used = config.capture.is_some().then_some(used);
         let (services, inbound) = (Arc::clone(mesh.source.services()), mesh.inbound.clone());
         cell.set(mesh);
         let driver = Driver::new(services, snapshots.clone(), config.cluster.clone());
         tokio::join!(
             discovery
                 .of_cluster(&config.cluster)
+                .capturing(config.capture.is_some())
                 .with_metrics(metrics.control.clone())
                 .run(stop.clone()),
             keep_fresh_counted(
@@ -302,6 +351,7 @@ impl Control {
                 stop.clone(),
             ),
             driver.run(stop.clone()),
+            sweeper.run(stop.clone()),
             inbound.follow(snapshots.clone()),
             workload::follow(config.workload, registration, stop),
             open_when_known(gates.discovery, snapshots),
@@ -326,10 +376,6 @@ fn mesh(
         limits: PoolLimits::default(),
         nearest_gateway: None,
     };
-    let ports = config
-        .outbound
-        .iter()
-        .map(|outbound| (outbound.service.clone(), outbound.port));
     let inbound = Inbound::new(inbound::Means {
         material: reader.clone(),
         own: inbound::Own {
@@ -347,9 +393,13 @@ fn mesh(
         stop: stop.clone(),
     });
     Mesh {
-        source: Source::new(reader.clone(), Arc::new(Services::new(ports, means))),
+        source: Source::new(
+            reader.clone(),
+            Arc::new(Services::new(config.ports(), means)),
+        ),
         inbound,
         snapshots: snapshots.clone(),
+        used: None,
     }
 }
 

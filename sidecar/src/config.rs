@@ -36,6 +36,9 @@ pub struct Config {
     pub inbound_listen: SocketAddr,
     /// Where the workload's calls are accepted.
     pub outbound: Vec<Outbound>,
+    /// Port of loopback to which the packet filter leads the workload's calls; none: they are not
+    /// captured.
+    pub capture: Option<u16>,
     /// TCP address of the public admin face.
     pub admin_listen: SocketAddr,
     /// TCP address of the loopback admin face.
@@ -159,11 +162,19 @@ impl Config {
         EndpointId::from_uid(&self.workload.uid)
     }
 
-    /// The services that the workload calls.
-    pub(crate) fn services(&self) -> BTreeSet<ServiceKey> {
+    /// What the workload calls through explicit listeners.
+    pub(crate) fn ports(&self) -> BTreeSet<(ServiceKey, u16)> {
         self.outbound
             .iter()
-            .map(|outbound| outbound.service.clone())
+            .map(|outbound| (outbound.service.clone(), outbound.port))
+            .collect()
+    }
+
+    /// The services of these.
+    pub(crate) fn services(&self) -> BTreeSet<ServiceKey> {
+        self.ports()
+            .into_iter()
+            .map(|(service, _)| service)
             .collect()
     }
 
@@ -185,6 +196,7 @@ impl Config {
             "workload": self.workload.dump(),
             "inboundListen": self.inbound_listen.to_string(),
             "outbound": self.outbound.iter().map(outbound).collect::<Vec<_>>(),
+            "capture": self.capture.map(|port| serde_json::json!({ "port": port })),
             "adminListen": self.admin_listen.to_string(),
             "debugListen": self.debug_listen.to_string(),
             "drainGrace": format!("{:?}", self.drain_grace),

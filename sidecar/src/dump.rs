@@ -37,6 +37,11 @@ fn snapshot(snapshot: &Snapshot) -> Value {
         "gateways": snapshot.gateways.iter().map(gateway).collect::<Value>(),
         "peers": snapshot.peers.iter().map(peer).collect::<Value>(),
         "inbound": snapshot.inbound.iter().map(inbound).collect::<Value>(),
+        "vips": snapshot
+            .vips
+            .iter()
+            .map(|(address, vip)| (address.to_string(), json!({"service": vip.service, "ports": vip.ports})))
+            .collect::<Value>(),
         "bundles": snapshot
             .bundles
             .iter()

@@ -8,9 +8,11 @@
 //! A process calls [`Config::load`], [`bind`] and [`Bound::run`], in this order.
 
 mod bound;
+pub mod capture;
 mod config;
 mod dump;
 mod mesh;
+mod original_dst;
 #[cfg(test)]
 mod tests;
 mod workload;

@@ -9,12 +9,16 @@ use linkspan_dataplane::{
 };
 use tokio::sync::{SetOnce, watch};
 
+use crate::capture::Used;
+
 /// The mesh as the sidecar sees it.
 #[derive(Debug)]
 pub(crate) struct Mesh {
     pub(crate) source: Source,
     pub(crate) inbound: Inbound,
     pub(crate) snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// What captured calls use, where calls are captured.
+    pub(crate) used: Option<Used>,
 }
 
 /// Empty until there is a certificate. Clones are the same cell.

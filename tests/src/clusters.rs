@@ -113,6 +113,8 @@ pub struct Cluster<M> {
     /// Where servers without a sidecar listen, by name.
     servers: BTreeMap<String, SocketAddr>,
     services: Vec<Service>,
+    /// Addresses that stand for services.
+    vips: BTreeMap<String, Vec<IpAddr>>,
     processes: BTreeMap<String, Process>,
 }
 
@@ -164,6 +166,20 @@ impl<M: Machine> Cluster<M> {
         services: &[Service],
         gateways: usize,
     ) -> Result<Self> {
+        Self::start_with_vips(id, machine, services, gateways, &[]).await
+    }
+
+    /// The same, with addresses that stand for services.
+    ///
+    /// # Errors
+    /// See [`start`](Self::start).
+    pub async fn start_with_vips(
+        id: &'static str,
+        machine: M,
+        services: &[Service],
+        gateways: usize,
+        vips: &[(&str, &[IpAddr])],
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let federation = SocketAddr::new(machine.address(), machine.port()?);
         let mut cluster = Self {
@@ -179,6 +195,10 @@ impl<M: Machine> Cluster<M> {
             debug_faces: BTreeMap::new(),
             servers: BTreeMap::new(),
             services: services.to_vec(),
+            vips: vips
+                .iter()
+                .map(|(name, of)| (format!("{NAMESPACE}/{name}"), of.to_vec()))
+                .collect(),
             processes: BTreeMap::new(),
         };
         cluster.start_federation().await?;
@@ -225,6 +245,7 @@ impl<M: Machine> Cluster<M> {
             "adminListen": self.listen()?,
             "debugListen": self.debug()?,
             "failback": {"hold": "1s", "ramp": "1s"},
+            "clustersetIPs": self.vips,
         });
         self.run("federation", "federation", &config)?;
         let bundle = self.wait_for_bundle().await?;
@@ -507,6 +528,54 @@ impl<M: Machine> Cluster<M> {
         Ok(outbound)
     }
 
+    /// Configures the sidecar of a caller on a machine of its own; it takes captured calls at port
+    /// 15001 of loopback. Where its public admin face will be, and how it is started.
+    ///
+    /// # Errors
+    /// When federation makes no token.
+    pub async fn captured<N: Machine>(
+        &self,
+        name: &str,
+        machine: &N,
+    ) -> Result<(SocketAddr, Vec<String>)> {
+        let listen = || Ok::<_, anyhow::Error>(SocketAddr::new(machine.address(), machine.port()?));
+        let admin = listen()?;
+        let config = json!({
+            "cluster": self.id,
+            "federation": self.federation_client(NAMESPACE, name).await?,
+            "workload": {
+                "uid": format!("{}-{name}", self.id),
+                "namespace": NAMESPACE,
+                "serviceAccount": name,
+                "locality": {"region": self.region, "zone": self.zone},
+                "appAddress": machine.address(),
+                "ready": true,
+            },
+            "inboundListen": listen()?,
+            "capture": {},
+            "adminListen": admin,
+            "debugListen": SocketAddr::new([127, 0, 0, 1].into(), machine.port()?),
+            "drainGrace": "1s",
+            "accessLog": true,
+        });
+        let arguments = self.configure(&format!("{name}-sidecar"), "sidecar", &config)?;
+        Ok((admin, arguments))
+    }
+
+    /// Starts a process of Linkspan on another machine.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_on<N: Machine>(
+        &mut self,
+        machine: &N,
+        name: &str,
+        arguments: Vec<String>,
+    ) -> Result<()> {
+        let command = machine.command(&self.binary);
+        self.spawn_by(name, command, arguments)
+    }
+
     async fn sidecar(
         &mut self,
         name: &str,
@@ -612,20 +681,29 @@ impl<M: Machine> Cluster<M> {
     }
 
     fn run(&mut self, name: &str, part: &str, config: &Value) -> Result<()> {
+        let arguments = self.configure(name, part, config)?;
+        let binary = self.binary.clone();
+        self.spawn(name, &binary, arguments)
+    }
+
+    /// Writes the configuration of a part; tells with which arguments it runs.
+    fn configure(&self, name: &str, part: &str, config: &Value) -> Result<Vec<String>> {
         let path = self.dir.path().join(format!("{name}.yaml"));
         write_yaml(&path, config)?;
         let (parent, path) = (std::process::id().to_string(), path.display().to_string());
         let arguments = [lifeline::OPTION, &parent, "run", part, "--config", &path];
-        let binary = self.binary.clone();
-        self.spawn(name, &binary, arguments.map(str::to_owned).to_vec())
+        Ok(arguments.map(str::to_owned).to_vec())
     }
 
     fn spawn(&mut self, name: &str, program: &Path, arguments: Vec<String>) -> Result<()> {
+        let command = self.machine.command(program);
+        self.spawn_by(name, command, arguments)
+    }
+
+    fn spawn_by(&mut self, name: &str, mut command: Command, arguments: Vec<String>) -> Result<()> {
         let log = self.dir.path().join(format!("{name}.log"));
         let output = fs::File::options().create(true).append(true).open(&log)?;
-        let child = self
-            .machine
-            .command(program)
+        let child = command
             .args(&arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -1,7 +1,8 @@
-//! Two machines and a router between them, made of network namespaces.
+//! Two machines, a pod and a router between them, made of network namespaces.
 //!
 //! ```text
 //!   east 10.210.1.2 ── 10.210.1.1  router  10.210.2.1 ── 10.210.2.2 west
+//!                                  10.210.3.1 ── 10.210.3.2 pod
 //! ```
 //!
 //! Faults are put into the router, where neither side can see them: packets vanish,
@@ -9,7 +10,9 @@
 //! Everything is removed when the [`Lab`] is dropped.
 
 use std::{
+    fs::File,
     net::{IpAddr, Ipv4Addr},
+    os::fd::AsFd as _,
     path::Path,
     process::{Command, Stdio},
     sync::{
@@ -18,17 +21,20 @@ use std::{
     },
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::clusters::Machine;
 
-/// One of the two machines.
+/// One of the machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// 10.210.1.2
     East,
     /// 10.210.2.2
     West,
+    /// 10.210.3.2, and fd00:210:3::2 with a route to nowhere: for a workload with its sidecar
+    Pod,
 }
 
 impl Side {
@@ -38,6 +44,7 @@ impl Side {
         let net = match self {
             Self::East => 1,
             Self::West => 2,
+            Self::Pod => 3,
         };
         Ipv4Addr::new(10, 210, net, 2).into()
     }
@@ -46,6 +53,7 @@ impl Side {
         match self {
             Self::East => "east",
             Self::West => "west",
+            Self::Pod => "pod",
         }
     }
 }
@@ -61,7 +69,7 @@ pub enum Fault {
     Loss(u8),
 }
 
-/// Three namespaces; see the module.
+/// Four namespaces; see the module.
 #[derive(Debug)]
 pub struct Lab {
     prefix: String,
@@ -87,9 +95,21 @@ impl Lab {
         let router = self.namespace("router");
         ip(&["netns", "add", &router])?;
         ip(&["-n", &router, "link", "set", "lo", "up"])?;
-        for side in [Side::East, Side::West] {
+        for side in [Side::East, Side::West, Side::Pod] {
             self.connect(side, &router)?;
         }
+        let pod = self.namespace(Side::Pod.name());
+        let six = "fd00:210:3::2/64";
+        ip(&["-n", &pod, "address", "add", six, "dev", "eth0", "nodad"])?;
+        ip(&[
+            "-n",
+            &pod,
+            "route",
+            "add",
+            "default",
+            "via",
+            "fd00:210:3::1",
+        ])?;
         run(
             "ip",
             &[
@@ -167,6 +187,28 @@ impl Lab {
         command
     }
 
+    /// Does something there by this process itself; sockets that it makes stay there.
+    ///
+    /// # Errors
+    /// When the machine cannot be entered, and what `on_machine` says.
+    pub fn enter<T, F>(&self, side: Side, on_machine: F) -> Result<T>
+    where
+        T: Send,
+        F: FnOnce() -> Result<T> + Send,
+    {
+        let path = Path::new("/run/netns").join(self.namespace(side.name()));
+        let namespace = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        // A thread of its own, as it stays where it went.
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(namespace.as_fd(), kind)?;
+                on_machine()
+            });
+            there.join().map_err(|_| anyhow!("it panicked there"))?
+        })
+    }
+
     /// Replaces the present fault.
     ///
     /// # Errors
@@ -195,12 +237,36 @@ impl Lab {
     /// # Errors
     /// When `nft` refuses.
     pub fn swallowed(&self) -> Result<u64> {
-        let listing = self.on_router(&["nft", "list", "chain", "inet", "faults", "forward"])?;
+        self.count("forward")
+    }
+
+    fn count(&self, chain: &str) -> Result<u64> {
+        let listing = self.on_router(&["nft", "list", "chain", "inet", "faults", chain])?;
         let count = listing
             .split("packets ")
             .nth(1)
             .and_then(|rest| rest.split(' ').next());
         Ok(count.and_then(|count| count.parse().ok()).unwrap_or(0))
+    }
+
+    /// Counts packets that come to the router for this network from now on, whatever it does with
+    /// them; see [`seen`](Self::seen).
+    ///
+    /// # Errors
+    /// When `nft` refuses.
+    pub fn watch_for(&self, network: &str) -> Result<()> {
+        self.ruleset(&format!(
+            "add chain inet faults seen {{ type filter hook prerouting priority 0; }}\n\
+             flush chain inet faults seen\nadd rule inet faults seen ip daddr {network} counter"
+        ))
+    }
+
+    /// How many have come.
+    ///
+    /// # Errors
+    /// When `nft` refuses, or nothing is watched for.
+    pub fn seen(&self) -> Result<u64> {
+        self.count("seen")
     }
 
     /// Sets the largest packet that the path carries, in bytes; the machines learn of it only by
@@ -233,7 +299,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for role in ["east", "west", "router"] {
+        for role in ["east", "west", "pod", "router"] {
             let _ = Command::new("ip")
                 .args(["netns", "delete", &self.namespace(role)])
                 .stderr(Stdio::null())

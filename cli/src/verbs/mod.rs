@@ -1,6 +1,7 @@
 //! One file per verb; each has its `Args` and one function that does it.
 
 pub mod bundle;
+pub mod capture;
 pub mod completion;
 mod declared;
 pub mod demo;
@@ -38,6 +39,7 @@ pub fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Explain(args) => explain::explain(&args),
         Verb::Link(args) => link::link(args),
         Verb::Unlink(args) => link::unlink(&args),
+        Verb::Capture(args) => capture::capture(&args),
         Verb::Inject(args) => inject::inject(&args),
         Verb::Token(args) => token::token(args),
         Verb::Bundle(args) => bundle::bundle(&args),

@@ -66,6 +66,7 @@ pub fn client(
         instance: format!("{:032x}", rand::random::<u128>()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster: String::new(),
+        captures: false,
     };
     let metrics = ControlMetrics::detached();
     (
@@ -131,6 +132,13 @@ impl DiscoveryTask {
     #[must_use]
     pub fn of_cluster(mut self, cluster: &ClusterId) -> Self {
         self.hello.cluster = cluster.to_string();
+        self
+    }
+
+    /// Asks for all [`Snapshot::vips`].
+    #[must_use]
+    pub fn capturing(mut self, captures: bool) -> Self {
+        self.hello.captures = captures;
         self
     }
 

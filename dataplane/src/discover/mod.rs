@@ -11,7 +11,7 @@ mod records;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -48,6 +48,8 @@ pub struct Snapshot {
     /// Servers without a sidecar, for which to take calls (gateways); whom these admit is said in
     /// `inbound`.
     pub servers: Vec<UnmeshedServer>,
+    /// Which addresses stand for services of the clusterset (sidecars that capture).
+    pub vips: HashMap<IpAddr, Vip>,
     /// Number of the newest response applied, within its stream.
     pub revision: u64,
 }
@@ -71,6 +73,15 @@ impl Snapshot {
             .map(|peer| (peer.cluster.clone(), peer.usable))
             .collect()
     }
+}
+
+/// What an address stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vip {
+    /// The service.
+    pub service: ServiceKey,
+    /// Its Service ports.
+    pub ports: BTreeSet<u16>,
 }
 
 /// A replica of the own cluster's gateway.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Display,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::Arc,
     time::Duration,
@@ -19,7 +19,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::{
     ExportedService, GatewayInfo, ImportPort, InboundPort, InboundService, LinkInfo, PeerInfo,
-    Snapshot, TunnelAddress, UnmeshedServer, failover,
+    Snapshot, TunnelAddress, UnmeshedServer, Vip, failover,
 };
 
 /// Records of one stream; far above what a cluster has, to bound memory against a runaway server.
@@ -60,6 +60,7 @@ enum Record {
     Exported(ExportedService),
     Import(ImportPort),
     Server(UnmeshedServer),
+    Vip(IpAddr, Vip),
     /// The gateways of a peer that was unlinked, and the invitation of which the link came.
     Tombstone(SpiffeId, String),
 }
@@ -132,6 +133,7 @@ impl Records {
                 listen: port("listen", of.listen)?,
             }),
             Body::UnmeshedServer(of) => Record::Server(server(of)?),
+            Body::Vip(of) => vip(of)?,
         })
     }
 
@@ -187,6 +189,9 @@ impl Records {
                 Record::Inbound(inbound) => snapshot.inbound.push(inbound),
                 Record::Import(import) => snapshot.imports.push(import),
                 Record::Server(server) => snapshot.servers.push(server),
+                Record::Vip(address, vip) => {
+                    snapshot.vips.insert(address, vip);
+                }
                 Record::Endpoint(..) | Record::Bundle(_) => {}
             }
         }
@@ -327,6 +332,15 @@ fn server(server: v1::UnmeshedServer) -> Result<UnmeshedServer, RecordError> {
         ready: server.ready,
         addresses: ports.collect::<Result<_, _>>()?,
     })
+}
+
+fn vip(vip: v1::Vip) -> Result<Record, RecordError> {
+    let ports = vip.ports.into_iter().map(|value| port("ports", value));
+    let typed = Vip {
+        service: key(vip.service)?,
+        ports: ports.collect::<Result<_, _>>()?,
+    };
+    Ok(Record::Vip(parse("address", &vip.address)?, typed))
 }
 
 /// The typed form of a bundle on the wire, and the trust domain whose it is.

@@ -26,7 +26,7 @@ use linkspan_runtime::{
 };
 use linkspan_trust::MaterialReader;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{sleep_until, timeout, timeout_at},
 };
 use tracing::info;
@@ -221,6 +221,8 @@ type ByPort = BTreeMap<(ServiceKey, u16), Arc<Destination>>;
 #[derive(Debug)]
 pub struct Services {
     by_port: ArcSwap<ByPort>,
+    /// There may be destinations that know nothing yet.
+    followed: Notify,
     gateways: Arc<Gateways>,
     means: Means,
 }
@@ -250,6 +252,7 @@ impl Services {
     pub fn new(ports: impl IntoIterator<Item = (ServiceKey, u16)>, means: Means) -> Self {
         let this = Self {
             by_port: ArcSwap::default(),
+            followed: Notify::new(),
             gateways: Arc::new(Gateways::with_nearest(means.nearest_gateway)),
             means,
         };
@@ -258,7 +261,7 @@ impl Services {
     }
 
     /// Has one destination for each of `ports` and no other. Those that go close their connections
-    /// once these carry nothing. Called by one task only.
+    /// once these carry nothing. One call at a time.
     pub fn follow(&self, ports: BTreeSet<(ServiceKey, u16)>) {
         let before = self.by_port.load();
         let one = |(service, port): (ServiceKey, u16)| {
@@ -274,6 +277,7 @@ impl Services {
             }
         }
         self.by_port.store(Arc::new(next));
+        self.followed.notify_one();
     }
 
     /// The destination for a port of a service.
@@ -385,6 +389,7 @@ impl Driver {
                     return self.close().await;
                 },
                 () = self.services.gateways.learnt_more() => {}
+                () = self.services.followed.notified() => {}
                 () = sleep_until(due.into()) => {}
             }
             if Instant::now() >= sweep {

@@ -40,7 +40,7 @@ pub struct Declared {
     pub exports: BTreeMap<ServiceKey, DeclaredExport>,
     /// The addresses that stand for an import in this cluster: on Kubernetes, those of the Service
     /// that is derived from it. Traffic to them means the whole clusterset.
-    pub clusterset_ips: BTreeMap<ServiceKey, Vec<IpAddr>>,
+    pub clusterset_ips: Vips,
     /// Links by peer.
     pub links: BTreeMap<ClusterId, Link>,
     /// Failover policies.
@@ -123,6 +123,9 @@ pub struct Sourced {
     /// Its creation time where the resource itself gives none.
     pub created: SystemTime,
 }
+
+/// The addresses that stand for imports.
+pub type Vips = BTreeMap<ServiceKey, Vec<IpAddr>>;
 
 /// Links of a snapshot, by peer.
 pub type Links = BTreeMap<ClusterId, Link>;

@@ -5,6 +5,7 @@
 //! to it, so a peer never draws traffic that was not shared with it on purpose.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use self::local::{Local, Selection};
@@ -30,7 +31,7 @@ mod zone;
 
 pub use desired::{
     Desired, ExportedService, InboundPort, InboundService, Outgoing, PlannedLink, UnmeshedServer,
-    UnmeshedService,
+    UnmeshedService, Vip,
 };
 
 /// Everything that a plan is made from.
@@ -104,6 +105,7 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
         exported: plan_exported(known, &local),
         outgoing: plan_outgoing(known, &local),
         links: plan_links(known.peers),
+        vips: plan_vips(known.declared, &merged),
         export_conditions: conditions::of_exports(known, &merged),
         import_conditions: conditions::of_imports(known, &merged),
         policy_conditions: conditions::of_policies(known, &services),
@@ -117,6 +119,25 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
         import_ports: BTreeMap::new(),
         problems: known.declared.problems.clone(),
     }
+}
+
+/// An address stays what it is while nobody exports the service: who calls it does not mean anything
+/// else.
+fn plan_vips(declared: &Declared, merged: &BTreeMap<ServiceKey, Merged>) -> BTreeMap<IpAddr, Vip> {
+    let mut vips = BTreeMap::new();
+    for (service, addresses) in &declared.clusterset_ips {
+        let import = merged.get(service).map(|merged| &merged.import);
+        let ports = import.into_iter().flat_map(|import| &import.ports);
+        let vip = Vip {
+            service: service.clone(),
+            ports: ports.map(|port| port.port).collect(),
+        };
+        for address in addresses {
+            // Two services with one address would be somebody's mistake; the first one has it.
+            vips.entry(*address).or_insert_with(|| vip.clone());
+        }
+    }
+    vips
 }
 
 /// Every exported service, merged over this cluster and the peers.

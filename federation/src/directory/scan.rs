@@ -11,7 +11,7 @@ use std::{
 use aws_lc_rs::digest::{SHA256, digest};
 use linkspan_core::{
     OwnCluster,
-    declared::{Declared, Links, Sourced, assemble},
+    declared::{Declared, Links, Sourced, Vips, assemble},
     servers::leave_out_unserved,
 };
 use linkspan_resources::parse_documents;
@@ -39,15 +39,18 @@ pub(super) struct Scanner {
     files: BTreeMap<PathBuf, FileState>,
     /// Links of the last scan.
     in_force: Links,
+    /// The same in each snapshot.
+    vips: Vips,
 }
 
 impl Scanner {
-    pub(super) fn new(own: OwnCluster, directory: PathBuf) -> Self {
+    pub(super) fn new(own: OwnCluster, directory: PathBuf, vips: Vips) -> Self {
         Self {
             own,
             directory,
             files: BTreeMap::new(),
             in_force: Links::new(),
+            vips,
         }
     }
 
@@ -74,6 +77,7 @@ impl Scanner {
             .flat_map(|state| state.objects.iter().cloned());
         let mut declared = assemble(&self.own, &self.in_force, objects);
         leave_out_unserved(&mut declared);
+        declared.clusterset_ips.clone_from(&self.vips);
         self.in_force.clone_from(&declared.links);
         // Any file may be one of a link.
         declared.links_in_doubt |= !problems.is_empty();
@@ -215,7 +219,7 @@ spec:
 ";
 
     fn scanner(directory: &Path) -> Scanner {
-        Scanner::new(own_cluster("east"), directory.into())
+        Scanner::new(own_cluster("east"), directory.into(), Vips::new())
     }
 
     fn names(declared: &Declared) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use linkspan_core::{
     OwnCluster,
     backend::{Source, SourceError},
-    declared::Declared,
+    declared::{Declared, Vips},
 };
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::{
@@ -29,16 +29,18 @@ pub(crate) struct DirectorySource {
 }
 
 impl DirectorySource {
-    /// Watches `directory`, and reads it every `rescan` even without a sign of change.
+    /// Watches `directory`, and reads it every `rescan` even without a sign of change. No file says
+    /// which addresses stand for imports; `vips` does.
     pub(crate) fn watch(
         own: OwnCluster,
         directory: &Path,
         rescan: Duration,
+        vips: Vips,
     ) -> Result<Self, notify::Error> {
         let changed = Arc::new(Notify::new());
         let watcher = watcher(directory, Arc::clone(&changed))?;
         let (sender, snapshots) = watch::channel(None);
-        let scanner = Scanner::new(own, directory.into());
+        let scanner = Scanner::new(own, directory.into(), vips);
         let task = tokio::spawn(scan_all(
             scanner,
             watcher,

@@ -1,12 +1,12 @@
 //! The records of one proxy, from the newest world: those that everything else refers to first.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use linkspan_api::v1::{self, discover_record::Body};
 use linkspan_core::{
     Bundle, ClusterCapacity, ClusterId, Endpoint, Service, ServiceKey, TrustDomain,
     imports::{ImportPort, admitting},
-    plan::{ExportedService, InboundPort, InboundService, PlannedLink, UnmeshedServer},
+    plan::{ExportedService, InboundPort, InboundService, PlannedLink, UnmeshedServer, Vip},
 };
 
 use super::failover;
@@ -19,11 +19,13 @@ use crate::{
 };
 
 /// What a sidecar is told: roots, gateways, peers, what its own workload serves, and the
-/// services that it follows with their endpoints.
+/// services that it follows with their endpoints; and which address stands for which service, if it
+/// captures calls.
 pub(super) fn sidecar(
     world: &World,
     uid: &str,
     subscription: &BTreeSet<ServiceKey>,
+    captures: bool,
 ) -> Vec<v1::DiscoverRecord> {
     // Roots that no tunnel has proved yet are not for workloads.
     let pending = |domain: &TrustDomain| {
@@ -47,12 +49,24 @@ pub(super) fn sidecar(
             .flatten()
             .map(inbound),
     );
+    if captures {
+        records.extend(world.desired.vips.iter().map(vip));
+    }
     for key in subscription {
         if let Some(of) = world.desired.services.get(key) {
             records.extend(followed(of));
         }
     }
     records
+}
+
+fn vip((address, of): (&IpAddr, &Vip)) -> v1::DiscoverRecord {
+    let body = v1::Vip {
+        address: address.to_string(),
+        service: Some(wire_key(&of.service)),
+        ports: of.ports.iter().map(|port| u32::from(*port)).collect(),
+    };
+    record(format!("vip/{address}"), Body::Vip(body))
 }
 
 /// A service with its endpoints.

@@ -41,6 +41,8 @@ enum Role {
     Workload {
         uid: String,
         subscription: Option<BTreeSet<ServiceKey>>,
+        /// Whether it takes calls by their destination.
+        captures: bool,
     },
     Gateway {
         replica: String,
@@ -77,13 +79,16 @@ impl Session {
 
     async fn serve(&self, requests: &mut Requests) -> Result<(), Status> {
         let silence = self.shared.silence;
-        match next(requests, silence).await? {
-            Some(Message::Hello(hello)) => self.is_ours(&hello)?,
+        let captures = match next(requests, silence).await? {
+            Some(Message::Hello(hello)) => {
+                self.is_ours(&hello)?;
+                hello.captures
+            }
             Some(_) => return Err(Status::failed_precondition("the hello comes first")),
             None => return Ok(()),
-        }
+        };
         let role = match next(requests, silence).await? {
-            Some(Message::Workload(said)) => self.workload(said).await?,
+            Some(Message::Workload(said)) => self.workload(said, captures).await?,
             Some(Message::Gateway(said)) => self.gateway(said).await?,
             Some(_) => return Err(Status::failed_precondition("the registration comes second")),
             None => return Ok(()),
@@ -121,12 +126,17 @@ impl Session {
         )))
     }
 
-    async fn workload(&self, said: v1::WorkloadRegistration) -> Result<Role, Status> {
+    async fn workload(
+        &self,
+        said: v1::WorkloadRegistration,
+        captures: bool,
+    ) -> Result<Role, Status> {
         let uid = said.uid.clone();
         self.register_workload(said).await?;
         Ok(Role::Workload {
             uid,
             subscription: None,
+            captures,
         })
     }
 
@@ -301,7 +311,11 @@ impl Open<'_> {
             Role::Workload {
                 uid,
                 subscription: Some(services),
-            } => (records::sidecar(&world, uid, services), world.settled),
+                captures,
+            } => {
+                let records = records::sidecar(&world, uid, services, *captures);
+                (records, world.settled)
+            }
             Role::Workload {
                 subscription: None, ..
             } => return,

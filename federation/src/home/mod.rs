@@ -125,7 +125,8 @@ impl Backend {
         state: &StateDir,
         resources: &std::path::Path,
     ) -> Result<Self, BindError> {
-        let watched = DirectorySource::watch(own, resources, config.timers.rescan);
+        let watched =
+            DirectorySource::watch(own, resources, config.timers.rescan, config.vips.clone());
         let source = watched.map_err(|source| BindError::Resources {
             path: resources.to_owned(),
             source,

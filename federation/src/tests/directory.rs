@@ -31,6 +31,7 @@ impl SourceBench for Files {
             own_cluster("east"),
             self.0.path(),
             Duration::from_secs(3600),
+            Default::default(),
         )
         .unwrap()
     }

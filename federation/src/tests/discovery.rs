@@ -1,6 +1,7 @@
 //! What proxies are told, and what they may tell.
 
 use linkspan_api::v1::{discover_record::Body, discover_request::Message as Said};
+use linkspan_core::ServiceKey;
 use tonic::Code;
 
 use super::proxy::{Proxy, gateway, workload};
@@ -80,6 +81,33 @@ async fn a_workload_learns_what_it_serves_and_only_asked_for_services() {
         (inbound.ports[0].port, inbound.ports[0].target_port),
         (80, 8080)
     );
+    federation.stop().await;
+}
+
+#[tokio::test]
+async fn who_captures_learns_all_addresses_that_stand_for_services() {
+    let mut home = Home::new("east");
+    for (service, address) in [("checkout", "10.99.0.1"), ("nobodys", "fd99::1")] {
+        let key = ServiceKey::new("shop", service).unwrap();
+        home.vips.insert(key, vec![address.parse().unwrap()]);
+    }
+    home.declare("checkout.yaml", &service_yaml("checkout"));
+    home.declare("export.yaml", &export_yaml("checkout"));
+    let federation = home.start().await;
+    let client = federation.member("shop", "client").await;
+    let mut proxy = Proxy::open(&federation, &client).await.unwrap();
+    proxy
+        .say(Said::Workload(workload("client-1", "client")))
+        .await;
+    proxy.subscribe(&[]).await;
+    let ports = |proxy: &Proxy, key: &str| match proxy.records.get(key) {
+        Some(Body::Vip(vip)) => vip.ports.clone(),
+        _ => vec![0],
+    };
+    proxy
+        .until(|proxy| proxy.complete && ports(proxy, "vip/10.99.0.1") == [80])
+        .await;
+    assert!(ports(&proxy, "vip/fd99::1").is_empty(), "nobody exports it");
     federation.stop().await;
 }
 

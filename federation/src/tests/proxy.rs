@@ -46,6 +46,7 @@ impl Proxy {
             instance: "one".into(),
             version: "0".into(),
             cluster: cluster.into(),
+            captures: true,
         };
         requests.send(request(Said::Hello(hello))).await.unwrap();
         let opened = DiscoveryClient::new(channel)

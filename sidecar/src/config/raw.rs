@@ -17,6 +17,7 @@ use super::{
     Config, DRAIN_GRACE, IDLE_TIMEOUT, Outbound, Own, PROBE_INTERVAL, PROBE_TIMEOUT, Probe,
     Readiness, Workload, labels,
 };
+use crate::capture::rules::OUTBOUND_PORT;
 
 /// Longest uid: it is hashed, and shown to people.
 const MAX_UID: usize = 253;
@@ -30,6 +31,7 @@ pub(super) struct Raw {
     inbound_listen: String,
     #[serde(default)]
     outbound: Vec<RawOutbound>,
+    capture: Option<RawCapture>,
     admin_listen: String,
     debug_listen: String,
     drain_grace: Option<HumanDuration>,
@@ -100,6 +102,12 @@ struct RawOutbound {
     listen: String,
     service: String,
     port: NonZeroU16,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCapture {
+    port: Option<NonZeroU16>,
 }
 
 /// A port, also as a quoted key (as JSON writes keys).
@@ -183,6 +191,9 @@ pub(super) fn check(raw: Raw, mut problems: Problems) -> Result<Config, ConfigEr
             workload: workload?,
             inbound_listen: inbound_listen?,
             outbound,
+            capture: raw
+                .capture
+                .map(|capture| capture.port.map_or(OUTBOUND_PORT, NonZeroU16::get)),
             admin_listen: admin_listen?,
             debug_listen: debug_listen?,
             drain_grace: raw.drain_grace.map_or(DRAIN_GRACE, |grace| grace.0),
@@ -390,7 +401,9 @@ debugListen: 127.0.0.1:15021
         let config = load("uid: a, namespace: shop, serviceAccount: a", "").unwrap();
         assert_eq!(config.drain_grace, Duration::from_secs(30));
         assert_eq!(config.idle_timeout, Duration::from_secs(300));
-        assert!(!config.access_log && config.outbound.is_empty());
+        assert!(!config.access_log && config.outbound.is_empty() && config.capture.is_none());
+        let captured = load("uid: a, namespace: shop, serviceAccount: a", "capture: {}");
+        assert_eq!(captured.unwrap().capture, Some(15_001));
         assert_eq!(config.workload.readiness, Readiness::Fixed(true));
         let application = Application::Here {
             address: [127, 0, 0, 1].into(),
@@ -408,7 +421,8 @@ debugListen: 127.0.0.1:15021
         let rest = "outbound: [{listen: \"127.0.0.1:7001\", service: shop/b, port: 80}]
 drainGrace: 5s
 idleTimeout: 1m
-accessLog: true";
+accessLog: true
+capture: {port: 16001}";
         let config = load(workload, rest).unwrap();
         let application = Application::Here {
             address: [127, 0, 0, 2].into(),
@@ -424,6 +438,7 @@ accessLog: true";
         assert_eq!(config.workload.readiness, Readiness::Probe(probe));
         assert_eq!(config.outbound[0].service.to_string(), "shop/b");
         assert!(config.dump().to_string().contains("shop/b"));
+        assert_eq!(config.capture, Some(16_001));
     }
 
     #[test]

@@ -720,6 +720,9 @@ pub struct DiscoverHello {
     /// The cluster that the proxy's configuration names; empty if it names none.
     #[prost(string, tag = "3")]
     pub cluster: ::prost::alloc::string::String,
+    /// The proxy takes its workload's calls by their destination, and wants all `Vip` records.
+    #[prost(bool, tag = "4")]
+    pub captures: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkloadRegistration {
@@ -866,7 +869,7 @@ pub struct DiscoverRecord {
     pub key: ::prost::alloc::string::String,
     #[prost(
         oneof = "discover_record::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
     )]
     pub body: ::core::option::Option<discover_record::Body>,
 }
@@ -896,6 +899,8 @@ pub mod discover_record {
         ImportPort(super::ImportPort),
         #[prost(message, tag = "12")]
         UnmeshedServer(super::UnmeshedServer),
+        #[prost(message, tag = "13")]
+        Vip(super::Vip),
     }
 }
 /// A service that the proxy subscribed to, merged over the clusterset.
@@ -919,6 +924,18 @@ pub struct Service {
     /// Clusters that get no requests while anything else is healthy.
     #[prost(string, repeated, tag = "7")]
     pub drained: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// An address that stands for a service of the clusterset in this cluster, to sidecars that capture
+/// calls. All of them, whatever the proxy subscribed to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Vip {
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub service: ::core::option::Option<ServiceKey>,
+    /// Its Service ports; others of this address lead nowhere.
+    #[prost(uint32, repeated, tag = "3")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
 }
 /// What one cluster contributes to a service.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -1,7 +1,7 @@
 //! What should be, as data.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::dns::Zone;
@@ -32,6 +32,8 @@ pub struct Desired {
     pub import_ports: BTreeMap<ImportPort, u16>,
     /// What DNS says of the imports.
     pub zone: Arc<Zone>,
+    /// Which address stands for which service of the clusterset in this cluster.
+    pub vips: BTreeMap<IpAddr, Vip>,
     /// Conditions of our ServiceExports.
     pub export_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
     /// Conditions of the imports.
@@ -42,6 +44,15 @@ pub struct Desired {
     pub link_conditions: BTreeMap<ClusterId, Vec<Condition>>,
     /// What is wrong with what is declared.
     pub problems: Vec<String>,
+}
+
+/// What an address stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vip {
+    /// Which service.
+    pub service: ServiceKey,
+    /// Its Service ports; none while nobody exports the service.
+    pub ports: Vec<u16>,
 }
 
 /// A service that a workload serves.

@@ -259,6 +259,21 @@ fn a_service_that_only_peers_have_is_imported() {
 }
 
 #[test]
+fn an_address_stands_for_its_service_also_while_nobody_exports_it() {
+    let mut world = World::new();
+    let address = "10.99.0.1".parse().unwrap();
+    let ips = &mut world.declared.clusterset_ips;
+    ips.insert(service("shop/checkout"), vec![address]);
+    let vip = |ports: &[u16]| Vip {
+        service: service("shop/checkout"),
+        ports: ports.to_vec(),
+    };
+    assert_eq!(world.plan().vips[&address], vip(&[]));
+    world.link("west", west_checkout());
+    assert_eq!(world.plan().vips[&address], vip(&[80]));
+}
+
+#[test]
 fn endpoints_without_an_export_contribute_nothing() {
     let mut world = World::new();
     world.link("west", vec![remote_endpoint("west", "shop/checkout", "w1")]);

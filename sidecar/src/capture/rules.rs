@@ -1,0 +1,172 @@
+//! The packet filter's rules that lead an application's connections to its sidecar: text for `nft`,
+//! made here and loaded by `linkspan capture up`.
+//!
+//! No loop is possible: what the sidecar's own user sends is left alone, and so is loopback, to which
+//! what was redirected goes. All of it is in one table of our own, which replaces its former self in
+//! one transaction and takes everything along when it goes.
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use ipnet::IpNet;
+
+/// Name of the table, in the family `inet`.
+pub const TABLE: &str = "linkspan_capture";
+/// Port of loopback on which a sidecar takes captured calls.
+pub const OUTBOUND_PORT: u16 = 15_001;
+/// The user as whom a sidecar runs that is injected into pods; no application may run as it, or its
+/// calls would be taken for the sidecar's.
+pub const SIDECAR_UID: u32 = 15_000;
+
+/// What is led to the sidecar. TCP only: nothing else is ever touched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirection {
+    /// The sidecar's port of loopback.
+    pub to: u16,
+    /// As whom the sidecar runs.
+    pub uid: u32,
+    /// Ports that are called directly.
+    pub except_ports: BTreeSet<u16>,
+    /// Addresses that are called directly.
+    pub except_networks: BTreeSet<IpNet>,
+}
+
+impl Default for Redirection {
+    fn default() -> Self {
+        Self {
+            to: OUTBOUND_PORT,
+            uid: SIDECAR_UID,
+            except_ports: BTreeSet::new(),
+            except_networks: BTreeSet::new(),
+        }
+    }
+}
+
+impl Redirection {
+    /// The rules, in place of all that were there: one transaction, the same however often. The
+    /// priority is that of destination NAT, by number: old versions of `nft` know no name for it here.
+    #[must_use]
+    pub fn ruleset(&self) -> String {
+        let mut rules = removal();
+        let _ = writeln!(rules, "table inet {TABLE} {{");
+        let _ = writeln!(rules, "\tchain outbound {{");
+        let _ = writeln!(
+            rules,
+            "\t\ttype nat hook output priority -100; policy accept;"
+        );
+        for rule in self.rules() {
+            let _ = writeln!(rules, "\t\t{rule}");
+        }
+        rules.push_str("\t}\n}\n");
+        rules
+    }
+
+    /// In the order in which a packet meets them; only the first packet of a connection does.
+    fn rules(&self) -> Vec<String> {
+        let mut rules = vec![
+            "meta l4proto != tcp return".to_owned(),
+            // The sidecar's own calls, or they would come back to it.
+            format!("meta skuid {} return", self.uid),
+            // Whatever stays on this machine: loopback, and its own addresses.
+            "oifname \"lo\" return".to_owned(),
+        ];
+        for (family, networks) in [
+            (
+                "ip",
+                self.networks(|network| matches!(network, IpNet::V4(_))),
+            ),
+            (
+                "ip6",
+                self.networks(|network| matches!(network, IpNet::V6(_))),
+            ),
+        ] {
+            if !networks.is_empty() {
+                rules.push(format!(
+                    "{family} daddr {{ {} }} return",
+                    networks.join(", ")
+                ));
+            }
+        }
+        if !self.except_ports.is_empty() {
+            let ports: Vec<_> = self.except_ports.iter().map(u16::to_string).collect();
+            rules.push(format!("tcp dport {{ {} }} return", ports.join(", ")));
+        }
+        rules.push(format!("meta l4proto tcp redirect to :{}", self.to));
+        rules
+    }
+
+    /// Those of one family, none of which is part of another: sets of the packet filter refuse that.
+    fn networks(&self, family: impl Fn(&IpNet) -> bool) -> Vec<String> {
+        let networks: Vec<_> = self.except_networks.iter().copied().collect();
+        let merged = IpNet::aggregate(&networks);
+        merged
+            .iter()
+            .filter(|network| family(network))
+            .map(ToString::to_string)
+            .collect()
+    }
+}
+
+/// What takes the table away, also where there is none.
+#[must_use]
+pub fn removal() -> String {
+    format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(change: impl FnOnce(&mut Redirection)) -> String {
+        let mut redirection = Redirection::default();
+        change(&mut redirection);
+        redirection.ruleset()
+    }
+
+    #[track_caller]
+    fn before(rules: &str, first: &str, then: &str) {
+        let place = |text| {
+            rules
+                .find(text)
+                .unwrap_or_else(|| panic!("no `{text}` in {rules}"))
+        };
+        assert!(place(first) < place(then), "{rules}");
+    }
+
+    #[test]
+    fn all_tcp_goes_to_the_sidecar_but_its_own_and_what_stays_here() {
+        let rules = rules(|_| {});
+        let redirect = "redirect to :15001";
+        before(&rules, "meta l4proto != tcp return", redirect);
+        before(&rules, "meta skuid 15000 return", redirect);
+        before(&rules, "oifname \"lo\" return", redirect);
+        assert!(!rules.contains("daddr") && !rules.contains("dport"));
+    }
+
+    #[test]
+    fn the_table_replaces_itself_in_one_transaction() {
+        let rules = rules(|_| {});
+        assert!(rules.starts_with(&removal()));
+        before(&rules, "add table", "delete table");
+        before(&rules, "delete table", "table inet linkspan_capture {");
+    }
+
+    #[test]
+    fn what_is_excepted_is_named_by_family() {
+        let rules = rules(|rules| {
+            rules.to = 16_001;
+            rules.uid = 7;
+            rules.except_ports = [25, 5432].into();
+            rules.except_networks = ["10.0.0.0/8", "10.1.0.0/16", "fd00::/8", "192.0.2.7/32"]
+                .map(|network| network.parse().unwrap())
+                .into();
+        });
+        assert!(
+            rules.contains("ip daddr { 10.0.0.0/8, 192.0.2.7/32 } return"),
+            "{rules}"
+        );
+        assert!(rules.contains("ip6 daddr { fd00::/8 } return"), "{rules}");
+        assert!(rules.contains("tcp dport { 25, 5432 } return"), "{rules}");
+        assert!(rules.contains("meta skuid 7 return"), "{rules}");
+        before(&rules, "tcp dport", "redirect to :16001");
+    }
+}
