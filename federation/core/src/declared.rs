@@ -10,6 +10,7 @@ use linkspan_resources::{Object, ServiceType};
 
 use crate::direct::DirectEndpoint;
 use crate::failover::{DeclaredPolicy, Policies};
+use crate::join::{BadInvitationId, InvitationId};
 use crate::model::{
     AppProtocol, Bundle, ClusterId, ImportFilter, ImportType, Link, OwnCluster, ServiceKey,
     ServicePort, SessionAffinity, SpiffeId, TrustDomain,
@@ -22,6 +23,10 @@ mod tests;
 /// Annotation of a ServiceExport: whether callers without a sidecar may use the service, `allow` or
 /// (the default) `deny`.
 pub const UNMESHED_CLIENTS: &str = "linkspan.io/unmeshed-clients";
+
+/// Annotation of a ClusterLink that federation made: the id of the invitation of which it came. The
+/// peer names it when it has removed the link, so that no other is removed by a late word.
+pub const MADE_BY: &str = "linkspan.io/invitation";
 
 /// Sequence of a declared bundle: lower than any that a peer announces.
 const DECLARED_SEQUENCE: u64 = 0;
@@ -399,6 +404,7 @@ fn link_of(link: resources::ClusterLink) -> Result<Link, String> {
     let bundle = Bundle::from_pem(DECLARED_SEQUENCE, spec.bundle.as_bytes()).map_err(|error| {
         format!("spec.bundle: {error}; paste the peer's roots as `linkspan` prints them there")
     })?;
+    let made_by = made_by(&link.metadata)?;
     let gateway_id = pinned(
         spec.gateway_id,
         "gatewayID",
@@ -422,7 +428,22 @@ fn link_of(link: resources::ClusterLink) -> Result<Link, String> {
         imports: ImportFilter {
             patterns: spec.imports,
         },
+        made_by,
         pending: false,
+    })
+}
+
+/// What federation noted when it made the link: so the link is known by its invitation although the
+/// book of links was lost, or the declaration was away for a while.
+fn made_by(metadata: &resources::Metadata) -> Result<Option<InvitationId>, String> {
+    let noted = metadata.annotations.get(MADE_BY);
+    let id = noted.map(|noted| noted.parse()).transpose();
+    id.map_err(|BadInvitationId| {
+        format!(
+            "metadata.annotations[{MADE_BY}]: found {:?}; federation notes the id of the link's \
+             invitation there, 32 hexadecimal digits: leave it as it was, or take the annotation away",
+            noted.map_or("", String::as_str)
+        )
     })
 }
 

@@ -14,6 +14,8 @@ pub use linkspan_routing::{
 };
 pub use linkspan_trust::{Bundle, SpiffeId, TrustDomain, WorkloadId};
 
+use crate::join::InvitationId;
+
 /// Who this federation is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnCluster {
@@ -159,6 +161,8 @@ pub struct Link {
     pub allow_loopback: bool,
     /// What the peer may contribute.
     pub imports: ImportFilter,
+    /// The invitation of which the link came, as its declaration says; `None` where somebody wrote it.
+    pub made_by: Option<InvitationId>,
     /// Made by invitation, and no tunnel has been up yet: gateways and federations may meet, but
     /// no data passes. Never declared; the book of links says so.
     pub pending: bool,

@@ -293,6 +293,7 @@ impl Peer {
         }
         let same_peer = Link {
             addresses: self.link.addresses.clone(),
+            made_by: self.link.made_by,
             pending: self.link.pending,
             ..(*former).clone()
         };

@@ -92,6 +92,7 @@ pub fn link(cluster: &str) -> Link {
         trust_domain,
         allow_loopback: false,
         imports: ImportFilter::default(),
+        made_by: None,
         pending: false,
     }
 }

@@ -101,7 +101,7 @@ pub(crate) fn as_seen(found: &DynamicObject) -> DeleteParams {
     })
 }
 
-/// Makes an object, or gives the one that is there its spec. `check` says whether that may be
+/// Makes an object, or gives the one that is there its spec and annotations. `check` says whether that may be
 /// done to the one that is there; false where it is to be left as it is. True if something was
 /// written.
 pub(crate) async fn put<E: From<Unwritten>>(
@@ -121,10 +121,15 @@ pub(crate) async fn put<E: From<Unwritten>>(
             None => api.create(&params, wanted).await,
             Some(mut found) => {
                 let spec = &wanted.data["spec"];
-                if !check(&found)? || found.data["spec"] == *spec {
+                let notes = wanted.annotations();
+                let noted = notes
+                    .iter()
+                    .all(|(key, word)| found.annotations().get(key) == Some(word));
+                if !check(&found)? || found.data["spec"] == *spec && noted {
                     return Ok(false);
                 }
                 found.data["spec"].clone_from(spec);
+                found.annotations_mut().extend(notes.clone());
                 // With the version that was read: a change of somebody else's is never lost.
                 api.replace(&name, &params, &found).await
             }

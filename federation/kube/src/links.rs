@@ -38,8 +38,9 @@ impl LinkHome for KubernetesLinks {
                 what: what(name),
                 source,
             };
-            let wanted = document(&cluster_link(), "", name, json!(link.spec))
+            let mut wanted = document(&cluster_link(), "", name, json!(link.spec))
                 .map_err(|error| fail(error.into()))?;
+            wanted.metadata.annotations = Some(link.metadata.annotations.clone());
             // An operator has just said so: what was declared of this very peer before gives way.
             let check = |found: &DynamicObject| match is_same_peer(found, &link.spec) {
                 true => Ok(true),

@@ -72,6 +72,12 @@ impl State {
         {
             problems.push(trouble.to_owned());
         }
+        if tunnel.gateways_up == 0
+            && self.gateways.removals(cluster).next().is_some()
+            && !self.last.removed.contains_key(cluster)
+        {
+            problems.push(of_another(cluster));
+        }
         let book = Arc::clone(&self.book.borrow());
         let joined = book.joined(cluster, &peer.link.trust_domain);
         let until = joined.and_then(Joined::pending_until);
@@ -139,6 +145,15 @@ fn problems(declared: &Declared, book: &LinkBook) -> Vec<String> {
         )
     });
     declared.problems.iter().cloned().chain(lost).collect()
+}
+
+/// What the peer says cannot be told to be about this link; so nothing is done about it.
+fn of_another(cluster: &ClusterId) -> String {
+    format!(
+        "`{cluster}` says that it has removed a link to this cluster, but not of which one this is: \
+         it names another invitation, or this one is new. If nothing connects, remove this side, \
+         too (`linkspan link remove {cluster}`)"
+    )
 }
 
 fn imports(peer: &PeerView) -> Vec<String> {

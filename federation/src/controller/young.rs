@@ -69,7 +69,7 @@ impl Young {
         book: &LinkBook,
     ) -> BTreeMap<ClusterId, Option<InvitationId>> {
         let links = declared.links.iter().filter_map(|(cluster, link)| {
-            let made_by = book.made_by(cluster, &link.trust_domain);
+            let made_by = book.origin(link);
             let meant = gateways
                 .removals(cluster)
                 .any(|of| of.invitation == made_by);
@@ -149,6 +149,15 @@ mod tests {
         report(&mut gateways, true, Some(Some(second)));
         let removed = young.removed(&declared, &gateways, &book);
         assert_eq!(removed, [(cluster.clone(), Some(second))].into());
+        // The book was lost, and the declaration still says of what it came.
+        let mut noted = declared.clone();
+        let of_west = noted.links.get_mut(&cluster).unwrap();
+        of_west.made_by = Some(second);
+        let lost = LinkBook::default();
+        let removed = young.removed(&noted, &gateways, &lost);
+        assert_eq!(removed, [(cluster.clone(), Some(second))].into());
+        noted.links.get_mut(&cluster).unwrap().made_by = Some(first);
+        assert!(young.removed(&noted, &gateways, &lost).is_empty());
         // Declared by hand since: what came of the invitation is not this link.
         book.remove(&cluster, None, wall);
         assert!(young.removed(&declared, &gateways, &book).is_empty());

@@ -64,7 +64,8 @@ impl Linker {
             true => String::new(),
             false => {
                 self.note(&invitation, expires).await?;
-                self.declare(&peer, allow_loopback, imports).await?
+                self.declare(&peer, invitation.id, allow_loopback, imports)
+                    .await?
             }
         };
         tracing::info!(peer = %peer.cluster, "accepted an invitation; pending until the first tunnel");
@@ -208,8 +209,9 @@ impl Linker {
         let (cluster, domain) = (&invitation.cluster, &invitation.trust_domain);
         let world = Arc::clone(&self.worlds.borrow());
         let declared = world.declared.links.get(cluster);
-        declared.is_some_and(|link| link.trust_domain == *domain)
-            && self.store.current().made_by(cluster, domain) == Some(invitation.id)
+        declared.is_some_and(|link| {
+            link.trust_domain == *domain && self.store.current().origin(link) == Some(invitation.id)
+        })
     }
 
     /// Before the link is declared, so that it is never taken for one that is proved.

@@ -235,7 +235,12 @@ async fn take(linker: &Linker, request: &Request, came: SystemTime) -> Result<Sy
     let consumed = consume(linker, request, accepter).await?;
     let Consumed { offer, expires } = consumed;
     linker
-        .declare(card, offer.allow_loopback, offer.imports)
+        .declare(
+            card,
+            request.invitation,
+            offer.allow_loopback,
+            offer.imports,
+        )
         .await?;
     Ok(expires)
 }

@@ -143,7 +143,7 @@ async fn clean(
             return Ok(());
         };
         // It may have been made anew since that world was.
-        let made_by = book.made_by(cluster, &link.trust_domain);
+        let made_by = book.origin(link);
         return match world.removed.get(cluster) == Some(&made_by) {
             true => linker.unlink(cluster, &link.trust_domain, None).await,
             false => Ok(()),

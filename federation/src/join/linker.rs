@@ -8,7 +8,7 @@ use std::{
 use linkspan_core::{
     Address, ClusterId, Link, OwnCluster, SpiffeId, TrustDomain,
     backend::LinkHome,
-    declared::{Links, Sourced, assemble},
+    declared::{Links, MADE_BY, Sourced, assemble},
     join::{
         Clocks, Invitation, InvitationId, LinkBook, Offer, Problem, Refusal, Seed, Site, public_key,
     },
@@ -217,10 +217,11 @@ impl Linker {
     pub(crate) async fn declare(
         &self,
         peer: &Card,
+        made_by: InvitationId,
         allow_loopback: bool,
         imports: Option<Vec<ImportPattern>>,
     ) -> Result<String, Refusal> {
-        let link = cluster_link(peer, allow_loopback, imports);
+        let link = cluster_link(peer, made_by, allow_loopback, imports);
         check_readable(&self.own, &link)?;
         self.home.declare(&link).await.map_err(|error| {
             let reason = linkspan_runtime::process::chain(&error);
@@ -236,22 +237,22 @@ impl Linker {
     pub(crate) fn present(&self, cluster: &ClusterId) -> Option<Present> {
         let (world, book) = (Arc::clone(&self.worlds.borrow()), self.store.current());
         let declared = world.declared.links.get(cluster);
-        let domain = match declared {
-            Some(link) => link.trust_domain.clone(),
-            None => {
-                let (_, joined) = book.links().find(|(name, _)| *name == cluster)?;
-                joined.trust_domain.clone()
-            }
-        };
-        let made_by = book.made_by(cluster, &domain);
-        Some(Present { domain, made_by })
+        if let Some(link) = declared {
+            return Some(Present {
+                domain: link.trust_domain.clone(),
+                made_by: book.origin(link),
+            });
+        }
+        let (_, joined) = book.links().find(|(name, _)| *name == cluster)?;
+        Some(Present {
+            domain: joined.trust_domain.clone(),
+            made_by: joined.invitation,
+        })
     }
 
     /// Whether the link to `cluster` is known to have come of another invitation than `id`.
     pub(crate) fn is_another(&self, cluster: &ClusterId, id: &str) -> bool {
-        let book = self.store.current();
-        let held = book.links().find(|(name, _)| *name == cluster);
-        let known = held.and_then(|(_, held)| held.invitation);
+        let known = self.present(cluster).and_then(|present| present.made_by);
         !id.is_empty() && known.is_some_and(|known| known.to_string() != id)
     }
 
@@ -380,12 +381,14 @@ impl Linker {
 /// The link, as an operator would have declared it.
 fn cluster_link(
     peer: &Card,
+    made_by: InvitationId,
     allow_loopback: bool,
     imports: Option<Vec<ImportPattern>>,
 ) -> ClusterLink {
     ClusterLink {
         metadata: Metadata {
             name: peer.cluster.to_string(),
+            annotations: [(MADE_BY.to_owned(), made_by.to_string())].into(),
             ..Metadata::default()
         },
         spec: ClusterLinkSpec {

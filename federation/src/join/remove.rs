@@ -137,7 +137,7 @@ impl Linker {
             federation: link.federation_id.clone(),
         };
         let book = self.store.current();
-        let made_by = book.made_by(&link.cluster, &link.trust_domain);
+        let made_by = book.origin(link);
         let told = timeout(TELLING, ask_to_unlink(&*self.peers, &peer, made_by)).await;
         let late = || format!("it did not answer within {} s", TELLING.as_secs());
         told.map_err(|_| late())?

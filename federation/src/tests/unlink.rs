@@ -10,6 +10,7 @@ use linkspan_api::v1::{
     self, discover_request::Message as Said, discovery_client::DiscoveryClient,
     sync_client::SyncClient,
 };
+use linkspan_core::declared::MADE_BY;
 use linkspan_trust::{CertificateAuthority, SpiffeId};
 use tonic::{Code, transport::Channel};
 
@@ -242,6 +243,47 @@ async fn a_link_that_cannot_be_removed_does_not_stop_the_others() {
     home.declare("north.yaml", &good);
     east.until("no north", |world| !linked(world, "north"))
         .await;
+    east.stop().await;
+}
+
+/// Whose book was lost, or whose declaration was away for a while: it is still that link.
+#[tokio::test]
+async fn a_link_is_known_by_its_declaration_where_the_book_is_lost() {
+    let home = Home::new("east");
+    for (peer, invitation) in [
+        ("west", INVITATION),
+        ("north", &INVITATION.replace("00", "99")),
+    ] {
+        let noted = format!("{{name: {peer}, annotations: {{{MADE_BY}: \"{invitation}\"}}}}");
+        let yaml = link_yaml(peer).replacen(&format!("{{name: {peer}}}"), &noted, 1);
+        home.declare(&format!("{peer}.yaml"), &yaml);
+    }
+    let east = home.start().await;
+    east.until("the links", |world| world.declared.links.len() == 2)
+        .await;
+    let material = east.gateway().await;
+    let proxy = Proxy::open(&east, &material).await.unwrap();
+    let mut told = told_removed(&["north", "west"]);
+    if let Said::LinkHealth(health) = &mut told {
+        for peer in &mut health.peers {
+            peer.removed_invitation = INVITATION.into();
+        }
+    }
+    let _living = proxy.live(Said::Gateway(gateway("gateway-1")), vec![told]);
+    let world = east.until("no west", |world| !linked(world, "west")).await;
+    // That was not about north, which says so.
+    assert!(linked(&world, "north"));
+    let status = east.operator().await.status(v1::StatusRequest {}).await;
+    let links = status.unwrap().into_inner().links;
+    let north = links.iter().find(|of| of.cluster == "north").unwrap();
+    assert!(
+        north
+            .problems
+            .iter()
+            .any(|of| of.contains("linkspan link remove north")),
+        "{:?}",
+        north.problems
+    );
     east.stop().await;
 }
 

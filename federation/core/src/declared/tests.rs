@@ -237,3 +237,21 @@ fn nobody_takes_the_trust_domain_of_a_link_in_force() {
         [("alpha", "west.test"), ("west", "new.test")]
     );
 }
+
+#[test]
+fn a_link_says_of_which_invitation_it_came() {
+    let noted = |id: &str| {
+        let named = format!("{{name: west, annotations: {{{MADE_BY}: \"{id}\"}}}}");
+        link_text("west", "west.test").replacen("{name: west}", &named, 1)
+    };
+    let id = "00112233445566778899aabbccddeeff";
+    let declared = assembled(&[("west.yaml", noted(id))]);
+    let made_by = |of: &Declared| of.links.values().next().unwrap().made_by;
+    assert_eq!(made_by(&declared), Some(id.parse().unwrap()));
+    let wrong = assembled(&[("west.yaml", noted("west-1"))]);
+    problem(&wrong, &["west.yaml", MADE_BY, "west-1", "32 hexadecimal"]);
+    assert!(wrong.links.is_empty());
+    // A bad note takes no good link away.
+    let kept = assembled_upon(&declared.links, &[("west.yaml", noted("west-1"))]);
+    assert_eq!(made_by(&kept), Some(id.parse().unwrap()));
+}

@@ -191,7 +191,14 @@ impl LinkBook {
         (joined.trust_domain == *domain).then_some(joined)
     }
 
-    /// The invitation of which the link to `cluster` came; `None` where it was declared.
+    /// The invitation of which a declared link came: as the book has it, or else, where the book
+    /// was lost or the declaration was away, as the declaration says.
+    pub fn origin(&self, link: &Link) -> Option<InvitationId> {
+        let known = self.made_by(&link.cluster, &link.trust_domain);
+        known.or(link.made_by)
+    }
+
+    /// The invitation of which the book knows that the link to `cluster` came of it.
     pub fn made_by(&self, cluster: &ClusterId, domain: &TrustDomain) -> Option<InvitationId> {
         self.joined(cluster, domain)?.invitation
     }
@@ -453,7 +460,7 @@ impl LinkBook {
             cluster: link.cluster.clone(),
             gateway_id: link.gateway_id.clone(),
             roots: link.bundle.to_pem(),
-            invitation: self.made_by(cluster, &link.trust_domain).or(named),
+            invitation: self.origin(link).or(named),
             until_unix: unix(now + TOMBSTONE_LIFE),
         };
         self.tombstones.insert(link.trust_domain.clone(), tombstone);

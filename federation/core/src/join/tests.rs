@@ -179,6 +179,17 @@ fn a_link_that_is_being_removed_never_becomes_active() {
 }
 
 #[test]
+fn where_the_book_was_lost_the_declaration_names_the_tombstone() {
+    let (mut book, mut east) = (LinkBook::default(), link("east"));
+    east.made_by = Some(ID);
+    assert_eq!(book.origin(&east), Some(ID));
+    book.begin_removal(&east.cluster, Some(&east.trust_domain), Some(&east), now());
+    book.remove(&east.cluster, Some(&east), now());
+    let stones: Vec<_> = book.tombstones().map(|(_, of)| of.invitation).collect();
+    assert_eq!(stones, [Some(ID)]);
+}
+
+#[test]
 fn a_declared_link_is_marked_too_and_came_of_nothing() {
     let (mut book, east) = (LinkBook::default(), link("east"));
     book.begin_removal(&east.cluster, None, None, now());

@@ -1,10 +1,11 @@
 //! What an operator declares through federation, links included, and what is said of policies.
 
-use kube::Client;
 use kube::api::DeleteParams;
+use kube::{Client, ResourceExt as _};
 use linkspan_core::backend::{
     Declarations as _, DeclareError, LinkHome as _, Removals, Sink as _, Source as _,
 };
+use linkspan_core::declared::MADE_BY;
 use linkspan_core::plan::Desired;
 use linkspan_core::testing::{self, own};
 use linkspan_core::{Condition, ConditionStatus, ServiceKey};
@@ -181,6 +182,15 @@ async fn a_link_is_replaced_by_one_to_the_same_peer_only() {
     let mut wider = link(&roots);
     wider.spec.allow_loopback = true;
     links.declare(&wider).await.expect("declares again");
+    // Of another invitation, and otherwise the same.
+    let noted = [(MADE_BY.to_owned(), "of another".to_owned())];
+    wider.metadata.annotations = noted.into();
+    links.declare(&wider).await.expect("notes it");
+    let found = api_of(&client, &object).get("declared").await;
+    assert_eq!(
+        found.expect("it is there").annotations()[MADE_BY],
+        "of another"
+    );
     let mut other_domain = link(&roots);
     other_domain.spec.trust_domain = "other.test".into();
     for other in [link(&others), other_domain] {
