@@ -44,7 +44,7 @@ use tonic::transport::Server;
 
 use crate::{
     bound::{Bound, own_cluster},
-    config::Config,
+    config::{Config, Home},
     controller::{self, Foundation, INPUTS, Input, State, World},
     discovery::{self, AppliedReader, AppliedWriter, DiscoveryService, applied, gate},
     dns, dumps,
@@ -355,6 +355,10 @@ impl Site {
             own: self.own.clone(),
             own_bundle: self.issuer.authority.bundle(),
             failback: self.config.failback,
+            derives: match self.config.home {
+                Home::Kubernetes { .. } => Some(self.config.locality.clone()),
+                Home::Directory { .. } => None,
+            },
             peers,
             lease: timers.lease,
             keep_owners: timers.svid_lifetime + timers.lease + OWNERS_MARGIN,

@@ -1,8 +1,38 @@
-//! Services that stand for imports where clients without a sidecar look for them: their names.
+//! What stands for an import where clients without a sidecar look for it: a Service of its own, whose
+//! address means the whole clusterset, and EndpointSlices that say where that address leads.
+//!
+//! A slice is of one source cluster and one port. For another cluster it lists our gateways, at the
+//! port that stands for the import; for our own the endpoints themselves, as the cluster's proxies
+//! would reach them. Those proxies spread connections evenly over all entries that are ready; they
+//! know no shares. So which entries are ready says *where to*, and [`shares`] says it by the same
+//! function that sidecars and gateways run:
+//!
+//! | shares | ready |
+//! |---|---|
+//! | all at home | our own endpoints, and no gateway |
+//! | none at home | gateways, in the slices of those clusters that have a share |
+//! | both | gateways alone, if they may lead home, too: they keep to the shares. Else both |
+//!
+//! A gateway chooses among clusters by itself. It is listed in the slice of each cluster that has a
+//! share, so that each slice goes with its cluster; whoever spreads by address counts it once, and
+//! who reads one slice sees a way there. The own endpoints are never ready beside gateways that lead
+//! to them, or home would be counted twice.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use crate::model::ServiceKey;
+use crate::direct::Entry;
+use crate::model::{AppProtocol, ClusterId, Import, ServiceKey};
+
+mod deriver;
+mod shares;
+#[cfg(test)]
+mod tests;
+
+pub use deriver::Deriver;
 
 /// Bytes of the hash in a name: enough that no exporter finds two services of one name.
 const HASH: usize = 16;
@@ -17,15 +47,78 @@ pub fn derived_name(service: &ServiceKey) -> String {
     format!("linkspan-{hash}")
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The names of an import's ports where each needs one: its own, or one made of its number. A single
+/// port needs none.
+#[must_use]
+pub fn port_names(import: &Import) -> BTreeMap<u16, Arc<str>> {
+    let single = import.ports.len() == 1;
+    let name = |port: &crate::model::ServicePort| match &port.name {
+        Some(name) => Arc::clone(name),
+        None if single => Arc::from(""),
+        None => Arc::from(format!("linkspan-{}", port.port)),
+    };
+    let ports = import.ports.iter();
+    ports.map(|port| (port.port, name(port))).collect()
+}
 
-    #[test]
-    fn each_service_has_a_name_of_its_own_that_a_service_may_have() {
-        let name = |key: &str| derived_name(&key.parse().expect("a key"));
-        assert_eq!(name("shop/web"), name("shop/web"));
-        assert_ne!(name("shop/web"), name("shop/api"));
-        assert!(ServiceKey::new("shop", &name("shop/web")).is_ok());
+/// What stands for one import.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Derived {
+    /// The addresses of its Service; none before it has them.
+    pub ips: Vec<IpAddr>,
+    /// Where they lead.
+    pub slices: BTreeMap<SliceKey, Slice>,
+}
+
+/// Which slice of an import. The same for as long as the slice lives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SliceKey {
+    /// From which cluster it comes.
+    pub cluster: ClusterId,
+    /// The Service port.
+    pub port: u16,
+    /// The port at which its entries listen.
+    pub target: u16,
+    /// Whether the entries have IPv6 addresses.
+    pub ipv6: bool,
+    /// Counts the slices of what would be too large for one.
+    pub part: u16,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The name of the port; empty for a single one.
+    pub port_name: Arc<str>,
+    /// What is spoken there.
+    pub app_protocol: AppProtocol,
+    /// Whether the entries are our gateways.
+    pub remote: bool,
+    /// In a fixed order.
+    pub entries: Vec<Entry>,
+}
+
+/// A slice as it may be written while removals are held: gateways and peers may not be back yet, so
+/// what led somewhere goes on to, unless it is known to be going. Of our own endpoints all is known.
+#[must_use]
+pub fn held(current: &[Entry], slice: &Slice) -> Slice {
+    let was_ready = |entry: &Entry| {
+        let mut current = current.iter();
+        current.any(|was| was.ip == entry.ip && was.ready)
+    };
+    let mut entries = slice.entries.clone();
+    for entry in &mut entries {
+        entry.ready |= entry.serving && !entry.terminating && was_ready(entry);
+    }
+    if slice.remote {
+        let unknown = current
+            .iter()
+            .filter(|was| !slice.entries.iter().any(|entry| entry.ip == was.ip));
+        entries.extend(unknown.cloned());
+        entries.sort();
+    }
+    Slice {
+        entries,
+        ..slice.clone()
     }
 }

@@ -117,6 +117,7 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
             .collect(),
         services,
         import_ports: BTreeMap::new(),
+        derived: BTreeMap::new(),
         problems: known.declared.problems.clone(),
     }
 }

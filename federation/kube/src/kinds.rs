@@ -16,6 +16,12 @@ pub const ROOTS_CONFIG_MAP: &str = "linkspan-roots";
 /// Name of the Service at which peers reach the gateways.
 pub const TUNNEL_SERVICE: &str = "linkspan-tunnel";
 pub(crate) const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Label by which an EndpointSlice names the cluster that its endpoints come from.
+pub(crate) const SOURCE_CLUSTER: &str = "multicluster.kubernetes.io/source-cluster";
+/// Label of an EndpointSlice: who writes it.
+pub(crate) const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// Annotation of a ServiceImport: the name of the Service that is derived from it.
+pub(crate) const DERIVED_SERVICE: &str = "multicluster.kubernetes.io/derived-service";
 /// Label of a node: its region.
 pub(crate) const REGION: &str = "topology.kubernetes.io/region";
 /// Label of a node: its zone.

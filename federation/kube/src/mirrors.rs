@@ -58,7 +58,7 @@ trait Watched {
 }
 
 /// Something whose changes wake.
-pub(crate) trait Waker: Send {
+pub(crate) trait Waker: Send + Sync {
     /// Cancel-safe. Never ends where there will be no change any more.
     fn changed(&mut self) -> BoxFuture<'_, ()>;
 }
@@ -181,6 +181,19 @@ impl Mirrors {
     /// What wakes on a change of any kind.
     pub(crate) fn wakers(&self) -> Vec<Box<dyn Waker>> {
         self.all().iter().map(|mirror| mirror.waker()).collect()
+    }
+
+    /// What wakes on a change of a kind that we write to.
+    pub(crate) fn wakers_of_written(&self) -> Vec<Box<dyn Waker>> {
+        vec![
+            self.exports.waker(),
+            self.imports.waker(),
+            self.links.waker(),
+            self.policies.waker(),
+            self.namespaces.waker(),
+            self.derived.waker(),
+            self.derived_slices.waker(),
+        ]
     }
 }
 

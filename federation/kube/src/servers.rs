@@ -6,16 +6,14 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use linkspan_core::declared::{Declared, DeclaredService};
-use linkspan_core::direct::{DirectEndpoint, PodName};
+use linkspan_core::direct::{DirectEndpoint, Entry, PodName};
 use linkspan_core::servers::DeclaredServer;
 use linkspan_core::{EndpointId, Locality, ServiceKey};
 
-use crate::kinds::{REGION, ZONE};
+use crate::kinds::{REGION, SLICE_MANAGED_BY, ZONE};
 use crate::mirrors::Mirrors;
 use crate::service::SERVICE_NAME;
 
-/// Label of a slice: who writes it.
-const WRITER: &str = "endpointslice.kubernetes.io/managed-by";
 /// Kubernetes itself, from the pods that a Service selects. Only its word makes gateways dial:
 /// whoever else writes slices could have peers reach what no pod is.
 const KUBERNETES: &str = "endpointslice-controller.k8s.io";
@@ -97,9 +95,8 @@ fn direct_of(endpoint: &Endpoint, ports: &BTreeMap<String, u16>) -> Option<Direc
         conditions.and_then(flag)
     };
     let ready = of(|of| of.ready).unwrap_or(true);
-    Some(DirectEndpoint {
+    let entry = Entry {
         ip: address(endpoint)?,
-        ports: ports.clone(),
         ready,
         serving: of(|of| of.serving).unwrap_or(ready),
         terminating: of(|of| of.terminating).unwrap_or(false),
@@ -107,7 +104,9 @@ fn direct_of(endpoint: &Endpoint, ports: &BTreeMap<String, u16>) -> Option<Direc
         node: endpoint.node_name.clone(),
         zone: endpoint.zone.clone(),
         pod,
-    })
+    };
+    let ports = ports.clone();
+    Some(DirectEndpoint { entry, ports })
 }
 
 struct Found {
@@ -123,7 +122,7 @@ fn servers(service: &DeclaredService, slices: &[&EndpointSlice], around: &Surrou
     // Without a selector, whoever may write slices says what serves it, not which pods there are.
     let trusted = slices.iter().filter(|slice| {
         let labels = slice.metadata.labels.as_ref();
-        let writer = labels.and_then(|labels| labels.get(WRITER));
+        let writer = labels.and_then(|labels| labels.get(SLICE_MANAGED_BY));
         !service.selector.is_empty() && writer.is_some_and(|writer| writer == KUBERNETES)
     });
     for slice in trusted {

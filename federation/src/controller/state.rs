@@ -7,9 +7,10 @@ use std::{
 };
 
 use linkspan_core::{
-    ClusterId, FailbackConfig, OwnCluster,
+    ClusterId, FailbackConfig, Locality, OwnCluster,
     capacity::{HighWater, KeptMark, Seen},
     declared::Declared,
+    derived::Deriver,
     gateways::Gateways,
     history::History,
     hold::{LINK_GRACE, RemovalHold},
@@ -59,6 +60,8 @@ pub(crate) struct Foundation {
     pub(crate) remembered: Remembered,
     /// Numbers that may stand for imports.
     pub(crate) import_ports: RangeInclusive<u16>,
+    /// Set where the home holds what is derived from imports: where its callers mostly are.
+    pub(crate) derives: Option<Locality>,
     pub(crate) context: Context,
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: FederationMetrics,
@@ -100,6 +103,7 @@ pub(crate) struct State {
     seen: Seen,
     history: History,
     import_ports: PortBook,
+    deriver: Option<Deriver>,
     /// Made with the first declared links.
     hold: Option<RemovalHold>,
     pub(super) links: Links,
@@ -132,6 +136,7 @@ impl State {
         workloads.restore(f.remembered.registrations, now.instant);
         let mut peers = Peers::new(f.peers);
         peers.restore(f.remembered.announced);
+        let deriver = f.derives.map(|locality| Deriver::new(&f.own, locality));
         Self {
             own: f.own,
             own_bundle: f.own_bundle,
@@ -148,6 +153,7 @@ impl State {
             seen: Seen::new(),
             history: History::new(),
             import_ports: PortBook::new(f.import_ports, f.remembered.import_ports),
+            deriver,
             hold: None,
             links: Links::new(f.context, f.tasks),
             metrics: f.metrics,
@@ -425,6 +431,9 @@ impl State {
         self.import_ports
             .assign(&mut desired, &self.gateways, !settled, now.wall);
         PortBook::tell_only_kept(&mut desired, &self.kept_ports.borrow());
+        if let Some(deriver) = &mut self.deriver {
+            deriver.derive(&mut desired, &declared, &self.gateways, now.instant);
+        }
         let bundles = bundles(&self.own.trust_domain, &self.own_bundle, &desired);
         let buried = buried(&self.book.borrow(), &declared);
         self.young.observe(&self.gateways, now.instant);

@@ -25,17 +25,24 @@ const OWN: &str = "linkspan.io";
 pub(super) const EVERYWHERE: &[Right] = &[
     Right {
         group: "",
-        resources: &["namespaces", "services"],
+        resources: &["namespaces"],
         verbs: &["list", "watch"],
         names: &[],
-        why: "what is there to be exported, and where imports belong",
+        why: "where imports belong",
+    },
+    Right {
+        group: "",
+        resources: &["services"],
+        verbs: &["list", "watch", "create", "patch", "delete"],
+        names: &[],
+        why: "what is there to be exported; one Service for each import, with its address",
     },
     Right {
         group: "discovery.k8s.io",
         resources: &["endpointslices"],
-        verbs: &["list", "watch"],
+        verbs: &["list", "watch", "create", "patch", "delete"],
         names: &[],
-        why: "which number a named port has, and which pods serve what is exported",
+        why: "which pods serve what is exported, and at which number of a named port; where the addresses of imports lead",
     },
     Right {
         group: "",

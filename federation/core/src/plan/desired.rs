@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::derived::Derived;
 use crate::dns::Zone;
 use crate::imports::ImportPort;
 use crate::model::{
@@ -34,6 +35,9 @@ pub struct Desired {
     pub zone: Arc<Zone>,
     /// Which address stands for which service of the clusterset in this cluster.
     pub vips: BTreeMap<IpAddr, Vip>,
+    /// What stands for each import that has an address, for clients without a sidecar; see
+    /// [`crate::derived`]. Only where the home can hold it.
+    pub derived: BTreeMap<ServiceKey, Derived>,
     /// Conditions of our ServiceExports.
     pub export_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
     /// Conditions of the imports.

@@ -27,7 +27,7 @@ fn declared(own: &OwnCluster, selector: &str) -> Declared {
 fn slice(writer: &str, family: &str, endpoints: Value) -> EndpointSlice {
     serde_json::from_value(json!({
         "metadata": {"name": "web-1", "namespace": "shop",
-            "labels": {SERVICE_NAME: "web", WRITER: writer}},
+            "labels": {SERVICE_NAME: "web", SLICE_MANAGED_BY: writer}},
         "addressType": family, "endpoints": endpoints,
         "ports": [{"name": "http", "port": 8080}, {"name": "dns", "port": 53, "protocol": "UDP"}],
     }))
@@ -106,7 +106,10 @@ fn pods_of_an_exported_service_are_its_servers() {
         panic!("{:?}", declared.direct);
     };
     assert_eq!(direct.ports, [("http".to_owned(), 8080)].into());
-    assert_eq!(direct.pod.as_ref().map(|pod| pod.uid.as_str()), Some("a"));
+    assert_eq!(
+        direct.entry.pod.as_ref().map(|pod| pod.uid.as_str()),
+        Some("a")
+    );
 }
 
 #[test]
@@ -182,8 +185,8 @@ fn a_pod_that_terminates_takes_nothing_new() {
     assert_eq!(servers.len(), 2);
     assert!(servers.iter().all(|server| !server.ready));
     let direct = &declared.direct[&key()];
-    assert!(direct[0].terminating && direct[0].serving);
-    assert!(!direct[1].serving);
+    assert!(direct[0].entry.terminating && direct[0].entry.serving);
+    assert!(!direct[1].entry.serving);
 }
 
 #[test]

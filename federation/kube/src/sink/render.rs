@@ -1,9 +1,11 @@
 //! What should be, as the documents that are applied; `None` where it is so already.
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use kube::ResourceExt as _;
 use kube::api::{ApiResource, DynamicObject};
+use linkspan_core::derived::{Derived, derived_name};
 use linkspan_core::{AppProtocol, Condition, Import, ImportType, ServicePort, affinity_text};
 use linkspan_resources::{
     ConditionsStatus, ImportedCluster, ImportedPort, ServiceImportSpec, ServiceImportStatus,
@@ -12,27 +14,42 @@ use linkspan_resources::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::kinds::{self, MANAGED_BY, MANAGED_BY_LABEL};
+use crate::kinds::{self, DERIVED_SERVICE, MANAGED_BY, MANAGED_BY_LABEL};
 
 /// Conditions that are ours on the kinds that we report on.
 const OUR_CONDITIONS: &[&str] = &["Valid", "Ready", "Conflict", "Accepted", "ResolvedRefs"];
 
+/// Most addresses of an import: one for each family.
+const MAX_IPS: usize = 2;
+
 /// A ServiceImport without its status.
-pub(super) fn import(import: &Import, current: Option<&DynamicObject>) -> Option<Value> {
+pub(super) fn import(
+    import: &Import,
+    derived: Option<&Derived>,
+    current: Option<&DynamicObject>,
+) -> Option<Value> {
+    let ips = derived.map_or(&[][..], |derived| &derived.ips);
+    let ips = &ips[..ips.len().min(MAX_IPS)];
+    let family = |ip: &IpAddr| if ip.is_ipv6() { "IPv6" } else { "IPv4" };
     let spec = ServiceImportSpec {
         ports: import.ports.iter().map(port).collect(),
-        ips: Vec::new(),
+        ips: ips.iter().map(ToString::to_string).collect(),
         import_type: match import.import_type {
             ImportType::ClusterSetIP => ServiceImportType::ClusterSetIP,
             ImportType::Headless => ServiceImportType::Headless,
         },
         session_affinity: Some(affinity_text(import.session_affinity).to_owned()),
         session_affinity_config: None,
-        ip_families: Vec::new(),
+        ip_families: ips.iter().map(|ip| family(ip).to_owned()).collect(),
         internal_traffic_policy: None,
         traffic_distribution: None,
     };
-    if current.and_then(|object| part(object, "spec")).as_ref() == Some(&spec) {
+    let name = derived.map(|_| derived_name(&import.service));
+    let same = |object: &&DynamicObject| {
+        part(object, "spec").as_ref() == Some(&spec)
+            && object.annotations().get(DERIVED_SERVICE) == name.as_ref()
+    };
+    if current.filter(same).is_some() {
         return None;
     }
     let mut document = head(&kinds::service_import());
@@ -41,6 +58,9 @@ pub(super) fn import(import: &Import, current: Option<&DynamicObject>) -> Option
         "namespace": import.service.namespace.to_string(),
         "labels": { MANAGED_BY_LABEL: MANAGED_BY },
     });
+    if let Some(name) = name {
+        document["metadata"]["annotations"] = json!({ DERIVED_SERVICE: name });
+    }
     document["spec"] = json!(spec);
     Some(document)
 }
@@ -48,6 +68,7 @@ pub(super) fn import(import: &Import, current: Option<&DynamicObject>) -> Option
 /// A ServiceImport's status.
 pub(super) fn import_status(
     import: &Import,
+    derived: Option<&Derived>,
     conditions: &[Condition],
     current: Option<&DynamicObject>,
     now: SystemTime,
@@ -60,8 +81,8 @@ pub(super) fn import_status(
     });
     let status = ServiceImportStatus {
         clusters: clusters.collect(),
-        // No slices are written yet; who looks for them is told so.
-        endpoint_slice_objects: Some("Absent".to_owned()),
+        // Nothing leads to single endpoints of a headless one.
+        endpoint_slice_objects: Some(derived.map_or("Absent", |_| "Present").to_owned()),
         conditions: stamped(conditions, &last.conditions, now),
     };
     if current.is_some() && last == status {
@@ -136,7 +157,7 @@ fn whole_seconds(now: SystemTime) -> Timestamp {
     Timestamp::from(SystemTime::UNIX_EPOCH + seconds)
 }
 
-fn head(resource: &ApiResource) -> Value {
+pub(super) fn head(resource: &ApiResource) -> Value {
     json!({ "apiVersion": resource.api_version, "kind": resource.kind })
 }
 
@@ -145,17 +166,21 @@ fn part<T: DeserializeOwned>(object: &DynamicObject, name: &str) -> Option<T> {
     T::deserialize(object.data.get(name)?).ok()
 }
 
-fn port(port: &ServicePort) -> ImportedPort {
-    let app_protocol = match port.app_protocol {
+/// As `appProtocol` says it.
+pub(super) fn protocol_text(protocol: AppProtocol) -> Option<&'static str> {
+    match protocol {
         AppProtocol::Detect => None,
         AppProtocol::Tcp => Some("tcp"),
         AppProtocol::Http => Some("http"),
         AppProtocol::Http2 => Some("kubernetes.io/h2c"),
-    };
+    }
+}
+
+fn port(port: &ServicePort) -> ImportedPort {
     ImportedPort {
         name: port.name.as_deref().map(str::to_owned),
         protocol: Some("TCP".to_owned()),
-        app_protocol: app_protocol.map(str::to_owned),
+        app_protocol: protocol_text(port.app_protocol).map(str::to_owned),
         port: port.port,
     }
 }
@@ -198,22 +223,23 @@ mod tests {
 
     #[test]
     fn what_is_there_already_is_not_written() {
-        let first = import(&sample(), None).expect("nothing is there");
-        assert_eq!(import(&sample(), Some(&object(first))), None);
+        let first = import(&sample(), None, None).expect("nothing is there");
+        assert_eq!(import(&sample(), None, Some(&object(first))), None);
         let conditions = ready(ConditionStatus::True);
-        let status = import_status(&sample(), &conditions, None, at(5)).expect("nothing is there");
+        let status =
+            import_status(&sample(), None, &conditions, None, at(5)).expect("nothing is there");
         assert_eq!(
-            import_status(&sample(), &conditions, Some(&object(status)), at(9)),
+            import_status(&sample(), None, &conditions, Some(&object(status)), at(9)),
             None
         );
     }
 
     #[test]
     fn a_changed_port_is_written() {
-        let first = object(import(&sample(), None).expect("nothing is there"));
+        let first = object(import(&sample(), None, None).expect("nothing is there"));
         let mut changed = sample();
         changed.ports[0].port = 81;
-        let document = import(&changed, Some(&first)).expect("it differs");
+        let document = import(&changed, None, Some(&first)).expect("it differs");
         assert_eq!(document["spec"]["ports"][0]["port"], 81);
     }
 

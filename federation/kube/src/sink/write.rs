@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::declare::as_seen;
-use crate::kinds::{FIELD_MANAGER, service_import};
+use crate::kinds::FIELD_MANAGER;
 use crate::leader::{Lead, NotLeading, may_write};
 use crate::mirror::{Key, Mirror};
 
@@ -102,27 +102,55 @@ impl Writer {
         Ok(Outcome::Same)
     }
 
-    /// Deletes an import as it was seen; one that has changed since is left for the next look.
+    /// Deletes an object of ours as it was seen; one that has changed since is left for the next look.
     pub(super) async fn delete(
         &self,
+        resource: &ApiResource,
         mirror: &Mirror<DynamicObject>,
         object: DynamicObject,
     ) -> Result<Outcome, SinkError> {
         let key = (object.namespace().unwrap_or_default(), object.name_any());
         let params = as_seen(&object);
-        let resource = service_import();
-        may_write(&self.lead).map_err(|lost| unled(&resource, &key, lost))?;
-        match self.api(&resource, &key.0).delete(&key.1, &params).await {
+        may_write(&self.lead).map_err(|lost| unled(resource, &key, lost))?;
+        match self.api(resource, &key.0).delete(&key.1, &params).await {
             Ok(_) => {
                 mirror.forget(&key);
                 Ok(Outcome::Written)
             }
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Outcome::Same),
             Err(kube::Error::Api(status)) if is_verdict(status.code) => Ok(Outcome::Refused(
-                what(&resource, &key),
+                what(resource, &key),
                 status.message.clone(),
             )),
-            Err(error) => Err(failed(what(&resource, &key), error)),
+            Err(error) => Err(failed(what(resource, &key), error)),
+        }
+    }
+
+    /// Takes fields out of an object of ours that somebody else has put there.
+    pub(super) async fn mend(
+        &self,
+        resource: &ApiResource,
+        mirror: &Mirror<DynamicObject>,
+        key: &Key,
+        patch: Value,
+    ) -> Result<Outcome, SinkError> {
+        may_write(&self.lead).map_err(|lost| unled(resource, key, lost))?;
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let api = self.api(resource, &key.0);
+        match api.patch(&key.1, &params, &Patch::Merge(&patch)).await {
+            Ok(object) => {
+                mirror.note(object);
+                Ok(Outcome::Written)
+            }
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Outcome::Same),
+            Err(kube::Error::Api(status)) if is_verdict(status.code) => Ok(Outcome::Refused(
+                what(resource, key),
+                status.message.clone(),
+            )),
+            Err(error) => Err(failed(what(resource, key), error)),
         }
     }
 }

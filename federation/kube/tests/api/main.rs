@@ -6,6 +6,7 @@
 mod attest;
 mod crds;
 mod declare;
+mod derived;
 mod inject;
 mod journal;
 mod leader;
