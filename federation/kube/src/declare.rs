@@ -7,8 +7,10 @@ use linkspan_core::ServiceKey;
 use linkspan_core::backend::{Declarations, DeclareError, Written};
 use linkspan_resources::{Metadata, Object};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::kinds::{self, FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL, is_ours};
+use crate::leader::{Lead, NotLeading, may_write};
 
 /// Tries of one write while others write the same object.
 pub(crate) const TRIES: u32 = 4;
@@ -19,13 +21,14 @@ const PLACE: &str = "the Kubernetes API";
 #[derive(Clone)]
 pub struct KubernetesDeclarations {
     client: Client,
+    lead: watch::Receiver<Lead>,
 }
 
 impl KubernetesDeclarations {
-    /// Writes with this client.
+    /// Writes with this client while `lead` says so.
     #[must_use]
-    pub fn new(client: Client) -> Self {
-        Self { client }
+    pub fn new(client: Client, lead: watch::Receiver<Lead>) -> Self {
+        Self { client, lead }
     }
 
     fn api(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
@@ -54,7 +57,7 @@ impl Declarations for KubernetesDeclarations {
             true => Ok(true),
             false => Err(elsewhere(kind, found)),
         };
-        let changed = put(&self.api(&resource, namespace), &wanted, check).await?;
+        let changed = put(&self.api(&resource, namespace), &self.lead, &wanted, check).await?;
         Ok(Written {
             changed,
             place: place(kind, namespace, name),
@@ -83,6 +86,7 @@ impl Declarations for KubernetesDeclarations {
             if resource == kinds::failover_policy() && !is_ours(found.metadata.labels.as_ref()) {
                 return Err(elsewhere(kind, &found));
             }
+            may_write(&self.lead).map_err(|lost| DeclareError::failed(PLACE, lost))?;
             match api.delete(name, &as_seen(&found)).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => return Ok(written(false)),
                 // Federation itself writes statuses, soon after a change above all.
@@ -106,6 +110,7 @@ pub(crate) fn as_seen(found: &DynamicObject) -> DeleteParams {
 /// written.
 pub(crate) async fn put<E: From<Unwritten>>(
     api: &Api<DynamicObject>,
+    lead: &watch::Receiver<Lead>,
     wanted: &DynamicObject,
     check: impl Fn(&DynamicObject) -> Result<bool, E>,
 ) -> Result<bool, E> {
@@ -117,8 +122,11 @@ pub(crate) async fn put<E: From<Unwritten>>(
     let mut left = TRIES;
     loop {
         left -= 1;
-        let written = match api.get_opt(&name).await.map_err(Unwritten)? {
-            None => api.create(&params, wanted).await,
+        let written = match api.get_opt(&name).await.map_err(Unwritten::Api)? {
+            None => {
+                may_write(lead).map_err(Unwritten::NotLeading)?;
+                api.create(&params, wanted).await
+            }
             Some(mut found) => {
                 let spec = &wanted.data["spec"];
                 let notes = wanted.annotations();
@@ -130,6 +138,7 @@ pub(crate) async fn put<E: From<Unwritten>>(
                 }
                 found.data["spec"].clone_from(spec);
                 found.annotations_mut().extend(notes.clone());
+                may_write(lead).map_err(Unwritten::NotLeading)?;
                 // With the version that was read: a change of somebody else's is never lost.
                 api.replace(&name, &params, &found).await
             }
@@ -137,17 +146,29 @@ pub(crate) async fn put<E: From<Unwritten>>(
         match written {
             // Made, changed or removed in between.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) && left > 0 => {}
-            other => return other.map(|_| true).map_err(|error| Unwritten(error).into()),
+            other => {
+                return other
+                    .map(|_| true)
+                    .map_err(|error| Unwritten::Api(error).into());
+            }
         }
     }
 }
 
-/// What the API server said instead of writing.
-pub(crate) struct Unwritten(pub(crate) kube::Error);
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unwritten {
+    /// What the API server said instead.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    /// It was not asked.
+    #[error(transparent)]
+    NotLeading(#[from] NotLeading),
+}
 
 impl From<Unwritten> for DeclareError {
-    fn from(Unwritten(error): Unwritten) -> Self {
-        failed(error)
+    fn from(unwritten: Unwritten) -> Self {
+        Self::failed(PLACE, unwritten)
     }
 }
 

@@ -47,14 +47,23 @@ impl Lead {
 }
 
 /// Why nothing is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this replica does not lead any more; the one that does writes")]
-pub(crate) struct NotLeading;
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this replica does not lead any more; {by} does, and writes", by = named(holder.as_ref()))]
+pub(crate) struct NotLeading {
+    holder: Option<String>,
+}
+
+fn named(holder: Option<&String>) -> String {
+    holder.map_or_else(|| "another one".to_owned(), |holder| format!("`{holder}`"))
+}
 
 pub(crate) fn may_write(lead: &watch::Receiver<Lead>) -> Result<(), NotLeading> {
-    match lead.borrow().may_write(Instant::now()) {
+    let lead = lead.borrow();
+    match lead.may_write(Instant::now()) {
         true => Ok(()),
-        false => Err(NotLeading),
+        false => Err(NotLeading {
+            holder: lead.holder.clone(),
+        }),
     }
 }
 

@@ -9,23 +9,28 @@ use linkspan_core::{Bundle, ClusterId, TrustDomain};
 use linkspan_resources::{ClusterLink, ClusterLinkSpec};
 use serde::Deserialize as _;
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::declare::{TRIES, Unwritten, as_seen, document, put};
 use crate::kinds::cluster_link;
+use crate::leader::{Lead, may_write};
 
 type Written<'a, T> = Pin<Box<dyn Future<Output = Result<T, SinkError>> + Send + 'a>>;
 
 /// The API server as the home of links.
 pub struct KubernetesLinks {
     api: Api<DynamicObject>,
+    lead: watch::Receiver<Lead>,
 }
 
 impl KubernetesLinks {
-    /// Writes with this client.
+    /// Writes with this client while `lead` says so: what was decided before another replica took
+    /// over may be wrong by now.
     #[must_use]
-    pub fn new(client: Client) -> Self {
+    pub fn new(client: Client, lead: watch::Receiver<Lead>) -> Self {
         Self {
             api: Api::all_with(client, &cluster_link()),
+            lead,
         }
     }
 }
@@ -46,19 +51,19 @@ impl LinkHome for KubernetesLinks {
                 true => Ok(true),
                 false => Err(Refused::OtherPeer),
             };
-            match put(&self.api, &wanted, check).await {
+            match put(&self.api, &self.lead, &wanted, check).await {
                 Ok(_) => Ok(what(name)),
                 Err(Refused::OtherPeer) => Err(fail(
                     "it is there and holds a link to another peer; remove that link first".into(),
                 )),
-                Err(Refused::Api(error)) => Err(fail(error.into())),
+                Err(Refused::Unwritten(error)) => Err(fail(error.into())),
             }
         })
     }
 
     fn remove<'a>(&'a self, peer: &'a ClusterId, domain: &'a TrustDomain) -> Written<'a, ()> {
         Box::pin(async move {
-            let removed = remove(&self.api, peer.as_str(), domain.as_str()).await;
+            let removed = self.remove_as_seen(peer.as_str(), domain.as_str()).await;
             removed.map_err(|error| SinkError {
                 what: what(peer.as_str()),
                 source: error.into(),
@@ -67,32 +72,36 @@ impl LinkHome for KubernetesLinks {
     }
 }
 
-/// Deletes the link as it was read; another one that has taken its name meanwhile stays.
-async fn remove(api: &Api<DynamicObject>, name: &str, domain: &str) -> Result<(), kube::Error> {
-    let mut left = TRIES;
-    loop {
-        left -= 1;
-        let found = api.get_opt(name).await?;
-        let Some(found) = found.filter(|found| found.data["spec"]["trustDomain"] == domain) else {
-            return Ok(());
-        };
-        match api.delete(name, &as_seen(&found)).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-            // Its status changes as long as it is there.
-            Err(kube::Error::Api(status)) if status.code == 409 && left > 0 => {}
-            other => return other.map(drop),
+impl KubernetesLinks {
+    /// Deletes the link as it was read; another one that has taken its name meanwhile stays.
+    async fn remove_as_seen(&self, name: &str, domain: &str) -> Result<(), Unwritten> {
+        let mut left = TRIES;
+        loop {
+            left -= 1;
+            let found = self.api.get_opt(name).await?;
+            let is_meant = |found: &DynamicObject| found.data["spec"]["trustDomain"] == domain;
+            let Some(found) = found.filter(is_meant) else {
+                return Ok(());
+            };
+            may_write(&self.lead)?;
+            match self.api.delete(name, &as_seen(&found)).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+                // Its status changes as long as it is there.
+                Err(kube::Error::Api(status)) if status.code == 409 && left > 0 => {}
+                other => return Ok(other.map(drop)?),
+            }
         }
     }
 }
 
 enum Refused {
     OtherPeer,
-    Api(kube::Error),
+    Unwritten(Unwritten),
 }
 
 impl From<Unwritten> for Refused {
-    fn from(Unwritten(error): Unwritten) -> Self {
-        Self::Api(error)
+    fn from(unwritten: Unwritten) -> Self {
+        Self::Unwritten(unwritten)
     }
 }
 

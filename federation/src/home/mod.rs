@@ -155,8 +155,9 @@ impl Backend {
         let leading = Leading::elected(client.clone(), namespace);
         let lead = leading.lead.clone();
         let sink = KubernetesSink::new(client.clone(), mirrors.clone(), lead.clone());
-        let journal = KubernetesJournal::new(client.clone(), namespace, lead);
-        let declarations = KubernetesDeclarations::new(client.clone());
+        let journal = KubernetesJournal::new(client.clone(), namespace, lead.clone());
+        let declarations = KubernetesDeclarations::new(client.clone(), lead.clone());
+        let links = KubernetesLinks::new(client.clone(), lead);
         Self {
             source: AnySource::Kubernetes(Box::new(KubernetesSource::new(
                 own,
@@ -168,7 +169,7 @@ impl Backend {
             declarations: AnyDeclarations::Kubernetes(declarations),
             place: "the Kubernetes API".to_owned(),
             nudge: Arc::default(),
-            links: Box::new(KubernetesLinks::new(client.clone())),
+            links: Box::new(links),
             leading,
             surroundings: Some(Surroundings {
                 client,

@@ -10,13 +10,14 @@ use linkspan_core::plan::Desired;
 use linkspan_core::testing::{self, own};
 use linkspan_core::{Condition, ConditionStatus, ServiceKey};
 use linkspan_kube::{
-    KubernetesDeclarations, KubernetesLinks, KubernetesSink, KubernetesSource, Mirrors,
+    KubernetesDeclarations, KubernetesLinks, KubernetesSink, KubernetesSource, Lead, Mirrors,
 };
 use linkspan_resources::{
     ClusterLink, ClusterLinkSpec, FailoverPolicy, FailoverPolicySpec, Metadata, Object,
     ServiceExport,
 };
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::server::{Server, api_of, declare, leading, within};
 
@@ -56,7 +57,7 @@ async fn an_operators_policies_and_exports_are_objects() {
     let server = Server::shared().await;
     server.namespace(NAMESPACE).await;
     let client = server.client().await;
-    let declarations = KubernetesDeclarations::new(client.clone());
+    let declarations = KubernetesDeclarations::new(client.clone(), leading());
     let put = async |object| {
         declarations
             .declare(object)
@@ -171,7 +172,7 @@ fn link(roots: &str) -> ClusterLink {
 async fn a_link_is_replaced_by_one_to_the_same_peer_only() {
     let server = Server::shared().await;
     let client = server.client().await;
-    let links = KubernetesLinks::new(client.clone());
+    let links = KubernetesLinks::new(client.clone(), leading());
     let roots = testing::bundle("declared.test", 1).to_pem();
     let others = testing::bundle("declared.test", 2).to_pem();
     assert_ne!(roots, others);
@@ -217,4 +218,59 @@ async fn a_link_is_replaced_by_one_to_the_same_peer_only() {
         .delete("declared", &DeleteParams::default())
         .await;
     deleted.expect_err("it is gone");
+}
+
+/// Whatever it decided while it did: another replica may have made it untrue.
+#[tokio::test]
+#[ignore = "needs the Kubernetes programs"]
+async fn who_does_not_lead_declares_and_removes_nothing() {
+    let server = Server::shared().await;
+    let client = server.client().await;
+    let mut other = Lead::default();
+    other.holder = Some("east-2".into());
+    let lead = watch::channel(other).1;
+    let declarations = KubernetesDeclarations::new(client.clone(), lead.clone());
+    let links = KubernetesLinks::new(client.clone(), lead);
+    let mut wanted = link(&testing::bundle("declared.test", 1).to_pem());
+    wanted.metadata.name = "led".into();
+    let object = json!({
+        "apiVersion": "linkspan.io/v1alpha1", "kind": "ClusterLink", "metadata": {"name": "led"},
+    });
+    let says_who = |error: &dyn std::error::Error| {
+        let why = error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string);
+        assert!(why.contains("`east-2` does"), "{why}");
+    };
+    says_who(&links.declare(&wanted).await.expect_err("no link is made"));
+    assert_eq!(spec(&client, &object).await, None);
+    let made = KubernetesLinks::new(client.clone(), leading());
+    made.declare(&wanted).await.expect("declares");
+    let mut wider = wanted.clone();
+    wider.spec.allow_loopback = true;
+    says_who(&links.declare(&wider).await.expect_err("none is changed"));
+    let (peer, domain) = ("led".parse(), "declared.test".parse());
+    let (peer, domain) = (peer.expect("an id"), domain.expect("a domain"));
+    says_who(
+        &links
+            .remove(&peer, &domain)
+            .await
+            .expect_err("none is removed"),
+    );
+    let held = spec(&client, &object).await.expect("it is there");
+    assert_ne!(held["allowLoopback"], true);
+    made.remove(&peer, &domain).await.expect("removes");
+
+    says_who(
+        &declarations
+            .declare(policy("led", &[]))
+            .await
+            .expect_err("no policy"),
+    );
+    let led = KubernetesDeclarations::new(client.clone(), leading());
+    led.declare(policy("led", &[])).await.expect("declares");
+    let withdrawn = declarations.withdraw("FailoverPolicy", &key("led")).await;
+    says_who(&withdrawn.expect_err("it stays"));
+    let withdrawn = led.withdraw("FailoverPolicy", &key("led")).await;
+    assert!(withdrawn.expect("withdraws").changed, "it was there");
 }
