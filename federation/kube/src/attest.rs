@@ -1,5 +1,7 @@
 //! Who holds a projected service account token: TokenReview, and the Pod it is bound to.
 
+use std::time::{Duration, SystemTime};
+
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
@@ -7,9 +9,14 @@ use kube::api::{Api, PostParams};
 use linkspan_core::backend::{AttestError, Attested, Attestor};
 use linkspan_core::{ClusterId, WorkloadId};
 
+use crate::claims::is_plausible;
+
 /// Longest token that is shown to the API server: those of service accounts have about a
 /// kilobyte.
 const MAX_TOKEN: usize = 16 * 1024;
+/// How long a Pod whose grace is over may still ask: its node may not have told the API server yet
+/// that it is gone, and our clock be ahead.
+const LINGERS: Duration = Duration::from_secs(60);
 
 /// The API server as an [`Attestor`].
 #[derive(Clone)]
@@ -55,11 +62,14 @@ impl KubernetesAttestor {
         Bound::of(status.user.unwrap_or_default()).ok_or(AttestError::Refused)
     }
 
-    /// The Pod must be there, be this one, and run under that service account.
+    /// The Pod must live, be this one, and run under that service account.
     async fn confirm(&self, bound: &Bound) -> Result<(), AttestError> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), bound.workload.namespace());
         let pod = pods.get_opt(&bound.pod).await.map_err(unavailable)?;
         let pod = pod.ok_or(AttestError::Refused)?;
+        if is_over(&pod, SystemTime::now()) {
+            return Err(AttestError::Refused);
+        }
         let account = pod.spec.and_then(|spec| spec.service_account_name);
         let same = pod.metadata.uid.as_deref() == Some(bound.uid.as_str())
             && account.as_deref() == Some(bound.workload.service_account());
@@ -69,7 +79,8 @@ impl KubernetesAttestor {
 
 impl Attestor for KubernetesAttestor {
     async fn attest(&self, token: &str) -> Result<Attested, AttestError> {
-        if token.is_empty() || token.len() > MAX_TOKEN {
+        // What anybody may say costs the API server no question.
+        if token.len() > MAX_TOKEN || !is_plausible(token, &self.audience, SystemTime::now()) {
             return Err(AttestError::Refused);
         }
         let bound = self.review(token).await?;
@@ -79,6 +90,21 @@ impl Attestor for KubernetesAttestor {
             uid: Some(bound.uid),
         })
     }
+}
+
+/// Whether nothing of the Pod runs any more: it has finished, and its tokens are good for up to an
+/// hour; or it should have ended by now, and its node does not say that it has.
+fn is_over(pod: &Pod, now: SystemTime) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        return true;
+    }
+    // That is when its grace ends.
+    let end = pod.metadata.deletion_timestamp.as_ref();
+    end.is_some_and(|end| SystemTime::from(end.0) + LINGERS <= now)
 }
 
 /// What a token is bound to.
@@ -140,6 +166,40 @@ mod tests {
                 pod: "web-1".into(),
                 uid: "u-1".into()
             }
+        );
+    }
+
+    #[test]
+    fn a_pod_that_has_finished_or_should_have_ended_is_over() {
+        let now = SystemTime::now();
+        let is_over =
+            |pod: serde_json::Value| is_over(&serde_json::from_value(pod).expect("a pod"), now);
+        let phase = |phase: &str| json!({"metadata": {}, "status": {"phase": phase}});
+        assert!(!is_over(json!({"metadata": {}})));
+        assert!(!is_over(phase("Pending")) && !is_over(phase("Running")));
+        assert!(is_over(phase("Succeeded")) && is_over(phase("Failed")));
+        let ends = |at: &str| json!({"metadata": {"deletionTimestamp": at}});
+        assert!(!is_over(ends("2126-01-01T00:00:00Z")), "in its grace");
+        assert!(is_over(ends("2026-01-01T00:00:00Z")));
+    }
+
+    /// There is no API server to ask.
+    #[tokio::test]
+    async fn only_what_could_be_a_token_for_us_is_asked_about() {
+        let nowhere = kube::Config::new("http://127.0.0.1:1".parse().expect("an address"));
+        let client = Client::try_from(nowhere).expect("a client");
+        let attestor = KubernetesAttestor::new(client, &"east".parse().expect("an id"));
+        for odd in ["", "x", "a.b.c", &"x".repeat(100_000)] {
+            let refused = attestor.attest(odd).await;
+            assert!(matches!(refused, Err(AttestError::Refused)), "{refused:?}");
+        }
+        // {"aud":"linkspan:east","exp":9999999999,"kubernetes.io":{"pod":{"name":"a","uid":"b"}}}
+        let forged = "e30.eyJhdWQiOiJsaW5rc3BhbjplYXN0IiwiZXhwIjo5OTk5OTk5OTk5LCJrdWJlcm5ldGVzLmlvIjp7\
+                      InBvZCI6eyJuYW1lIjoiYSIsInVpZCI6ImIifX19.c2ln";
+        let asked = attestor.attest(forged).await;
+        assert!(
+            matches!(asked, Err(AttestError::Unavailable(_))),
+            "{asked:?}"
         );
     }
 

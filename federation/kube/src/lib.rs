@@ -13,6 +13,7 @@
 //! ```
 
 mod attest;
+mod claims;
 mod connect;
 mod declare;
 mod follow;

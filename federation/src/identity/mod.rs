@@ -87,7 +87,7 @@ impl Issuer {
                 Status::unauthenticated("the join token is not valid here, or has expired")
             })?
         } else {
-            let (id, attested) = self.pods.attest(token).await?;
+            let (id, attested) = self.pods.attest(token, caller.remote.ip()).await?;
             (id, SpiffeId::workload(&self.domain, &attested.workload))
         };
         may_be_issued(&found.1, &self.domain)?;

@@ -3,10 +3,13 @@
 //! Such a token is asked about anew each time, so that no certificate follows the pod's end; none
 //! is ever renewed by another certificate.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use linkspan_core::backend::{AttestError, Attested, Attestor as _};
-use linkspan_runtime::process::chain;
+use linkspan_runtime::{
+    places::{Places, source},
+    process::chain,
+};
 use tokio::{sync::Semaphore, time::timeout};
 use tonic::Status;
 
@@ -15,6 +18,9 @@ use crate::home::AnyAttestor;
 
 /// Questions to the API server at a time: what strangers ask must not drown what it is for.
 const AT_ONCE: usize = 16;
+/// Of one source, those that wait for their turn included: a pod asks one, and the pods of a node
+/// that hides their addresses start one after the other.
+const EACH: usize = 8;
 /// No answer takes longer; a proxy waits for its certificate for twice as long.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A certificate of a pod says that it was issued for this and the pod's UID.
@@ -26,6 +32,7 @@ const MAX_UID: usize = 64;
 pub(crate) struct Pods {
     attestor: AnyAttestor,
     turns: Semaphore,
+    askers: Places<IpAddr>,
 }
 
 impl Pods {
@@ -33,11 +40,21 @@ impl Pods {
         Self {
             attestor,
             turns: Semaphore::new(AT_ONCE),
+            askers: Places::new(usize::MAX, EACH),
         }
     }
 
-    /// The pod that holds this token.
-    pub(super) async fn attest(&self, token: &str) -> Result<(TokenId, Attested), Status> {
+    /// The pod that holds this token, which somebody at that address shows.
+    pub(super) async fn attest(
+        &self,
+        token: &str,
+        from: IpAddr,
+    ) -> Result<(TokenId, Attested), Status> {
+        let Ok(_share) = self.askers.take(&source(from)) else {
+            return Err(Status::resource_exhausted(format!(
+                "tokens that came from {from} are being checked already; try again"
+            )));
+        };
         let asked = async {
             // Never closed.
             let _turn = self.turns.acquire().await;
@@ -85,7 +102,64 @@ fn unavailable() -> Status {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use linkspan_kube::KubernetesAttestor;
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::testing::soon;
+
+    /// {"aud":"linkspan:east","exp":9999999999,"kubernetes.io":{"pod":{"name":"a","uid":"b"}}}
+    const FORGED: &str = "e30.eyJhdWQiOiJsaW5rc3BhbjplYXN0IiwiZXhwIjo5OTk5OTk5OTk5LCJrdWJlcm5ldGVzLmlv\
+                          Ijp7InBvZCI6eyJuYW1lIjoiYSIsInVpZCI6ImIifX19.c2ln";
+
+    /// Asks an API server that takes every question, and answers none.
+    async fn pods(server: &TcpListener) -> Pods {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kubeconfig");
+        let server = server.local_addr().unwrap();
+        let config = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+             clusters: [{{name: a, cluster: {{server: 'http://{server}'}}}}]\n\
+             users: [{{name: a, user: {{}}}}]\n\
+             contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\n"
+        );
+        std::fs::write(&path, config).unwrap();
+        let client = linkspan_kube::connect(Some(&path)).await.unwrap();
+        let attestor = KubernetesAttestor::new(client, &"east".parse().unwrap());
+        Pods::new(AnyAttestor::Kubernetes(attestor))
+    }
+
+    async fn asked(server: &TcpListener) -> TcpStream {
+        soon("a question", server.accept()).await.unwrap().0
+    }
+
+    #[tokio::test]
+    async fn one_source_leaves_turns_to_the_others() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pods = Arc::new(pods(&server).await);
+        let ask = |host: u8| {
+            let pods = Arc::clone(&pods);
+            tokio::spawn(async move { pods.attest(FORGED, [10, 0, 0, host].into()).await })
+        };
+        let (mut asking, mut questions) = (Vec::new(), Vec::new());
+        for _ in 0..EACH {
+            asking.push(ask(1));
+            questions.push(asked(&server).await);
+        }
+        let more = soon("the refusal", ask(1)).await.unwrap();
+        assert_eq!(more.unwrap_err().code(), tonic::Code::ResourceExhausted);
+        asking.push(ask(2));
+        questions.push(asked(&server).await);
+        // Who hangs up gives the turn back.
+        let hung_up = asking.swap_remove(0);
+        hung_up.abort();
+        assert!(hung_up.await.unwrap_err().is_cancelled());
+        asking.push(ask(1));
+        questions.push(asked(&server).await);
+        asking.iter().for_each(tokio::task::JoinHandle::abort);
+    }
 
     #[test]
     fn a_uid_is_noted_only_where_it_can_be_read_back() {

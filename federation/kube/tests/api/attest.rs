@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::Client;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use linkspan_core::WorkloadId;
 use linkspan_core::backend::{AttestError, Attested, Attestor as _};
 use linkspan_kube::KubernetesAttestor;
@@ -98,8 +98,19 @@ async fn only_a_token_for_us_of_a_living_pod_counts() {
         );
     }
 
-    // A Pod of the same name is another one.
+    // A Pod that has finished stays for a while, and so does what it was given.
+    let done: Pod = make(&client, pod("job-1", "web")).await;
+    let held = token(&client, "web", "linkspan:east", Some(&done)).await;
+    attestor.attest(&held).await.expect("it lives");
     let pods = Api::<Pod>::namespaced(client.clone(), NAMESPACE);
+    let finished = Patch::Merge(json!({"status": {"phase": "Succeeded"}}));
+    pods.patch_status("job-1", &PatchParams::default(), &finished)
+        .await
+        .expect("it finishes");
+    let refused = attestor.attest(&held).await;
+    assert!(matches!(refused, Err(AttestError::Refused)), "{refused:?}");
+
+    // A Pod of the same name is another one.
     pods.delete("web-1", &DeleteParams::default().grace_period(0))
         .await
         .expect("it goes");
