@@ -203,6 +203,7 @@ pub(crate) fn own_cluster(config: &Config) -> OwnCluster {
         cluster: config.cluster.clone(),
         clusterset: config.clusterset.clone(),
         trust_domain: config.trust_domain.clone(),
+        unmeshed_clients: config.unmeshed_clients,
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Config {
     pub stale_ttl: Duration,
     /// Clocks that no configuration file sets.
     pub timers: Timers,
+    /// Whether exports that do not say it themselves admit clients without a sidecar; default no.
+    pub unmeshed_clients: bool,
     /// Ports of gateways that stand for imports, for clients without a sidecar.
     pub import_ports: RangeInclusive<u16>,
     /// Addresses that stand for imports, where resources live in a directory; Kubernetes has its own.
@@ -68,8 +70,9 @@ pub enum Home {
     },
 }
 
-/// Below what systems give to outgoing connections, above what services usually have.
-const IMPORT_PORTS: RangeInclusive<u16> = 16_000..=31_999;
+/// The ports that stand for imports where nothing else is said: below what systems give to outgoing
+/// connections, above what services usually have.
+pub const IMPORT_PORTS: RangeInclusive<u16> = 16_000..=31_999;
 
 /// Clocks with fixed values in every deployment; tests shorten some.
 #[derive(Clone, Debug)]
@@ -133,9 +136,19 @@ struct Raw {
     failback: RawFailback,
     #[serde(rename = "staleTTL")]
     stale_ttl: Option<HumanDuration>,
+    #[serde(default)]
+    unmeshed_clients: RawAdmission,
     import_ports: Option<RawPorts>,
     #[serde(default, rename = "clustersetIPs")]
     clusterset_ips: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum RawAdmission {
+    Allow,
+    #[default]
+    Deny,
 }
 
 #[derive(Debug, Deserialize)]
@@ -229,6 +242,7 @@ impl Raw {
             },
             stale_ttl: or(self.stale_ttl, 300),
             timers: Timers::default(),
+            unmeshed_clients: self.unmeshed_clients == RawAdmission::Allow,
             import_ports: import_ports?,
             vips,
         })
@@ -400,6 +414,16 @@ debugListen: 127.0.0.1:15021
         assert_eq!(config.failback.ramp, Duration::from_secs(3));
         assert_eq!(config.dns_listen.unwrap().port(), 15_053);
         assert_eq!(config.stale_ttl, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn clients_without_a_sidecar_are_denied_unless_it_is_said() {
+        assert!(!load(GOOD).unwrap().unmeshed_clients);
+        let with = |word: &str| load(&format!("{GOOD}unmeshedClients: {word}\n"));
+        assert!(with("allow").unwrap().unmeshed_clients);
+        assert!(!with("deny").unwrap().unmeshed_clients);
+        let error = with("true").unwrap_err().to_string();
+        assert!(error.contains("unmeshedClients"), "{error}");
     }
 
     #[test]

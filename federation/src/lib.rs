@@ -39,7 +39,7 @@ mod testing;
 mod tests;
 
 pub use bound::{Addresses, BindError, Bound, bind};
-pub use config::{Config, Home, Timers};
+pub use config::{Config, Home, IMPORT_PORTS, Timers};
 pub use linkspan_kube::{ROOTS_CONFIG_MAP, SECRETS, TUNNEL_SERVICE};
 pub use linkspan_runtime::config::ConfigError;
 pub use state::StateError;

@@ -56,6 +56,7 @@ pub(crate) fn own_cluster(cluster: &str) -> OwnCluster {
         cluster: cluster.parse().unwrap(),
         clusterset: "demo".into(),
         trust_domain: domain(cluster),
+        unmeshed_clients: false,
     }
 }
 
@@ -143,6 +144,7 @@ impl Home {
             timers: self.timers.clone(),
             vips: self.vips.clone(),
             import_ports: 16_000..=16_009,
+            unmeshed_clients: false,
         }
     }
 

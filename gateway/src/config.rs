@@ -60,7 +60,7 @@ pub struct Config {
 pub struct Own {
     /// Stable name of the replica.
     pub replica: Option<String>,
-    /// IP address that sidecars are told.
+    /// IP address that sidecars are told, and clients without one where `imports` says no other.
     pub egress_address: Option<IpAddr>,
 }
 
@@ -177,6 +177,9 @@ impl Config {
         }
         if let Some(address) = own.egress_address {
             raw.egress_address = Some(address.to_string());
+            if let Some(imports) = &mut raw.imports {
+                imports.address.get_or_insert_with(|| address.to_string());
+            }
         }
         Self::check(raw, Problems::new(path))
     }

@@ -121,7 +121,8 @@ struct GatewayArgs {
     /// Stable name of this replica; goes before `replica` in the file
     #[arg(long, value_name = "NAME")]
     replica: Option<String>,
-    /// IP address that sidecars are told; goes before `egressAddress` in the file
+    /// IP address that sidecars are told, and clients without one where `imports.address` says no
+    /// other; goes before `egressAddress` in the file
     #[arg(long, value_name = "IP")]
     egress_address: Option<IpAddr>,
 }

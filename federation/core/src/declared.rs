@@ -21,7 +21,7 @@ use crate::servers::{DeclaredServer, servers_of};
 mod tests;
 
 /// Annotation of a ServiceExport: whether callers without a sidecar may use the service, `allow` or
-/// (the default) `deny`.
+/// `deny`; without it, as the cluster has it ([`OwnCluster::unmeshed_clients`]).
 pub const UNMESHED_CLIENTS: &str = "linkspan.io/unmeshed-clients";
 
 /// Annotation of a ClusterLink that federation made: the id of the invitation of which it came. The
@@ -270,7 +270,7 @@ impl Assembly<'_> {
             .map_or(created, |written| written.time());
         let declared = DeclaredExport {
             created: whole_seconds(created),
-            unmeshed_clients: unmeshed_clients(&export.metadata)?,
+            unmeshed_clients: unmeshed_clients(&export.metadata, self.own)?,
         };
         self.declared.exports.insert(key, declared);
         Ok(())
@@ -350,13 +350,14 @@ fn whole_seconds(time: SystemTime) -> SystemTime {
 
 /// What the export says of callers without a sidecar. An annotation, since the fields of the kind are
 /// those of the MCS API; an AuthorizationPolicy will say the same more finely.
-fn unmeshed_clients(metadata: &resources::Metadata) -> Result<bool, String> {
+fn unmeshed_clients(metadata: &resources::Metadata, own: &OwnCluster) -> Result<bool, String> {
     match metadata
         .annotations
         .get(UNMESHED_CLIENTS)
         .map(String::as_str)
     {
-        None | Some("deny") => Ok(false),
+        None => Ok(own.unmeshed_clients),
+        Some("deny") => Ok(false),
         Some("allow") => Ok(true),
         Some(other) => Err(format!(
             "metadata.annotations[{UNMESHED_CLIENTS}]: found {other:?}; write `allow` or `deny`"

@@ -25,6 +25,8 @@ pub struct OwnCluster {
     pub clusterset: String,
     /// The own trust domain.
     pub trust_domain: TrustDomain,
+    /// Whether exports that do not say it themselves admit callers without a sidecar.
+    pub unmeshed_clients: bool,
 }
 
 /// Whether an exported service has one virtual address or one per endpoint.

@@ -63,6 +63,7 @@ pub fn own() -> OwnCluster {
         cluster: parsed("east"),
         clusterset: "demo".into(),
         trust_domain: parsed("east.test"),
+        unmeshed_clients: false,
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
     SYSTEM_NAMESPACE,
     manifest::{configuration, fingerprint, namespaced},
     pod::{self, ADMIN, CONFIGURATION, Part},
-    settings::Settings,
+    settings::{Admission, Settings},
 };
 
 pub(super) const NAME: &str = "linkspan-federation";
@@ -47,6 +47,9 @@ fn config(settings: &Settings) -> Value {
         "debugListen": "127.0.0.1:15021",
         "dnsListen": format!("0.0.0.0:{DNS_PORT}"),
     });
+    if settings.unmeshed_clients == Admission::Allow {
+        config["unmeshedClients"] = json!("allow");
+    }
     if let Some(region) = &settings.region {
         config["locality"] = json!({ "region": region });
         if let Some(zone) = &settings.zone {

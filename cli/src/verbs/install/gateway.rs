@@ -57,6 +57,8 @@ fn config(settings: &Settings) -> Value {
         "egressListen": format!("0.0.0.0:{EGRESS}"),
         "adminListen": format!("0.0.0.0:{ADMIN}"),
         "debugListen": "127.0.0.1:15021",
+        // For pods without a sidecar; where they reach it is the pod's own, too.
+        "imports": { "listen": "0.0.0.0" },
         "drainGrace": format!("{DRAIN}s"),
     })
 }

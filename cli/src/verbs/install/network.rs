@@ -11,6 +11,8 @@ use super::{
     pod::{self, ADMIN},
 };
 
+/// Ports of imports, for pods without a sidecar.
+const IMPORTS: std::ops::RangeInclusive<u16> = linkspan_federation::IMPORT_PORTS;
 /// Label of a namespace whose pods may read metrics.
 const SCRAPE: &str = "linkspan.io/scrape";
 
@@ -32,6 +34,10 @@ pub(super) fn objects() -> Vec<Value> {
             { "port": federation::DNS_PORT, "protocol": "TCP" },
         ],
     });
+    let imports = json!({
+        "from": [{ "namespaceSelector": {} }],
+        "ports": [{ "port": IMPORTS.start(), "endPort": IMPORTS.end(), "protocol": "TCP" }],
+    });
     let anywhere = json!({ "ports": [{ "port": TUNNEL, "protocol": "UDP" }] });
     vec![
         policy("linkspan-deny", json!({}), json!([])),
@@ -43,7 +49,7 @@ pub(super) fn objects() -> Vec<Value> {
         policy(
             gateway::NAME,
             json!({ "matchLabels": pod::labels(gateway::NAME) }),
-            json!([anywhere, inside(EGRESS), scrapers]),
+            json!([anywhere, inside(EGRESS), imports, scrapers]),
         ),
     ]
 }

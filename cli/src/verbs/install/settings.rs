@@ -52,6 +52,10 @@ pub(in crate::verbs) struct Flags {
     /// Tell peers this address instead of the Service's; port 15443 unless said. Repeat for more
     #[arg(long = "gateway-address", value_name = "HOST[:PORT]", value_parser = address)]
     addresses: Vec<Address>,
+    /// Whether exports that do not say it themselves admit clients without a sidecar, for whom gateways
+    /// of any linked cluster call
+    #[arg(long, value_enum, value_name = "allow|deny", default_value_t)]
+    unmeshed_clients: Admission,
     /// Leave the CustomResourceDefinitions out: somebody else keeps them
     #[arg(long)]
     without_crds: bool,
@@ -71,6 +75,16 @@ pub(super) enum Expose {
     NodePort,
     /// No Service: only this side dials, or --gateway-address says what is made elsewhere
     None,
+}
+
+/// Whether somebody is admitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Admission {
+    /// Whoever reaches a gateway
+    Allow,
+    /// Only workloads with an identity of their own
+    #[default]
+    Deny,
 }
 
 /// When nodes fetch the image.
@@ -121,6 +135,7 @@ pub(in crate::verbs) struct Settings {
     pub(super) node_port: Option<u16>,
     /// Sorted, without doubles.
     pub(super) addresses: Vec<Address>,
+    pub(super) unmeshed_clients: Admission,
     pub(super) crds: bool,
 }
 
@@ -162,6 +177,7 @@ impl Settings {
             expose: flags.expose,
             node_port: flags.node_port,
             addresses,
+            unmeshed_clients: flags.unmeshed_clients,
             crds: !flags.without_crds,
         })
     }
@@ -198,6 +214,9 @@ impl Settings {
             .filter_map(|(name, value)| Some((name, value?)));
         flags.extend(optional.map(|(name, value)| format!("--{name}={value}")));
         flags.push(format!("--trust-domain={}", self.trust_domain));
+        if self.unmeshed_clients == Admission::Allow {
+            flags.push("--unmeshed-clients=allow".to_owned());
+        }
         if !self.crds {
             flags.push("--without-crds".to_owned());
         }

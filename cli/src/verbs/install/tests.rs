@@ -274,9 +274,10 @@ fn the_parts_can_read_their_configuration() {
     text["federation"]["roots"] = serde_json::json!(roots);
     let path = folder.path().join("gateway.yaml");
     std::fs::write(&path, text.to_string()).unwrap();
+    let own_address = std::net::IpAddr::from([10, 244, 0, 7]);
     let own = linkspan_gateway::Own {
         replica: Some("gateway-1".into()),
-        egress_address: Some([10, 244, 0, 7].into()),
+        egress_address: Some(own_address),
     };
     let gateway = linkspan_gateway::Config::load_with(&path, own).unwrap();
     assert_eq!(
@@ -284,6 +285,12 @@ fn the_parts_can_read_their_configuration() {
         [("gw.example.org".to_owned(), 15443)]
     );
     assert_eq!(&*gateway.replica, "gateway-1");
+    let imports = gateway.imports.expect("pods without a sidecar are served");
+    assert_eq!(imports.address, own_address);
+    assert!(!federation.unmeshed_clients);
+    let objects = of("--unmeshed-clients allow");
+    let text = config(&objects, "linkspan-federation", "federation.yaml");
+    assert_eq!(text["unmeshedClients"], "allow");
 }
 
 #[test]

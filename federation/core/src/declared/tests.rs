@@ -255,3 +255,33 @@ fn a_link_says_of_which_invitation_it_came() {
     let kept = assembled_upon(&declared.links, &[("west.yaml", noted("west-1"))]);
     assert_eq!(made_by(&kept), Some(id.parse().unwrap()));
 }
+
+#[test]
+fn an_export_says_itself_whom_it_admits_or_the_cluster_does() {
+    let admits = |annotation: &str, by_default: bool| {
+        let text = match annotation {
+            "" => export_text(""),
+            word => export_text(&format!(", annotations: {{{UNMESHED_CLIENTS}: {word}}}")),
+        };
+        let objects = linkspan_resources::parse_documents("a.yaml", &text).expect("well-formed");
+        let sourced = objects.into_iter().map(|object| Sourced {
+            object,
+            origin: "a.yaml".to_owned(),
+            created: SystemTime::UNIX_EPOCH,
+        });
+        let own = OwnCluster {
+            unmeshed_clients: by_default,
+            ..own()
+        };
+        let declared = assemble(&own, &Links::new(), sourced);
+        declared.exports[&service("shop/a")].unmeshed_clients
+    };
+    for (annotation, by_default, admitted) in [
+        ("", false, false),
+        ("", true, true),
+        ("allow", false, true),
+        ("deny", true, false),
+    ] {
+        assert_eq!(admits(annotation, by_default), admitted, "{annotation}");
+    }
+}

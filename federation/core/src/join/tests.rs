@@ -393,6 +393,7 @@ fn own() -> OwnCluster {
         cluster: cluster("west"),
         clusterset: "demo".into(),
         trust_domain: domain("west"),
+        unmeshed_clients: false,
     }
 }
 
