@@ -96,7 +96,7 @@ pub struct ConnectionReport {
     pub access: Access,
     started: Instant,
     counters: Arc<Counters>,
-    handles: ConnectionHandles,
+    handles: Arc<ConnectionHandles>,
     outcome: Outcome,
     error: Option<String>,
 }
@@ -104,7 +104,7 @@ pub struct ConnectionReport {
 impl ConnectionReport {
     /// Begins; `handles` are of the labels known by now.
     #[must_use]
-    pub fn open(access: Access, handles: ConnectionHandles) -> Self {
+    pub fn open(access: Access, handles: Arc<ConnectionHandles>) -> Self {
         handles.open.inc();
         let counters = counters_into(&handles);
         Self {
@@ -118,7 +118,7 @@ impl ConnectionReport {
     }
 
     /// Counts under these labels from now on, because more is known. To be called before bytes flow.
-    pub fn measure(&mut self, handles: ConnectionHandles) {
+    pub fn measure(&mut self, handles: Arc<ConnectionHandles>) {
         self.handles.open.dec();
         handles.open.inc();
         self.counters = counters_into(&handles);
@@ -197,15 +197,21 @@ pub struct RequestReport {
     /// Tries beyond the first.
     pub retries: u32,
     started: Instant,
-    handles: RequestHandles,
+    handles: Arc<RequestHandles>,
     status: Option<u16>,
+    grpc_failed: bool,
     error: Option<String>,
 }
 
 impl RequestReport {
     /// Begins; `handles` are of the labels known by now.
     #[must_use]
-    pub fn begin(access: Access, handles: RequestHandles, method: String, path: String) -> Self {
+    pub fn begin(
+        access: Access,
+        handles: Arc<RequestHandles>,
+        method: String,
+        path: String,
+    ) -> Self {
         let started = Instant::now();
         Self {
             access,
@@ -215,18 +221,26 @@ impl RequestReport {
             started,
             handles,
             status: None,
+            grpc_failed: false,
             error: None,
         }
     }
 
     /// Counts under these labels, because more is known.
-    pub fn measure(&mut self, handles: RequestHandles) {
+    pub fn measure(&mut self, handles: Arc<RequestHandles>) {
         self.handles = handles;
     }
 
     /// The answer's status. The answer's end is when this value is dropped.
     pub fn status(&mut self, status: u16) {
         self.status = Some(status);
+    }
+
+    /// The answer's gRPC status says that the server has failed, whatever its HTTP status says.
+    pub fn grpc_failed(&mut self) {
+        if !std::mem::replace(&mut self.grpc_failed, true) {
+            self.access.flags.push("grpc-failed");
+        }
     }
 
     /// There was no answer, or it was cut: the request counts as failed.
@@ -238,6 +252,7 @@ impl RequestReport {
 impl Drop for RequestReport {
     fn drop(&mut self) {
         let counter = match (self.status, &self.error) {
+            (Some(_), None) if self.grpc_failed => &self.handles.grpc_failed,
             (Some(status), None) => self.handles.status(status),
             _ => &self.handles.failed,
         };
@@ -315,15 +330,20 @@ impl fmt::Display for Flags<'_> {
 
 #[cfg(test)]
 mod tests {
-    use linkspan_runtime::telemetry::{Registry, TrafficLabels, TrafficMetrics};
+    use linkspan_runtime::telemetry::{End, Path, Registry, TrafficMetrics};
 
     use super::*;
 
-    fn labels(cluster: &str) -> TrafficLabels<'_> {
-        TrafficLabels {
+    fn path(cluster: &str) -> Path<'_> {
+        Path {
             direction: Direction::Outbound,
-            service: "shop/checkout",
-            cluster,
+            source: End::default(),
+            destination: End {
+                cluster,
+                ..End::default()
+            },
+            namespace: "shop",
+            service: "checkout",
         }
     }
 
@@ -331,12 +351,12 @@ mod tests {
     fn a_dropped_connection_counts_as_reset_under_the_latest_labels() {
         let metrics = TrafficMetrics::register(&Registry::new()).unwrap();
         let access = Access::new(Direction::Outbound);
-        let mut report = ConnectionReport::open(access, metrics.connection(&labels("")));
-        report.measure(metrics.connection(&labels("west")));
+        let mut report = ConnectionReport::open(access, metrics.connections(&path("")));
+        report.measure(metrics.connections(&path("west")));
         report.counters().add_sent(5);
-        let west = metrics.connection(&labels("west"));
+        let west = metrics.connections(&path("west"));
         assert_eq!(
-            (metrics.connection(&labels("")).open.get(), west.open.get()),
+            (metrics.connections(&path("")).open.get(), west.open.get()),
             (0, 1)
         );
         drop(report);
@@ -356,7 +376,7 @@ mod tests {
         let metrics = TrafficMetrics::register(&Registry::new()).unwrap();
         let begin = || {
             let access = Access::new(Direction::Inbound);
-            let handles = metrics.request(&labels("west"));
+            let handles = metrics.requests(&path("west"));
             RequestReport::begin(access, handles, "GET".to_owned(), "/".to_owned())
         };
         let mut answered = begin();
@@ -367,7 +387,12 @@ mod tests {
         cut.status(200);
         cut.fail(&std::io::Error::other("cut"));
         drop(cut);
-        let handles = metrics.request(&labels("west"));
+        let mut failed = begin();
+        failed.status(200);
+        failed.grpc_failed();
+        drop(failed);
+        let handles = metrics.requests(&path("west"));
+        assert_eq!(handles.grpc_failed.get(), 1);
         assert_eq!((handles.status(200).get(), handles.failed.get()), (1, 2));
     }
 }

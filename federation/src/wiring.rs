@@ -164,7 +164,14 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     let (persist_journal, newest) = watch::channel(None);
     foundation.persist_journal = persist_journal;
     let (loaded, journals) = oneshot::channel();
-    let keep = keep_journal(journal, loaded, newest, lead.clone(), site.stop.clone());
+    let writes = site.metrics.journal.clone();
+    let keep = keep_journal(
+        (journal, writes),
+        loaded,
+        newest,
+        lead.clone(),
+        site.stop.clone(),
+    );
     tasks.essential("journal", done(keep));
     let state = State::new(
         foundation,
@@ -196,7 +203,13 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     let dumps = dumps::dumps(&site.config, site.worlds.clone());
     let debug = bound.listeners.debug;
     site.start_debug(&mut tasks, debug, dumps, &bound.readiness, &bound.registry);
-    let renewing = keep_fresh(bound.credentials, writer, site.material.clone(), bundles);
+    let renewing = keep_fresh(
+        bound.credentials,
+        writer,
+        site.material.clone(),
+        bundles,
+        site.metrics.certificate_expiry.clone(),
+    );
     site.background(&mut tasks, "own-certificate", renewing);
     site.background(
         &mut tasks,
@@ -207,7 +220,7 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     site.background(
         &mut tasks,
         "status",
-        write_status(sink, site.worlds.clone(), lead),
+        write_status(sink, site.worlds.clone(), lead, site.metrics.clone()),
     );
     let gate = gate(site.worlds.clone(), applied_reader, wait, cleared_sender);
     site.background(&mut tasks, "export-gate", gate);
@@ -604,6 +617,7 @@ async fn write_status(
     mut sink: impl Sink,
     mut worlds: watch::Receiver<Arc<World>>,
     mut lead: watch::Receiver<Lead>,
+    metrics: FederationMetrics,
 ) {
     let mut failing = false;
     let mut refused = Vec::new();
@@ -625,6 +639,9 @@ async fn write_status(
             // Somebody else leads now.
             None => {}
             Some(Ok(applied)) => {
+                metrics.applied.inc();
+                let count = i64::try_from(applied.refused.len()).unwrap_or(i64::MAX);
+                metrics.apply_refused.set(count);
                 if std::mem::take(&mut failing) {
                     tracing::info!("statuses are written again");
                 }
@@ -636,6 +653,7 @@ async fn write_status(
                 }
             }
             Some(Err(error)) => {
+                metrics.not_applied.inc();
                 if !std::mem::replace(&mut failing, true) {
                     tracing::error!(error = chain(&error), "statuses cannot be written");
                 }

@@ -6,27 +6,19 @@ use linkspan_runtime::telemetry::{Direction, IntGauge, LinkLabels, LinkMetrics, 
 /// The metrics of one peer's streams in one direction; looked up once per connection.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamMetrics {
-    metrics: LinkMetrics,
     handles: StreamHandles,
-    peer: String,
-    direction: Direction,
 }
 
 impl StreamMetrics {
     pub(crate) fn new(metrics: &LinkMetrics, peer: &str, direction: Direction) -> Self {
         Self {
-            metrics: metrics.clone(),
             handles: metrics.streams(&LinkLabels { peer }, direction),
-            peer: peer.to_owned(),
-            direction,
         }
     }
 
     /// Counts a stream that ended with that code.
     pub(crate) fn ended(&self, code: &'static str) {
-        self.metrics
-            .stream_ended(&LinkLabels { peer: &self.peer }, self.direction, code)
-            .inc();
+        self.handles.ended(code);
     }
 
     /// Counts the bytes of a relay.

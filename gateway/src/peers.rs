@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info};
 
 use crate::tunnel::close::{self, CloseCode};
-use crate::tunnel::connection::Connection;
+use crate::tunnel::connection::{Connection, State};
 use crate::tunnel::handshake;
 use crate::tunnel::plan::{Held, Purpose};
 
@@ -352,18 +352,39 @@ impl Table {
         self.report(false);
     }
 
+    /// Shows a peer's connections; with `refresh` also what their paths are like.
+    fn measure(&self, peer: &Peer, refresh: bool) {
+        let handles = self.metrics.link(&LinkLabels {
+            peer: peer.link.cluster.as_str(),
+        });
+        handles.up.set(peer.is_up().into());
+        let states: Vec<_> = peer.connections.iter().map(|held| held.state()).collect();
+        let count = |so: fn(&State) -> bool| {
+            let counted = states.iter().filter(|state| so(state)).count();
+            i64::try_from(counted).unwrap_or(i64::MAX)
+        };
+        let suspect = |state: &State| state.suspect;
+        let draining = |state: &State| state.draining && !state.suspect;
+        handles.suspect.set(count(suspect));
+        handles.draining.set(count(draining));
+        handles
+            .clear
+            .set(count(|state| !state.suspect && !state.draining));
+        handles
+            .rtt_seconds
+            .set(peer.rtt().unwrap_or_default().as_secs_f64());
+        if refresh {
+            let paths = peer.connections.iter().map(|held| held.quic.stats().path);
+            let narrowest = paths.map(|path| path.current_mtu).min();
+            handles.mtu.set(narrowest.unwrap_or_default().into());
+        }
+    }
+
     /// Tells federation; a round-trip time alone is news only when `refresh` says so.
     fn report(&self, refresh: bool) {
         let health = self.peers.health();
-        for peer in &health.peers {
-            let handles = self.metrics.link(&LinkLabels {
-                peer: &peer.cluster,
-            });
-            handles.up.set(peer.up.into());
-            handles.connections.set(peer.connections.into());
-            handles
-                .rtt_micros
-                .set(i64::try_from(peer.rtt_micros).unwrap_or(i64::MAX));
+        for peer in self.peers.iter() {
+            self.measure(peer, refresh);
         }
         self.health.send_if_modified(|told| {
             let news = if refresh {

@@ -384,6 +384,7 @@ fn mesh(
             trust_domain: config.federation.trust_domain.clone(),
         },
         cluster: config.cluster.clone(),
+        locality: config.place().locality,
         application: config.workload.application(),
         traffic: metrics.traffic.clone(),
         idle: config.idle_timeout,

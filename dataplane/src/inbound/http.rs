@@ -13,7 +13,7 @@ use crate::{
         bytes::Duplex,
         http::{
             BodyError, Incoming, Moved, Observer, Upload, Watched,
-            grpc::is_grpc,
+            grpc::{has_failed, is_grpc},
             headers, serve,
             serve::{lost, refused},
         },
@@ -21,7 +21,7 @@ use crate::{
     report::RequestReport,
 };
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, request::Parts, uri::Authority};
+use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts, uri::Authority};
 use http_body_util::{BodyExt, Empty};
 use linkspan_routing::AppProtocol;
 use linkspan_runtime::{BoxError, process::chain, telemetry::RequestHandles};
@@ -37,14 +37,13 @@ use super::{
     Caller, Inbound,
     app::{AppError, Body},
     check::{self, Refusal},
-    labels,
 };
 
 /// Caller's requests over one connection.
 struct Session {
     inbound: Inbound,
     caller: Caller,
-    handles: RequestHandles,
+    handles: Arc<RequestHandles>,
 }
 
 impl Inbound {
@@ -53,12 +52,10 @@ impl Inbound {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let cluster = self.cluster_of(&caller.id);
-        let cluster = cluster.as_ref().map_or("", |cluster| cluster.as_str());
-        let service = caller.passage.service.to_string();
+        let traffic = &self.inner.traffic;
         let session = Arc::new(Session {
             inbound: self.clone(),
-            handles: self.inner.traffic.request(&labels(&service, cluster)),
+            handles: self.on_path(&caller, |path| traffic.requests(path)),
             caller,
         });
         let id = session.caller.id.clone();
@@ -116,6 +113,9 @@ impl Session {
         match answer {
             Ok(mut answer) => {
                 report.status(answer.status().as_u16());
+                if has_failed(answer.headers()) == Some(true) {
+                    report.grpc_failed();
+                }
                 headers::strip_hop_by_hop(answer.headers_mut());
                 *answer.version_mut() = http::Version::default();
                 let watched = |body| Watched::new(body, Passing(report), moved, idle);
@@ -228,6 +228,12 @@ struct Passing(RequestReport);
 
 impl Observer for Passing {
     fn bytes(&mut self, _: usize) {}
+
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        if has_failed(trailers) == Some(true) {
+            self.0.grpc_failed();
+        }
+    }
 
     fn ended(mut self, end: Result<(), &BodyError>) {
         if let Err(error) = end {

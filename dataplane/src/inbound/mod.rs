@@ -24,18 +24,21 @@ use crate::{
     detect::http::{DETECT_TIMEOUT, NoHttp, Protocol, detect_http},
     discover::{InboundPort, InboundService, PeerInfo, Snapshot},
     forward::{bytes::Duplex, http::serve::ServeLimits},
+    outbound::meter::locality_label,
     report::Access,
     target::TargetName,
 };
 use arc_swap::ArcSwap;
-use linkspan_routing::{AppProtocol, ClusterId};
+use linkspan_routing::{AppProtocol, ClusterId, Locality};
 use linkspan_runtime::{
     logging::Sparing,
     process::chain,
     stop::Stop,
-    telemetry::{Direction, TrafficLabels, TrafficMetrics},
+    telemetry::{Direction, End, Path, TrafficMetrics},
 };
-use linkspan_trust::{ClientPolicy, MaterialReader, SpiffeId, TrustDomain, TrustPolicy};
+use linkspan_trust::{
+    ClientPolicy, MaterialReader, SpiffeId, TrustDomain, TrustPolicy, WorkloadId,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
@@ -69,6 +72,7 @@ struct Inner {
     material: MaterialReader,
     own: Own,
     cluster: ClusterId,
+    locality: String,
     application: Application,
     rules: ArcSwap<Rules>,
     app: App,
@@ -133,6 +137,8 @@ pub struct Means {
     pub own: Own,
     /// Its cluster.
     pub cluster: ClusterId,
+    /// Where in it, as far as that is known.
+    pub locality: Locality,
     /// Where its application listens.
     pub application: Application,
     /// Counts.
@@ -169,6 +175,7 @@ impl Inbound {
             material,
             own,
             cluster,
+            locality,
             application,
             traffic,
             idle,
@@ -185,6 +192,7 @@ impl Inbound {
             material,
             own,
             cluster,
+            locality: locality_label(&locality),
             application,
             rules,
             app,
@@ -241,6 +249,7 @@ impl Inbound {
     /// every few seconds.
     pub fn sweep(&self, now: Instant) {
         self.inner.app.sweep(now);
+        self.inner.traffic.sweep(now);
     }
 
     /// Accepts connections until drained, serves them to their ends, and closes those to the
@@ -356,6 +365,29 @@ impl Inbound {
             .map(|peer| peer.cluster.clone())
     }
 
+    /// The path of a caller's calls, for as long as `count` looks at it.
+    fn on_path<T>(&self, caller: &Caller, count: impl FnOnce(&Path<'_>) -> T) -> T {
+        let cluster = self.cluster_of(&caller.id);
+        let (source, own) = (caller.id.workload_id(), self.own_id().workload_id());
+        let source = End {
+            cluster: cluster.as_ref().map_or("", ClusterId::as_str),
+            ..end(source.as_ref())
+        };
+        let destination = End {
+            cluster: self.inner.cluster.as_str(),
+            locality: &self.inner.locality,
+            ..end(own.as_ref())
+        };
+        let service = &caller.passage.service;
+        count(&Path {
+            direction: Direction::Inbound,
+            source,
+            destination,
+            namespace: &service.namespace,
+            service: &service.name,
+        })
+    }
+
     fn own_id(&self) -> SpiffeId {
         self.inner.material.current().svid().id().clone()
     }
@@ -372,10 +404,10 @@ fn admitted(own: &TrustDomain, rules: &Rules) -> ClientPolicy {
     ClientPolicy::Required(TrustPolicy::Domains(domains))
 }
 
-fn labels<'a>(service: &'a str, cluster: &'a str) -> TrafficLabels<'a> {
-    TrafficLabels {
-        direction: Direction::Inbound,
-        service,
-        cluster,
+fn end(workload: Option<&WorkloadId>) -> End<'_> {
+    End {
+        namespace: workload.map_or("", WorkloadId::namespace),
+        workload: workload.map_or("", WorkloadId::service_account),
+        ..End::default()
     }
 }

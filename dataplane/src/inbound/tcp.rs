@@ -5,17 +5,15 @@ use crate::{
     report::{ConnectionReport, Outcome},
 };
 
-use super::{Caller, Inbound, labels};
+use super::{Caller, Inbound};
 
 impl Inbound {
     /// Relays one opaque connection; whatever goes wrong resets it.
     pub(super) async fn tcp<IO: Duplex>(&self, mut io: IO, caller: Caller) {
         let mut access = self.access(&caller);
         access.destination = Some(self.own_id());
-        let cluster = self.cluster_of(&caller.id);
-        let cluster = cluster.as_ref().map_or("", |cluster| cluster.as_str());
-        let service = caller.passage.service.to_string();
-        let handles = self.inner.traffic.connection(&labels(&service, cluster));
+        let traffic = &self.inner.traffic;
+        let handles = self.on_path(&caller, |path| traffic.connections(path));
         let report = ConnectionReport::open(access, handles);
         let distance = self.inner.application.distance();
         let mut app = match distance.connect(caller.app).await {

@@ -201,6 +201,7 @@ impl Attempts {
             Err(_) => self.pick_later(destination).await?,
         };
         self.tries += 1;
+        destination.path(pick.endpoint()).chosen(&pick.reason());
         Ok(pick)
     }
 
@@ -263,9 +264,8 @@ impl Attempts {
             pick.failed(Instant::now(), failure);
         }
         if let Some(dial) = error.dial() {
-            destination
-                .metrics
-                .connect_failure(&endpoint.cluster, dial.reason());
+            let path = destination.path(endpoint);
+            path.route().connect_failed(dial.reason());
         }
         self.sent += u32::from(error.was_sent());
         self.exclude(&error, endpoint);
@@ -275,7 +275,7 @@ impl Attempts {
                 last: error,
             });
         }
-        destination.metrics.retry(error.reason());
+        destination.path(endpoint).route().retried(error.reason());
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -117,7 +118,12 @@ fn report(access: Access, request: &Request<Incoming>, to: &Destination) -> Requ
     } else {
         (String::new(), String::new())
     };
-    RequestReport::begin(access, to.metrics.unanswered.clone(), method, path)
+    RequestReport::begin(
+        access,
+        Arc::clone(to.metrics.nowhere.requests()),
+        method,
+        path,
+    )
 }
 
 /// The host of a request that names none.
@@ -223,10 +229,12 @@ impl Call {
             verdict,
         } = answered;
         let endpoint = pick.endpoint();
-        if let Some(handles) = self.resolved.known.requests(&endpoint.cluster) {
-            self.report.measure(handles);
-        }
+        let path = self.resolved.destination.path(endpoint);
+        self.report.measure(Arc::clone(path.requests()));
         self.report.status(answer.status().as_u16());
+        if verdict == Verdict::Bad && !answer.status().is_server_error() {
+            self.report.grpc_failed();
+        }
         self.describe(endpoint.clone(), &pick);
         let Self {
             report,
@@ -247,7 +255,7 @@ impl Call {
     }
 
     /// Fills the access-log line.
-    fn describe(&mut self, endpoint: std::sync::Arc<Endpoint>, pick: &Pick) {
+    fn describe(&mut self, endpoint: Arc<Endpoint>, pick: &Pick) {
         self.report.retries = self.attempts.retries();
         let access = &mut self.report.access;
         if !access.log {
@@ -357,6 +365,9 @@ impl Passing {
         if verdict != self.verdict {
             self.verdict = verdict;
             verdict.tell(&self.pick);
+            if verdict == Verdict::Bad {
+                self.report.grpc_failed();
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ mod attempts;
 mod dial;
 mod gateways;
 mod http;
+pub(crate) mod meter;
 mod restarts;
 mod services;
 mod source;
@@ -117,7 +118,6 @@ enum Unavailable {
 struct Resolved {
     own: SpiffeId,
     destination: Arc<Destination>,
-    known: Arc<Known>,
     protocol: AppProtocol,
 }
 
@@ -225,7 +225,7 @@ impl Inner {
             .and_then(|destination| destination.known());
         destination
             .zip(known)
-            .map(|(destination, known)| self.resolved(source.own(), destination, known))
+            .map(|(destination, known)| self.resolved(source.own(), destination, &known))
             .transpose()
     }
 
@@ -250,21 +250,20 @@ impl Inner {
             .destination(&self.service, self.port)
             .ok_or_else(unknown)?;
         let known = destination.known_by(deadline).await.ok_or_else(unknown)?;
-        self.resolved(source.own(), destination, known)
+        self.resolved(source.own(), destination, &known)
     }
 
     fn resolved(
         &self,
         own: SpiffeId,
         destination: Arc<Destination>,
-        known: Arc<Known>,
+        known: &Known,
     ) -> Result<Resolved, Unavailable> {
         let no_port = || Unavailable::NoPort(self.service.clone(), self.port);
         let protocol = known.protocol.ok_or_else(no_port)?;
         Ok(Resolved {
             own,
             destination,
-            known,
             protocol,
         })
     }

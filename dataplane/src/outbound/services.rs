@@ -2,7 +2,7 @@
 //! connections, kept in step with discovery by one task.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -18,12 +18,10 @@ use crate::{
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use linkspan_routing::{
-    AppProtocol, Balancer, ClusterId, EndpointKey, Place, Service, ServiceKey, Share, UsablePeers,
+    AppProtocol, Balancer, ClusterId, Endpoint, EndpointKey, Place, Service, ServiceKey, Share,
+    UsablePeers,
 };
-use linkspan_runtime::{
-    stop::Stop,
-    telemetry::{ConnectionHandles, Direction, RequestHandles, TrafficLabels, TrafficMetrics},
-};
+use linkspan_runtime::{stop::Stop, telemetry::TrafficMetrics};
 use linkspan_trust::MaterialReader;
 use tokio::{
     sync::{Notify, watch},
@@ -34,6 +32,7 @@ use tracing::info;
 use super::{
     dial::{Dialler, Remote},
     gateways::Gateways,
+    meter::{Meter, PathMeter, Paths},
     restarts::Restarts,
     told::Told,
 };
@@ -65,7 +64,7 @@ pub(super) struct Known {
     pub(super) service: Arc<Service>,
     /// What is spoken there; none if the service has no such port.
     pub(super) protocol: Option<AppProtocol>,
-    requests: HashMap<ClusterId, RequestHandles>,
+    paths: Paths,
 }
 
 impl Known {
@@ -80,56 +79,9 @@ impl Known {
             .map(|found| found.key())
     }
 
-    /// Where requests answered by that cluster are counted.
-    pub(super) fn requests(&self, cluster: &ClusterId) -> Option<RequestHandles> {
-        self.requests.get(cluster).cloned()
-    }
-}
-
-/// Where a destination counts.
-#[derive(Clone, Debug)]
-pub(super) struct Meter {
-    traffic: TrafficMetrics,
-    service: Arc<str>,
-    /// Of requests that reached no cluster.
-    pub(super) unanswered: RequestHandles,
-}
-
-impl Meter {
-    fn new(traffic: TrafficMetrics, service: &ServiceKey) -> Self {
-        let service: Arc<str> = service.to_string().into();
-        let unanswered = traffic.request(&labels(&service, ""));
-        Self {
-            traffic,
-            service,
-            unanswered,
-        }
-    }
-
-    pub(super) fn connection(&self, cluster: &str) -> ConnectionHandles {
-        self.traffic.connection(&labels(&self.service, cluster))
-    }
-
-    fn request(&self, cluster: &str) -> RequestHandles {
-        self.traffic.request(&labels(&self.service, cluster))
-    }
-
-    pub(super) fn retry(&self, reason: &'static str) {
-        self.traffic.retries(&self.service, reason).inc();
-    }
-
-    pub(super) fn connect_failure(&self, cluster: &ClusterId, reason: &'static str) {
-        self.traffic
-            .connect_failures(&self.service, cluster.as_str(), reason)
-            .inc();
-    }
-}
-
-fn labels<'a>(service: &'a str, cluster: &'a str) -> TrafficLabels<'a> {
-    TrafficLabels {
-        direction: Direction::Outbound,
-        service,
-        cluster,
+    /// Where calls to that endpoint count.
+    pub(super) fn path(&self, endpoint: &Endpoint) -> Option<&Arc<PathMeter>> {
+        self.paths.to(endpoint)
     }
 }
 
@@ -148,6 +100,13 @@ impl Destination {
             }
             timeout_at(deadline, changes.changed()).await.ok()?.ok()?;
         }
+    }
+
+    /// Where calls to that endpoint count.
+    pub(super) fn path(&self, endpoint: &Endpoint) -> Arc<PathMeter> {
+        let known = self.known();
+        let path = known.as_ref().and_then(|known| known.path(endpoint));
+        Arc::clone(path.unwrap_or(&self.metrics.nowhere))
     }
 
     /// Follows changes that may make another choice possible.
@@ -173,14 +132,13 @@ impl Destination {
     fn update(&self, now: Instant, service: &Arc<Service>, peers: &UsablePeers) {
         self.balancer.update(now, service, peers);
         let port = service.ports.iter().find(|port| port.port == self.port);
-        let clusters = service.clusters.keys();
-        let requests = clusters
-            .map(|cluster| (cluster.clone(), self.metrics.request(cluster.as_str())))
-            .collect();
+        let before = self.known();
+        let before = before.as_ref().map(|known| &known.paths);
+        let paths = Paths::new(&self.metrics, service, before);
         self.known.store(Some(Arc::new(Known {
             service: Arc::clone(service),
             protocol: port.map(|port| port.app_protocol),
-            requests,
+            paths,
         })));
         let listed: HashSet<Remote> = service
             .endpoints
@@ -329,11 +287,12 @@ fn destination(
         service: service.clone(),
         port,
     };
+    let own = means.material.current().svid().id().clone();
     Destination {
         balancer: Balancer::new(means.place.clone(), port, means.seed),
         pool: Pool::new(dialler, means.limits),
         budget: RetryBudget::new(Instant::now()),
-        metrics: Meter::new(means.traffic.clone(), &service),
+        metrics: Meter::new(means.traffic.clone(), (&own, &means.place), &service),
         known: ArcSwapOption::empty(),
         restarts: Mutex::default(),
         changes: watch::Sender::new(0),
@@ -505,5 +464,6 @@ impl Driver {
         for destination in self.services.all() {
             destination.pool.sweep(Instant::now());
         }
+        self.services.means.traffic.sweep(Instant::now());
     }
 }

@@ -1,6 +1,6 @@
 //! Opaque calls: one endpoint for the connection.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use crate::{
     connect::mtls::{Connected, InnerAlpn},
@@ -40,7 +40,7 @@ impl Outbound {
         };
         let mut access = self.access(caller);
         access.source = Some(resolved.own.clone());
-        let handles = resolved.destination.metrics.connection("");
+        let handles = Arc::clone(resolved.destination.metrics.nowhere.connections());
         let mut report = ConnectionReport::open(access, handles);
         match carry(&mut io, &resolved, &mut report).await {
             Ok(()) => report.end(Outcome::Ok),
@@ -60,12 +60,8 @@ async fn carry<IO: Duplex>(
 ) -> Result<(), TcpError> {
     let (mut upstream, pick) = connect(resolved).await?;
     let endpoint = pick.endpoint();
-    report.measure(
-        resolved
-            .destination
-            .metrics
-            .connection(endpoint.cluster.as_str()),
-    );
+    let path = resolved.destination.path(endpoint);
+    report.measure(Arc::clone(path.connections()));
     report.access.cluster = Some(endpoint.cluster.clone());
     report.access.locality = Some(endpoint.locality.clone());
     report.access.endpoint = Some(endpoint.id.clone());

@@ -28,7 +28,7 @@ use linkspan_core::{
     peer::Now,
     peers::Journals,
 };
-use linkspan_runtime::{BoxError, stop::Stop};
+use linkspan_runtime::{BoxError, stop::Stop, telemetry::IntCounter};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant as Timer, MissedTickBehavior, interval, sleep_until},
@@ -64,6 +64,7 @@ pub(crate) async fn run<S: Source>(
     let mut batch = Vec::with_capacity(BATCH);
     let mut pace = Pace::new(Timer::now());
     let (mut book, mut kept_ports) = (state.book(), state.kept_ports());
+    let errors = state.source_errors();
     let mut remembered = false;
     loop {
         tokio::select! {
@@ -78,7 +79,7 @@ pub(crate) async fn run<S: Source>(
                 state.remember(found.unwrap_or_default());
             }
             // Links come to life with what is remembered of their peers, or never.
-            declared = next(&mut source), if remembered => state.declare(declared?, now()),
+            declared = next(&mut source, &errors), if remembered => state.declare(declared?, now()),
             // Cancel-safe: nothing is taken out unless the call returns.
             count = inputs.recv_many(&mut batch, BATCH) => {
                 if count == 0 {
@@ -103,10 +104,12 @@ pub(crate) async fn run<S: Source>(
 /// The next snapshot; what is declared stays in force while there is none.
 async fn next<S: Source>(
     source: &mut S,
+    errors: &IntCounter,
 ) -> Result<Arc<linkspan_core::declared::Declared>, SourceError> {
     loop {
         match source.next().await {
             Err(error @ SourceError::Unavailable { .. }) => {
+                errors.inc();
                 tracing::warn!(%error, "keeping the last declared state");
                 tokio::time::sleep(RETRY).await;
             }

@@ -21,7 +21,7 @@ use linkspan_core::{
     plan::{Known, listed, listed_by_peers, plan},
     workloads::{Owned, Registration, Workloads},
 };
-use linkspan_runtime::telemetry::{FederationMetrics, LinkLabels};
+use linkspan_runtime::telemetry::{FederationMetrics, IntCounter, LinkLabels};
 use linkspan_trust::Bundle;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -209,6 +209,11 @@ impl State {
         // A new link may be up already.
         self.observe_tunnels(now);
         self.dirty = true;
+    }
+
+    /// Counts what could not be read.
+    pub(super) fn source_errors(&self) -> IntCounter {
+        self.metrics.source_errors.clone()
     }
 
     /// The book of links, to follow.
@@ -468,6 +473,10 @@ impl State {
 
     fn measure(&self, peers: &PeersView, problems: usize) {
         self.metrics.plans.inc();
+        let troubles = self.troubles.list().len();
+        self.metrics
+            .state_troubles
+            .set(i64::try_from(troubles).unwrap_or(i64::MAX));
         self.metrics
             .resource_problems
             .set(i64::try_from(problems).unwrap_or(i64::MAX));
@@ -484,10 +493,8 @@ impl State {
             handles
                 .records
                 .set(i64::try_from(peer.records.len()).unwrap_or(i64::MAX));
-            let age = peer.record_age.unwrap_or_default().as_millis();
-            handles
-                .age_millis
-                .set(i64::try_from(age).unwrap_or(i64::MAX));
+            let age = peer.record_age.unwrap_or_default();
+            handles.age_seconds.set(age.as_secs_f64());
         }
     }
 

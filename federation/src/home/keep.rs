@@ -13,7 +13,7 @@ use linkspan_core::{
     peers::Journals,
 };
 use linkspan_kube::Lead;
-use linkspan_runtime::{process::chain, stop::Stop};
+use linkspan_runtime::{process::chain, stop::Stop, telemetry::JournalHandles};
 use tokio::{
     sync::{oneshot, watch},
     time::sleep,
@@ -47,7 +47,7 @@ const LAST: Duration = Duration::from_secs(3);
 
 /// Loads the journal, tells what is in it, and keeps it until `stop` drains. Only a leader writes.
 pub(crate) async fn keep_journal(
-    journal: impl Journal,
+    (journal, writes): (impl Journal, JournalHandles),
     loaded: oneshot::Sender<Journals>,
     mut newest: watch::Receiver<Newest>,
     mut lead: watch::Receiver<Lead>,
@@ -55,6 +55,7 @@ pub(crate) async fn keep_journal(
 ) {
     let mut keeper = Keeper {
         journal,
+        writes,
         saved: BTreeMap::new(),
         failing: false,
     };
@@ -100,6 +101,7 @@ fn pause_after(bytes: usize, failing: bool) -> Duration {
 
 struct Keeper<J> {
     journal: J,
+    writes: JournalHandles,
     /// Whose journals are there, and with what, as far as that is known.
     saved: BTreeMap<ClusterId, Option<Kept>>,
     failing: bool,
@@ -189,6 +191,11 @@ impl<J: Journal> Keeper<J> {
         peer: &ClusterId,
         result: Result<(), E>,
     ) -> bool {
+        let counter = match &result {
+            Ok(()) => &self.writes.ok,
+            Err(_) => &self.writes.failed,
+        };
+        counter.inc();
         if let Err(error) = &result
             && !self.failing
         {
@@ -248,11 +255,18 @@ mod tests {
         entries.iter().map(|of| of.peer.to_string()).collect()
     }
 
+    fn writes() -> JournalHandles {
+        let registry = linkspan_runtime::telemetry::Registry::new();
+        let metrics = linkspan_runtime::telemetry::FederationMetrics::register(&registry);
+        metrics.unwrap().journal
+    }
+
     #[tokio::test]
     async fn only_what_is_known_to_be_gone_is_forgotten() {
         let directory = tempfile::tempdir().unwrap();
         let mut keeper = Keeper {
             journal: DirectoryJournal::new(directory.path().into()),
+            writes: writes(),
             saved: BTreeMap::new(),
             failing: false,
         };

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use linkspan_runtime::process::chain;
+use linkspan_runtime::{process::chain, telemetry::IntGauge};
 use linkspan_trust::{
     BundleError, BundleSet, Grant, IssueError, MaterialReader, MaterialWriter, SpiffeId,
     TrustDomain, material,
@@ -67,9 +67,11 @@ pub(crate) async fn keep_fresh(
     mut writer: MaterialWriter,
     reader: MaterialReader,
     mut bundles: watch::Receiver<BundleSet>,
+    expiry: IntGauge,
 ) {
     let jitter: f64 = rand::random();
     loop {
+        expiry.set(expires_at(&reader));
         let wait = until_renewal(&reader, jitter).min(CLOCK_CHECK);
         tokio::select! {
             changed = bundles.changed() => {
@@ -109,6 +111,15 @@ fn failed(error: &dyn std::error::Error) -> bool {
         "cannot renew federation's own certificate"
     );
     false
+}
+
+/// Unix seconds.
+fn expires_at(reader: &MaterialReader) -> i64 {
+    let at = reader.current().svid().not_after();
+    let since = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn until_renewal(reader: &MaterialReader, jitter: f64) -> Duration {

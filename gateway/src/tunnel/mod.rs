@@ -27,6 +27,7 @@ pub(crate) mod session;
 pub(crate) mod streams;
 pub(crate) mod surplus;
 pub(crate) mod watched;
+mod wear;
 
 use std::sync::Arc;
 

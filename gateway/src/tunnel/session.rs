@@ -26,8 +26,12 @@ use super::handshake::ControlStream;
 use super::health::{Change, Detector, Reason};
 use super::hello;
 use super::plan::Purpose;
+use super::wear::Wear;
 use crate::limits::{Limits, Timers};
 use crate::peers::Reporter;
+
+/// Ticks between two looks at what QUIC has counted: some seconds.
+const MEASURE: u64 = 16;
 
 /// Takes the streams that a peer opens.
 pub(crate) trait Incoming: Send + Sync + 'static {
@@ -53,6 +57,7 @@ pub(crate) struct Session {
     metrics: LinkHandles,
     detector: Detector,
     ticks: u64,
+    wear: Wear,
     /// A change that is to be reported with the next tick.
     unreported: bool,
     /// Since when nothing is carried, while leaving.
@@ -76,6 +81,7 @@ impl Session {
             metrics,
             detector,
             ticks: 0,
+            wear: Wear::default(),
             unreported: false,
             quiet_since: None,
         }
@@ -94,6 +100,7 @@ impl Session {
             remote = %self.connection.remote(), "tunnel connection established"
         );
         let end = self.live(control).await;
+        self.measure();
         self.end(&end);
         if let End::Lost(error) = &end
             && let Some(invitation) = unlinked_of(error)
@@ -142,6 +149,9 @@ impl Session {
             None
         };
         self.ticks += 1;
+        if self.ticks.is_multiple_of(MEASURE) {
+            self.measure();
+        }
         if broken.is_some() {
             return broken;
         }
@@ -154,6 +164,11 @@ impl Session {
             self.shared.reporter.changed().await;
         }
         self.left(now).await
+    }
+
+    fn measure(&mut self) {
+        let now = self.connection.quic.stats();
+        self.wear.count(&now, &self.metrics);
     }
 
     /// A heartbeat that cannot be sent now is as good as one lost on the way; a peer that takes

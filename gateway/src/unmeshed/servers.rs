@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use linkspan_dataplane::discover::{InboundService, PeerInfo, Snapshot, UnmeshedServer};
 use linkspan_dataplane::forward::http::serve::ServeLimits;
 use linkspan_dataplane::inbound::{Application, Inbound, Means, Own, Rules};
-use linkspan_routing::{ClusterId, EndpointId};
+use linkspan_routing::{ClusterId, EndpointId, Locality};
 use linkspan_runtime::stop::Stop;
 use linkspan_runtime::telemetry::TrafficMetrics;
 use linkspan_trust::{MaterialReader, TrustDomain};
@@ -131,6 +131,7 @@ impl Servers {
                 trust_domain: self.trust_domain.clone(),
             },
             cluster: self.cluster.clone(),
+            locality: Locality::unknown(),
             application: Application::There(server.addresses.clone()),
             traffic: self.traffic.clone(),
             idle: self.config.idle,

@@ -2,7 +2,7 @@
 
 use prometheus::{IntCounter, Registry};
 
-use super::{TelemetryError, counters, names};
+use super::{TelemetryError, catalogue};
 
 /// Questions to the DNS server, over UDP and over TCP.
 #[derive(Clone, Debug)]
@@ -36,15 +36,9 @@ impl DnsMetrics {
     /// # Errors
     /// If they are registered already.
     pub fn register(registry: &Registry) -> Result<Self, TelemetryError> {
-        let labels = ["transport", "outcome"];
-        let questions = counters(
-            registry,
-            names::DNS,
-            "Questions to DNS, by outcome.",
-            &labels,
-        )?;
+        let questions = catalogue::DNS.counters(registry)?;
         let handles = |transport| {
-            let of = |outcome| questions.with_label_values(&[transport, outcome]);
+            let of = |outcome| questions.of(&[transport, outcome]);
             DnsHandles {
                 by_code: CODES.map(of),
                 limited: of("limited"),

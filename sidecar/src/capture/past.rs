@@ -13,13 +13,13 @@ use linkspan_dataplane::{
     forward::bytes::{Duplex as _, RelayLimits, relay},
     report::{Access, ConnectionReport, Outcome},
 };
-use linkspan_runtime::telemetry::{ConnectionHandles, Direction, TrafficLabels, TrafficMetrics};
+use linkspan_runtime::telemetry::{ConnectionHandles, Direction, End, Path, TrafficMetrics};
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
-/// What stands for the service in metrics; no service has a name without `/`.
+/// What stands for the service in metrics; no service has no namespace.
 const LABEL: &str = "passthrough";
 /// How long a connection may take to come about: the caller, who has one to us already, cannot tell
 /// by itself that it does not. Enough for four lost SYNs.
@@ -31,7 +31,7 @@ const IDLE: Duration = Duration::from_secs(24 * 3600);
 /// Carries connections past the mesh.
 #[derive(Clone, Debug)]
 pub(crate) struct Past {
-    handles: ConnectionHandles,
+    handles: Arc<ConnectionHandles>,
     access_log: bool,
     /// Local ports of our own connections; one that comes to us from such a port is ours.
     own: Arc<Mutex<HashSet<u16>>>,
@@ -57,13 +57,15 @@ fn lock(own: &Mutex<HashSet<u16>>) -> MutexGuard<'_, HashSet<u16>> {
 
 impl Past {
     pub(crate) fn new(traffic: &TrafficMetrics, access_log: bool) -> Self {
-        let labels = TrafficLabels {
+        let path = Path {
             direction: Direction::Outbound,
+            source: End::default(),
+            destination: End::default(),
+            namespace: "",
             service: LABEL,
-            cluster: "",
         };
         Self {
-            handles: traffic.connection(&labels),
+            handles: traffic.connections(&path),
             access_log,
             own: Arc::default(),
         }
@@ -82,7 +84,7 @@ impl Past {
         access.why = Some(format!("{} is no address of the mesh", meant.ip()));
         access.flags = vec![LABEL];
         access.log = self.access_log;
-        let report = ConnectionReport::open(access, self.handles.clone());
+        let report = ConnectionReport::open(access, Arc::clone(&self.handles));
         let (mut there, _port) = match self.connect(meant).await {
             Ok(connected) => connected,
             Err(error) => {

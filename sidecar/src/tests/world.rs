@@ -148,6 +148,7 @@ impl World {
                 trust_domain: testing::trust_domain(&domain(in_cluster)),
             },
             cluster: cluster(in_cluster),
+            locality: Locality::unknown(),
             application: application(app),
             traffic: TrafficMetrics::register(&Registry::new()).unwrap(),
             idle: Duration::from_secs(60),
