@@ -22,6 +22,7 @@ pub mod rate;
 pub mod readiness;
 pub mod stop;
 pub mod telemetry;
+pub mod trace;
 
 /// An error of a task whose kind does not matter to its supervisor.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,80 @@
+//! `telemetry` in the configuration of a proxy.
+
+use serde::Deserialize;
+use tonic::transport::Endpoint;
+
+use crate::config::Problems;
+
+/// Part of requests without a trace that are recorded, where nothing is said.
+const SAMPLING: f64 = 0.01;
+
+/// As it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RawTelemetry {
+    otlp: Option<RawOtlp>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawOtlp {
+    endpoint: String,
+    sampling_ratio: Option<f64>,
+}
+
+/// Where traces go, and how many of them.
+#[derive(Clone, Debug)]
+pub struct Otlp {
+    pub(super) endpoint: Endpoint,
+    /// 0 to 1.
+    pub(super) sampling: f64,
+}
+
+impl Otlp {
+    /// Sends to `http://HOST:PORT`, by gRPC; of requests that come without a trace it records that
+    /// part (0 to 1).
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub fn new(endpoint: &str, sampling: f64) -> Result<Self, &'static str> {
+        let fix = "use the address of an OTLP/gRPC collector such as `http://otel-collector:4317`; \
+                   TLS to a collector is not supported: use one in the same cluster or machine";
+        if !endpoint.starts_with("http://") {
+            return Err(fix);
+        }
+        let endpoint = Endpoint::from_shared(endpoint.to_owned()).map_err(|_| fix)?;
+        if endpoint.uri().host().is_none_or(str::is_empty) {
+            return Err(fix);
+        }
+        Ok(Self { endpoint, sampling })
+    }
+
+    /// For the dump of the configuration.
+    #[must_use]
+    pub fn dump(&self) -> serde_json::Value {
+        serde_json::json!({
+            "endpoint": self.endpoint.uri().to_string(),
+            "samplingRatio": self.sampling,
+        })
+    }
+}
+
+impl RawTelemetry {
+    /// Where traces go; `None` where they are not wanted, or after a problem was added.
+    pub fn typed(self, problems: &mut Problems) -> Option<Otlp> {
+        let raw = self.otlp?;
+        let sampling = raw.sampling_ratio.unwrap_or(SAMPLING);
+        if !(0.0..=1.0).contains(&sampling) {
+            let fix = "use a part of all, 0 to 1";
+            problems.add("telemetry.otlp.samplingRatio", sampling, fix);
+        }
+        match Otlp::new(&raw.endpoint, sampling) {
+            Ok(otlp) => Some(otlp),
+            Err(fix) => {
+                let found = format_args!("`{}`", raw.endpoint.escape_debug()).to_string();
+                problems.add("telemetry.otlp.endpoint", found, fix);
+                None
+            }
+        }
+    }
+}
