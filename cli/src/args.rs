@@ -19,6 +19,7 @@ use crate::{
         "linkspan demo",
         "linkspan run federation --config federation.yaml",
         "linkspan status --socket /var/lib/linkspan/operator.sock",
+        "linkspan status --context east",
     ),
     propagate_version = true,
     arg_required_else_help = true
@@ -73,6 +74,9 @@ pub enum Verb {
     Completion(verbs::completion::Args),
     /// Prints the manual, or writes one page per verb
     Man(verbs::man::Args),
+    /// Carries standard input to the operator socket; what `--context` runs in federation's pod
+    #[command(hide = true)]
+    Relay(verbs::relay::Args),
     /// The sample applications of the demo
     #[command(hide = true)]
     App(apps::Args),

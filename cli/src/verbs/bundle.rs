@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::Format,
 };
 
@@ -35,7 +35,7 @@ struct View {
 
 pub(crate) fn bundle(args: &Args) -> Result<(), Failure> {
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.bundle().await
     })?;
     let view = View {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::service_name::ServiceName;
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::{Format, percent, place, table},
 };
 
@@ -90,7 +90,7 @@ pub(crate) fn explain(args: &Args) -> Result<(), Failure> {
         without: args.without_cluster.clone(),
     };
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.explain(request).await
     })?;
     args.output.print(&View::from(reply), text)

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::service_name::ServiceName;
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::Format,
 };
 
@@ -49,7 +49,7 @@ pub(crate) fn export(args: &Args) -> Result<(), Failure> {
     let key = args.service.key();
     let admitted = args.unmeshed_clients.map(|word| word == Admission::Allow);
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.export(key, admitted).await
     })?;
     let view = View {

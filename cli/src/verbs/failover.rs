@@ -10,7 +10,7 @@ use self::areas::{Tier, Weight};
 use super::{declared::Declared, service_name::ServiceName, services::Condition};
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::{Format, table},
 };
 
@@ -135,7 +135,7 @@ pub(crate) fn failover(args: Args) -> Result<(), Failure> {
 fn show(args: &ShowArgs) -> Result<(), Failure> {
     let key = args.service.as_ref().map(ServiceName::key);
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.failover(key).await
     })?;
     args.output.print(&View::from(reply), text)
@@ -158,7 +158,7 @@ fn set(args: &SetArgs) -> Result<(), Failure> {
         reset: args.reset,
     };
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.set_failover(request).await
     })?;
     Declared::from(reply).print(args.output, |changed| match (changed, spec.is_empty()) {
@@ -210,7 +210,7 @@ fn drain(args: &DrainArgs) -> Result<(), Failure> {
         undo: args.undo,
     };
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.drain(request).await
     })?;
     let of = match &args.service {

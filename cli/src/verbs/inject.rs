@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::write_out,
 };
 
@@ -71,7 +71,7 @@ pub struct Args {
 pub(crate) fn inject(args: &Args) -> Result<(), Failure> {
     let mut objects = read(args)?;
     let (status, bundle) = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         let status = operator.status().await?;
         Ok((status, operator.bundle().await?))
     })?;

@@ -12,6 +12,7 @@ pub mod inject;
 pub mod install;
 pub mod link;
 pub mod man;
+pub mod relay;
 pub mod run;
 mod service_name;
 pub mod services;
@@ -48,6 +49,7 @@ pub fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Version(args) => version::version(&args),
         Verb::Completion(args) => completion::completion(&args),
         Verb::Man(args) => man::man(&args),
+        Verb::Relay(args) => relay::relay(&args),
         Verb::App(args) => apps::run(args),
     }
 }

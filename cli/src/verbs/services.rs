@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::service_name::ServiceName;
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::{Format, place, table},
 };
 
@@ -28,7 +28,7 @@ pub struct Args {
 
 pub(crate) fn services(args: &Args) -> Result<(), Failure> {
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.services().await
     })?;
     args.output.print(&View::from(reply), text)

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::{Format, table},
 };
 
@@ -28,7 +28,7 @@ pub struct Args {
 
 pub(crate) fn status(args: &Args) -> Result<(), Failure> {
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.status().await
     })?;
     args.output.print(&View::from(reply), text)

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::{self, Format},
     secret_file::SecretFile,
 };
@@ -175,7 +175,7 @@ fn time(unix: i64) -> String {
 
 fn list(args: &ListArgs) -> Result<(), Failure> {
     let tokens = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.list_tokens().await
     })?;
     let views: Vec<View> = tokens.into_iter().map(View::from).collect();
@@ -224,7 +224,7 @@ fn text(views: &[View]) -> String {
 
 fn revoke(args: &RevokeArgs) -> Result<(), Failure> {
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.revoke_token(&args.id).await
     })?;
     output::write_out(format!("revoked {} of {}\n", args.id, reply.spiffe_id).as_bytes())
@@ -241,7 +241,7 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
     };
     let file = args.out.as_deref().map(SecretFile::new).transpose()?;
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.create_token_with(request).await
     })?;
     match file {

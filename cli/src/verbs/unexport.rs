@@ -3,7 +3,7 @@
 use super::{declared::Declared, service_name::ServiceName};
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::Format,
 };
 
@@ -26,7 +26,7 @@ pub struct Args {
 
 pub(crate) fn unexport(args: &Args) -> Result<(), Failure> {
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.unexport(args.service.key()).await
     })?;
     Declared::from(reply).print(args.output, |changed| match changed {

@@ -133,14 +133,16 @@ impl Cluster<'_> {
 
     /// With a sidecar in each pod.
     fn apply_injected(&self, manifest: &str) -> Result<String> {
-        let inject = format!("exec -i -n {SYSTEM} {FEDERATION} -- linkspan inject -");
+        let inject = format!("linkspan inject - --context {}", self.name);
         let apply = format!("kubectl --context {} apply -f -", self.name);
-        self.kubectl(&format!("{inject} <<END | {apply}\n{manifest}\nEND"))
+        self.shell
+            .run(&format!("{inject} <<END | {apply}\n{manifest}\nEND"))
     }
 
     /// As a user asks its federation.
     fn linkspan(&self, line: &str) -> Result<String> {
-        self.kubectl(&format!("-n {SYSTEM} exec {FEDERATION} -- linkspan {line}"))
+        self.shell
+            .run(&format!("linkspan {line} --context {}", self.name))
     }
 
     /// For whoever reads why it failed.
@@ -274,6 +276,18 @@ spec:
     )
 }
 
+/// Whoever names a context that is not there is told what `kubectl` said.
+fn no_such_cluster(shell: &Shell) -> Result<()> {
+    let said = shell
+        .command("linkspan status --context nowhere")
+        .output()?;
+    let errors = String::from_utf8_lossy(&said.stderr);
+    ensure!(said.status.code() == Some(3), "{}: {errors}", said.status);
+    let names_it = errors.matches("nowhere").count() >= 2 && errors.contains("does not exist");
+    ensure!(names_it, "{errors}");
+    Ok(())
+}
+
 struct Steps(Instant);
 
 impl Steps {
@@ -300,6 +314,7 @@ fn story([east, west]: [Cluster<'_>; 2], shell: &Shell) -> Result<()> {
         shell.run(&line.replace(" apply ", " diff "))?;
     }
     steps.done("applying it again would change nothing");
+    no_such_cluster(shell)?;
     east.active("west")?;
     west.active("east")?;
     for cluster in both {

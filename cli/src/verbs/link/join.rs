@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{Imports, addresses, rfc3339};
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::{Format, write_out},
     secret_file::SecretFile,
 };
@@ -113,7 +113,7 @@ pub(super) fn invite(args: &InviteArgs) -> Result<(), Failure> {
     };
     let file = args.out.as_deref().map(SecretFile::new).transpose()?;
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.invite(request).await
     })?;
     if let Some(file) = file {
@@ -159,7 +159,7 @@ pub(super) fn accept(args: &AcceptArgs) -> Result<(), Failure> {
         imports: args.imports.wire(),
     };
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.accept(request).await
     })?;
     let view = Accepted {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::rfc3339;
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::Format,
 };
 
@@ -46,7 +46,7 @@ struct View {
 pub(crate) fn unlink(args: &Args) -> Result<(), Failure> {
     confirm(args)?;
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.remove_link(&args.peer).await
     })?;
     let view = View {

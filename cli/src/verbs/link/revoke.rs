@@ -2,7 +2,7 @@
 
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output,
 };
 
@@ -17,7 +17,7 @@ pub(super) struct Args {
 
 pub(super) fn revoke(args: &Args) -> Result<(), Failure> {
     let reply = operator::block_on(async {
-        let mut operator = Operator::connect(args.operator.path()).await?;
+        let mut operator = args.operator.connect().await?;
         operator.revoke_invitation(&args.id).await
     })?;
     let whose = match reply.peer.as_str() {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{addresses, rfc3339};
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::{Format, table},
 };
 
@@ -173,7 +173,7 @@ pub(super) fn show(args: &ShowArgs) -> Result<(), Failure> {
 
 fn ask(operator: &OperatorArgs) -> Result<v1::StatusResponse, Failure> {
     operator::block_on(async {
-        let mut operator = Operator::connect(operator.path()).await?;
+        let mut operator = operator.connect().await?;
         operator.status().await
     })
 }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::show::Link;
 use crate::{
     exit::{Failure, help},
-    operator::{self, Operator, OperatorArgs},
+    operator::{self, OperatorArgs},
     output::write_out,
 };
 
@@ -66,7 +66,7 @@ pub(super) fn wait(args: &Args) -> Result<(), Failure> {
 
 async fn until(args: &Args) -> Result<Link, Failure> {
     let deadline = Instant::now() + args.timeout;
-    let mut operator = Operator::connect(args.operator.path()).await?;
+    let mut operator = args.operator.connect().await?;
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

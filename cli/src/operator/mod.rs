@@ -1,29 +1,29 @@
 //! The client of a federation's operator socket.
 
+mod kubectl;
+mod which;
+
 use std::{
-    ffi::OsString,
     io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, anyhow};
-use clap::{
-    ValueHint,
-    builder::{OsStringValueParser, TypedValueParser as _},
-};
 use hyper_util::rt::TokioIo;
 use linkspan_api::v1::{self, operator_client::OperatorClient};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, process::Child};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::exit::Failure;
+
+pub use which::OperatorArgs;
 
 /// Where federation's state is when nothing else is said.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/linkspan";
 /// Name of the socket in the state directory.
 pub const SOCKET_NAME: &str = "operator.sock";
-const SOCKET_VARIABLE: &str = "LINKSPAN_SOCKET";
 /// How long one question may take. All but linking is answered from memory; for that gateways dial.
 const PATIENCE: Duration = Duration::from_secs(45);
 /// Metadata in which a refusal carries the number of its `JoinProblem`.
@@ -33,44 +33,12 @@ const PROBLEM: &str = "linkspan-problem";
 /// which is more than the 4 MiB that gRPC takes unasked.
 const MAX_ANSWER: usize = 128 << 20;
 
-/// Which federation to ask.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct OperatorArgs {
-    /// Operator socket of the federation to ask; else /var/lib/linkspan/operator.sock
-    #[arg(long, value_name = "PATH", env = SOCKET_VARIABLE, value_parser = OsStringValueParser::new().try_map(socket), value_hint = ValueHint::FilePath)]
-    pub socket: Option<OsString>,
-    /// State directory of the federation to ask; goes before --socket
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-}
-
-/// An empty variable is how shells spell an unset one; an empty option is one that was forgotten
-/// (`--socket "$SOCKET"`), and might lead to another federation than was meant.
-fn socket(value: OsString) -> Result<OsString, &'static str> {
-    let from_environment = std::env::var_os(SOCKET_VARIABLE).is_some_and(|set| set.is_empty());
-    match value.is_empty() && !from_environment {
-        true => Err("the path is empty"),
-        false => Ok(value),
-    }
-}
-
-impl OperatorArgs {
-    /// The socket that these options name.
-    #[must_use]
-    pub fn path(&self) -> PathBuf {
-        let socket = self.socket.as_ref().filter(|socket| !socket.is_empty());
-        match (&self.state_dir, socket) {
-            (Some(dir), _) => dir.join(SOCKET_NAME),
-            (None, Some(socket)) => PathBuf::from(socket),
-            (None, None) => PathBuf::from(DEFAULT_STATE_DIR).join(SOCKET_NAME),
-        }
-    }
-}
-
 /// A federation that can be asked.
 #[derive(Clone, Debug)]
 pub struct Operator {
     client: OperatorClient<Channel>,
+    /// Who carries the bytes, for as long as they are carried.
+    _kubectl: Option<Arc<Child>>,
 }
 
 impl Operator {
@@ -84,14 +52,34 @@ impl Operator {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
-        let channel = Endpoint::from_static("http://operator.linkspan.internal")
-            .connect_timeout(PATIENCE)
-            .timeout(PATIENCE)
-            .connect_with_connector(dial)
-            .await
-            .map_err(|error| unreachable(&asked, &error))?;
-        let client = OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER);
-        Ok(Self { client })
+        let channel = endpoint().connect_with_connector(dial).await;
+        let channel = channel.map_err(|error| unreachable(&asked, &error))?;
+        Ok(Self::over(channel, None))
+    }
+
+    /// Asks the federation that runs in the cluster of a context of `kubectl`.
+    ///
+    /// # Errors
+    /// [`Failure::Unreachable`] if `kubectl` is missing, or does not get there.
+    pub async fn connect_in(context: &str) -> Result<Self, Failure> {
+        let (io, child) = kubectl::relayed(context).await?;
+        let io = Arc::new(Mutex::new(Some(io)));
+        let dial = tower::service_fn(move |_| {
+            let io = io.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // Only the channel's first connection: there is no second one to a child.
+            let lost = || io::Error::other("what kubectl carried has ended");
+            std::future::ready(io.map(TokioIo::new).ok_or_else(lost))
+        });
+        let channel = endpoint().connect_with_connector(dial).await;
+        let channel = channel.map_err(|error| Failure::Unreachable(error.into()))?;
+        Ok(Self::over(channel, Some(Arc::new(child))))
+    }
+
+    fn over(channel: Channel, kubectl: Option<Arc<Child>>) -> Self {
+        Self {
+            client: OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER),
+            _kubectl: kubectl,
+        }
     }
 
     /// Everything that federation knows.
@@ -230,6 +218,12 @@ impl Operator {
     }
 }
 
+fn endpoint() -> Endpoint {
+    Endpoint::from_static("http://operator.linkspan.internal")
+        .connect_timeout(PATIENCE)
+        .timeout(PATIENCE)
+}
+
 fn answer<T>(reply: Result<tonic::Response<T>, tonic::Status>) -> Result<T, Failure> {
     reply.map(tonic::Response::into_inner).map_err(|status| {
         let code = status.code();
@@ -291,7 +285,7 @@ fn unreachable(path: &Path, error: &tonic::transport::Error) -> Failure {
         ),
         false => format!(
             "no federation answers at {path}; is it running, and is this its socket \
-             (--socket, --state-dir or LINKSPAN_SOCKET)?"
+             (--socket, --state-dir or LINKSPAN_SOCKET)? One in Kubernetes is asked with --context"
         ),
     };
     Failure::Unreachable(anyhow!(cause.to_string()).context(hint))
@@ -311,28 +305,6 @@ pub(crate) fn block_on<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_state_directory_goes_before_a_socket() {
-        let both = OperatorArgs {
-            socket: Some("/a/b.sock".into()),
-            state_dir: Some("/state".into()),
-        };
-        assert_eq!(both.path(), PathBuf::from("/state/operator.sock"));
-        let socket = OperatorArgs {
-            state_dir: None,
-            ..both
-        };
-        assert_eq!(socket.path(), PathBuf::from("/a/b.sock"));
-        let unset = OperatorArgs {
-            socket: Some(OsString::new()),
-            state_dir: None,
-        };
-        for default in [OperatorArgs::default(), unset] {
-            let default = default.path();
-            assert_eq!(default, PathBuf::from("/var/lib/linkspan/operator.sock"));
-        }
-    }
 
     #[tokio::test]
     async fn no_socket_is_unreachable_and_says_what_to_look_at() {
