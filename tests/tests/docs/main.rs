@@ -183,7 +183,7 @@ fn understood(cli: &clap::Command, command: &str) -> Result<(), String> {
             if !name.is_empty() && name != "help" && !at.iter().any(|of| known(of)) {
                 return Err(format!("there is no `--{name}`"));
             }
-        } else if last.has_subcommands() && word != "help" {
+        } else if last.has_subcommands() && word != "help" && !word.starts_with('-') {
             for one in word.split('|').filter(|one| !one.is_empty()) {
                 let found = last.find_subcommand(one);
                 at.push(found.ok_or_else(|| format!("there is no verb `{one}`"))?);

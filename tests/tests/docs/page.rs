@@ -101,12 +101,13 @@ impl Page {
                 }
                 Kind::Block("" | "sh" | "bash") => {
                     let text = text.split(" # ").next().unwrap_or_default();
-                    let starts = text.match_indices("linkspan ").filter(|(at, _)| {
-                        let before = text[..*at].trim_end_matches(' ');
-                        text[..*at].is_empty()
-                            || before.len() < *at && !before.ends_with(['-', '=', '/'])
-                    });
-                    for (at, _) in starts {
+                    // As a word of its own, and not as the package of a cargo command.
+                    let word = |before: &str| {
+                        before.is_empty()
+                            || before.ends_with([' ', '(']) && !before.ends_with("-p ")
+                    };
+                    let starts = text.match_indices("linkspan ").map(|(at, _)| at);
+                    for at in starts.filter(|at| word(&text[..*at])) {
                         let end = [" | ", ";", " > ", " >", " <", " &", ")", " …"];
                         let rest = &text[at..];
                         let ends = end.iter().filter_map(|end| rest.find(end)).min();
@@ -147,9 +148,9 @@ impl Page {
 fn code(text: &str) -> Option<&str> {
     let body = text.trim_start_matches('`');
     let fence = &text[..text.len() - body.len()];
-    let ends = body.match_indices(fence).map(|(at, _)| at);
+    let mut ends = body.match_indices(fence).map(|(at, _)| at);
     let whole = |at: &usize| !body[at + fence.len()..].starts_with('`');
-    let end = ends.into_iter().find(whole)?;
+    let end = ends.find(whole)?;
     (!fence.is_empty()).then_some(&body[..end])
 }
 
@@ -189,7 +190,8 @@ fn messages_links_and_commands_are_told_apart() {
 See [two](b.md#c) and `linkspan status`.
 
     linkspan link list | cat
-    name: linkspan-x
+    kubectl exec x/linkspan-x -- linkspan status -o json
+    cargo build -p linkspan -p more
 
 | You see | Why |
 |---|---|
@@ -207,13 +209,14 @@ See [two](b.md#c) and `linkspan status`.
     assert_eq!(page.links(), [(3, "b.md#c".into())]);
     assert_eq!(
         page.messages(),
-        [(10, "first … line".into()), (11, "with `…` inside".into())]
+        [(11, "first … line".into()), (12, "with `…` inside".into())]
     );
     assert_eq!(
         page.commands(),
         [
             (3, "linkspan status".into()),
-            (5, "linkspan link list".into())
+            (5, "linkspan link list".into()),
+            (6, "linkspan status -o json".into())
         ]
     );
     assert!(page.anchors().contains("one") && page.anchors().contains("one-1"));
