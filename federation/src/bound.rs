@@ -129,6 +129,7 @@ pub(crate) struct Listeners {
     pub(crate) grpc: TcpListener,
     pub(crate) debug: TcpListener,
     pub(crate) dns: Option<dns::Sockets>,
+    pub(crate) webhook: Option<TcpListener>,
     pub(crate) operator: UnixListener,
 }
 
@@ -225,8 +226,13 @@ impl Listeners {
                 })?)
             }
         };
+        let webhook = match &config.webhook {
+            Some(webhook) => Some(listen("webhook.listen", webhook.listen).await?),
+            None => None,
+        };
         Ok(Self {
             dns,
+            webhook,
             grpc: listen("listen", config.listen).await?,
             debug: listen("debugListen", config.debug_listen).await?,
             operator: socket?,

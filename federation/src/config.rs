@@ -51,6 +51,21 @@ pub struct Config {
     pub import_ports: RangeInclusive<u16>,
     /// Addresses that stand for imports, where resources live in a directory; Kubernetes has its own.
     pub vips: Vips,
+    /// Puts sidecars into pods; none unless set.
+    pub webhook: Option<WebhookConfig>,
+}
+
+/// The webhook that puts sidecars into pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebhookConfig {
+    /// Where the API server asks.
+    pub listen: SocketAddr,
+    /// Where pods reach federation, `host:port`.
+    pub federation: String,
+    /// The image of sidecars.
+    pub image: String,
+    /// When nodes fetch it.
+    pub image_pull_policy: String,
 }
 
 /// Where resources are declared and statuses written.
@@ -141,6 +156,21 @@ struct Raw {
     import_ports: Option<RawPorts>,
     #[serde(default, rename = "clustersetIPs")]
     clusterset_ips: BTreeMap<String, Vec<String>>,
+    webhook: Option<RawWebhook>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawWebhook {
+    listen: String,
+    federation: String,
+    image: String,
+    #[serde(default = "pull_policy")]
+    image_pull_policy: String,
+}
+
+fn pull_policy() -> String {
+    "IfNotPresent".to_owned()
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -219,6 +249,7 @@ impl Raw {
         let home = check.home(self.resources_dir, self.home);
         let import_ports = check.ports("importPorts", self.import_ports);
         let vips = check.vips("clustersetIPs", &self.clusterset_ips, home.as_ref());
+        let webhook = self.webhook.map(|raw| check.webhook(raw, home.as_ref()));
         let or = |set: Option<HumanDuration>, seconds| {
             set.map_or(Duration::from_secs(seconds), Duration::from)
         };
@@ -245,6 +276,10 @@ impl Raw {
             unmeshed_clients: self.unmeshed_clients == RawAdmission::Allow,
             import_ports: import_ports?,
             vips,
+            webhook: match webhook {
+                Some(webhook) => Some(webhook?),
+                None => None,
+            },
         })
     }
 }
@@ -327,6 +362,20 @@ impl Check {
         let fix = "give a first port from 1 on, and a last one that is not below it";
         self.0.add(key, format_args!("{first} to {last}"), fix);
         None
+    }
+
+    /// Only the API server of a cluster asks.
+    fn webhook(&mut self, raw: RawWebhook, home: Option<&Home>) -> Option<WebhookConfig> {
+        if matches!(home, Some(Home::Directory { .. })) {
+            let fix = "remove it, or set `home.kubernetes`: nobody makes pods in a directory";
+            self.0.add("webhook", "with a directory", fix);
+        }
+        Some(WebhookConfig {
+            listen: self.address("webhook.listen", &raw.listen)?,
+            federation: raw.federation,
+            image: raw.image,
+            image_pull_policy: raw.image_pull_policy,
+        })
     }
 
     /// Each address stands for one service, and can be somebody's.
@@ -452,6 +501,17 @@ debugListen: 127.0.0.1:15021
             let error = with(wrong).unwrap_err().to_string();
             assert!(error.contains("clustersetIPs"), "{error}");
         }
+    }
+
+    #[test]
+    fn only_an_api_server_asks_for_sidecars() {
+        let webhook = "webhook: {listen: \"0.0.0.0:15017\", federation: \"f:15010\", image: a:b}\n";
+        let error = load(&format!("{GOOD}{webhook}")).unwrap_err().to_string();
+        assert!(error.contains("webhook"), "{error}");
+        let kubernetes = GOOD.replace("resourcesDir: /etc/linkspan", "home: {kubernetes: {}}");
+        let config = load(&format!("{kubernetes}{webhook}")).unwrap();
+        assert_eq!(config.webhook.unwrap().image_pull_policy, "IfNotPresent");
+        assert_eq!(load(GOOD).unwrap().webhook, None);
     }
 
     #[test]

@@ -47,6 +47,12 @@ fn config_value(config: &Config) -> Value {
         "adminListen": config.admin_listen,
         "debugListen": config.debug_listen,
         "dnsListen": config.dns_listen,
+        "webhook": config.webhook.as_ref().map(|webhook| json!({
+            "listen": webhook.listen,
+            "federation": webhook.federation,
+            "image": webhook.image,
+            "imagePullPolicy": webhook.image_pull_policy,
+        })),
         "failback": {
             "hold": text(config.failback.hold),
             "ramp": text(config.failback.ramp),

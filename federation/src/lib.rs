@@ -10,6 +10,7 @@
 //! | Operator (gRPC) | a unix socket in the state directory |
 //! | `/healthz /readyz /metrics` | [`Config::admin_listen`] |
 //! | DNS for `clusterset.local` | [`Config::dns_listen`], UDP and TCP; off unless set |
+//! | webhook that puts sidecars into pods (HTTPS) | [`Config::webhook`]; off unless set |
 //! | `/config /snapshot` | [`Config::debug_listen`], loopback |
 //!
 //! [`bind`] reports every error that a start can have, and knows all addresses; [`Bound::run`]
@@ -31,6 +32,7 @@ mod operator;
 mod state;
 mod sync;
 mod version;
+pub mod webhook;
 mod wiring;
 
 #[cfg(test)]
@@ -39,7 +41,7 @@ mod testing;
 mod tests;
 
 pub use bound::{Addresses, BindError, Bound, bind};
-pub use config::{Config, Home, IMPORT_PORTS, Timers};
+pub use config::{Config, Home, IMPORT_PORTS, Timers, WebhookConfig};
 pub use linkspan_kube::{ROOTS_CONFIG_MAP, SECRETS, TUNNEL_SERVICE};
 pub use linkspan_runtime::config::ConfigError;
 pub use state::StateError;

@@ -143,6 +143,7 @@ impl Home {
             stale_ttl: Duration::from_secs(300),
             timers: self.timers.clone(),
             vips: self.vips.clone(),
+            webhook: None,
             import_ports: 16_000..=16_009,
             unmeshed_clients: false,
         }

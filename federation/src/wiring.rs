@@ -20,6 +20,7 @@ use linkspan_api::v1::{
 use linkspan_core::{
     OwnCluster,
     backend::{Applied, LinkHome, Removals, Sink, SinkError},
+    inject::Injection,
     join::LinkBook,
     peer::{Now, PeerSettings},
 };
@@ -55,6 +56,7 @@ use crate::{
     operator::OperatorService,
     state::{Epoch, Remembered, StateDir, kept, roots::Kept, store::Slots},
     sync::{self, Dial, GatewayPaths, Subscribers, SyncService, ViaGateways},
+    webhook::{self, Certificates, Webhook, keep_certificate},
 };
 
 /// Streams of one connection: a proxy has one, and a certificate request now and then.
@@ -147,6 +149,9 @@ pub(crate) fn start(bound: Bound, stop: Stop) -> (Tasks, StateDir) {
     ));
     site.follow_owner(&mut tasks, bound.taken_over);
     if let Some(surroundings) = surroundings {
+        if let Some(listener) = bound.listeners.webhook {
+            site.start_webhook(&mut tasks, listener, surroundings.clone(), lead.clone());
+        }
         site.start_surroundings(&mut tasks, surroundings, lead.clone());
     }
     let uses = Arc::clone(&site.issuer.tokens).keep(site.stop.clone());
@@ -260,6 +265,48 @@ impl Site {
                 () = stop.draining() => Ok(()),
             }
         });
+    }
+
+    /// Puts sidecars into pods.
+    fn start_webhook(
+        &self,
+        tasks: &mut Tasks,
+        listener: TcpListener,
+        surroundings: Surroundings,
+        lead: watch::Receiver<Lead>,
+    ) {
+        let Some(webhook) = self.config.webhook.clone() else {
+            return;
+        };
+        let authority = Arc::clone(&self.issuer.authority);
+        let (sender, configs) = watch::channel(None);
+        let certificates = Certificates {
+            authority: Arc::clone(&authority),
+            lifetime: self.config.timers.svid_lifetime,
+        };
+        self.background(
+            tasks,
+            "webhook-certificate",
+            keep_certificate(certificates, sender),
+        );
+        let trusting = surroundings.trust_webhook(Arc::clone(&authority), lead);
+        self.background(tasks, "webhook-trust", trusting);
+        let config = self.config.clone();
+        let injections = Arc::new(move || Injection {
+            cluster: config.cluster.clone(),
+            trust_domain: config.trust_domain.clone(),
+            federation: webhook.federation.clone(),
+            roots: authority.bundle().to_pem(),
+            locality: config.locality.clone(),
+            image: webhook.image.clone(),
+            image_pull_policy: webhook.image_pull_policy.clone(),
+        });
+        let webhook = Webhook {
+            configs,
+            injections,
+        };
+        let serving = webhook::serve(listener, webhook, self.stop.clone());
+        tasks.essential("webhook", done(serving));
     }
 
     /// What the cluster is told of us, and tells.

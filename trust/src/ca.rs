@@ -13,11 +13,13 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use zeroize::Zeroizing;
 
 pub use self::error::{CaError, CaPart, IssueError};
-use self::template::{BACKDATE, leaf_params, noted, signing_params, validity};
+use self::template::{BACKDATE, host_params, leaf_params, noted, signing_params, validity};
 use crate::certificate::{Signing, Validity, pem_of};
 use crate::key::Signer;
 use crate::verify::{Role, prove};
-use crate::{Bundle, BundleSet, Csr, KeyError, PrivateKey, SpiffeId, Svid, TrustDomain};
+use crate::{
+    Bundle, BundleSet, Csr, HostCertificate, KeyError, PrivateKey, SpiffeId, Svid, TrustDomain,
+};
 
 /// How long an SVID lives unless its grant says otherwise.
 pub const DEFAULT_SVID_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -201,17 +203,8 @@ impl CertificateAuthority {
         note: Option<&str>,
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
-        if grant.lifetime < Duration::from_secs(1) {
-            return Err(IssueError::NoLifetime);
-        }
-        let issuers = self.intermediate.validity.within(self.root.validity);
-        if !issuers.contains(now) {
-            return Err(IssueError::NotValid {
-                not_after: issuers.not_after,
-            });
-        }
-        let wanted = validity(now, grant.lifetime).map_err(|_| IssueError::Time)?;
-        self.issue_for(&csr.public_key, &grant.id, note, wanted.within(issuers))
+        let validity = self.validity(grant.lifetime, now)?;
+        self.issue_for(&csr.public_key, &grant.id, note, validity)
     }
 
     /// Makes a key and issues a certificate for it: for identities of the authority's own process.
@@ -222,6 +215,44 @@ impl CertificateAuthority {
         let (key, public_key) = new_key()?;
         let chain = self.issue(&Csr { public_key }, grant, now)?;
         Ok(Svid::new(chain, key)?)
+    }
+
+    /// Makes a key and issues a certificate for a DNS name, for a server of the authority's own
+    /// process whose clients know nothing of SPIFFE. It is verified by [`bundle`](Self::bundle).
+    ///
+    /// # Errors
+    /// As [`issue_svid`](Self::issue_svid), and if `name` is no DNS name.
+    pub fn issue_host(
+        &self,
+        name: &str,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<HostCertificate, IssueError> {
+        let validity = self.validity(lifetime, now)?;
+        let (key, public_key) = new_key()?;
+        let params = host_params(name, validity).ok_or(IssueError::Sign)?;
+        let leaf = self
+            .intermediate
+            .sign(&params, &public_key)
+            .ok_or(IssueError::Sign)?;
+        let chain = vec![leaf, self.intermediate.certificate.clone()];
+        let host = HostCertificate::new(chain, &key, now, validity.not_after)?;
+        Ok(host)
+    }
+
+    /// From when until when a certificate counts that is to live so long.
+    fn validity(&self, lifetime: Duration, now: SystemTime) -> Result<Validity, IssueError> {
+        if lifetime < Duration::from_secs(1) {
+            return Err(IssueError::NoLifetime);
+        }
+        let issuers = self.intermediate.validity.within(self.root.validity);
+        if !issuers.contains(now) {
+            return Err(IssueError::NotValid {
+                not_after: issuers.not_after,
+            });
+        }
+        let wanted = validity(now, lifetime).map_err(|_| IssueError::Time)?;
+        Ok(wanted.within(issuers))
     }
 
     /// Issues for any time, however little sense it makes: for tests of what must be refused.

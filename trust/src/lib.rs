@@ -11,7 +11,7 @@
 //! 5. In a handshake a peer's leaf is checked against the roots of the trust domain that its SPIFFE
 //!    ID names, never against a union of roots, and then against a [`TrustPolicy`].
 //!
-//! Host names play no part anywhere. TLS is 1.3 only; resumption, tickets and 0-RTT are off.
+//! Host names play no part anywhere but in a [`HostCertificate`], which is nobody's identity. TLS is 1.3 only; resumption, tickets and 0-RTT are off.
 //!
 //! The standards followed are [SPIFFE-ID] and [X509-SVID].
 //!
@@ -25,6 +25,7 @@ mod csr;
 mod der;
 #[cfg(test)]
 mod forge;
+mod host;
 mod id;
 mod key;
 mod material;
@@ -43,6 +44,7 @@ pub use ca::{
 };
 pub use certificate::{CertificateError, expiry_of, note_of, spiffe_id_of};
 pub use csr::{Csr, CsrError, generate_csr};
+pub use host::HostCertificate;
 pub use id::{IdError, SYSTEM_NAMESPACE, SpiffeId, TrustDomain, WorkloadId};
 pub use key::{KeyError, PrivateKey};
 pub use material::{

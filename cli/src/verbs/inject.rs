@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use linkspan_core::{
     Locality,
-    inject::{INJECT, Injection, inject as put_in},
+    inject::{Capture, INJECT, Injection, inject as put_in},
 };
 use serde_json::Value;
 
@@ -31,12 +31,13 @@ const IMAGE: &str = concat!("linkspan:", env!("CARGO_PKG_VERSION"));
 /// that have a sidecar get the newest one: doing it again changes nothing.
 ///
 /// A pod calls services by the ports of 127.0.0.1 that its annotation names:
-/// `linkspan.io/outbound: "7001=shop/checkout:80"`. Calls to it come in by mTLS; those that do not
+/// `linkspan.io/outbound: "7001=shop/checkout:80"`; with --capture, by their addresses. Calls to it come in by mTLS; those that do not
 /// come through the mesh reach it as before.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = help!(
     "linkspan inject app.yaml",
     "linkspan inject -",
+    "linkspan inject app.yaml --capture",
     "linkspan inject app.yaml --image registry.example.org/linkspan:1.0 --region eu --zone a",
 ))]
 pub struct Args {
@@ -64,6 +65,11 @@ pub struct Args {
     /// Zone of the pods
     #[arg(long, value_name = "ZONE", requires = "region", default_value = "")]
     zone: String,
+    /// Lead all calls of the pods to their sidecars, but of those annotated
+    /// `linkspan.io/capture: "false"`. It takes a container with the capability NET_ADMIN, which the
+    /// Pod Security profiles baseline and restricted forbid
+    #[arg(long)]
+    capture: bool,
     #[command(flatten)]
     operator: OperatorArgs,
 }
@@ -84,9 +90,13 @@ pub(crate) fn inject(args: &Args) -> Result<(), Failure> {
         image: args.image.clone(),
         image_pull_policy: args.image_pull_policy.clone(),
     };
+    let capture = match args.capture {
+        true => Capture::Yes,
+        false => Capture::No,
+    };
     let mut pods = 0;
     for object in &mut objects {
-        let injected = put_in(object, &injection).map_err(|error| {
+        let injected = put_in(object, &injection, capture).map_err(|error| {
             let error = anyhow!("{}: {error}", named(object));
             Failure::Usage(error)
         });
@@ -148,5 +158,17 @@ fn named(object: &Value) -> String {
             of(&metadata["name"])
         ),
         None => format!("{} {}", of(&object["kind"]), of(&metadata["name"])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use linkspan_sidecar::capture::rules;
+
+    /// They are said in two places, of which neither may know the other.
+    #[test]
+    fn what_captures_and_what_is_captured_agree() {
+        assert_eq!(linkspan_core::inject::USER, rules::SIDECAR_UID);
+        assert_eq!(rules::OUTBOUND_PORT, 15_001);
     }
 }

@@ -1,11 +1,13 @@
-//! A sidecar put into pods: what `linkspan inject` does to manifests, and a webhook would to pods.
+//! A sidecar put into pods: what `linkspan inject` does to manifests, and the webhook to pods.
 //!
 //! The sidecar is a native one (an init container that stays; Kubernetes 1.29): it is there before
 //! the pod's containers start and until after they have ended, and a Job ends in spite of it. It
 //! finds all that it needs in the pod: its configuration and the cluster's roots in annotations,
 //! what is the pod's own by the downward API, its identity by a projected token. So nothing has to
-//! be made in the pod's namespace, and the restricted Pod Security profile holds.
+//! be made in the pod's namespace, and the restricted Pod Security profile holds; but where the pod's
+//! calls are captured, for a container before it that leads them to the sidecar.
 
+mod capture;
 mod outbound;
 mod probe;
 #[cfg(test)]
@@ -14,6 +16,7 @@ mod tests;
 use serde_json::{Map, Value, json};
 
 use crate::model::{ClusterId, Locality, TrustDomain};
+pub use capture::{CAPTURE, CONTAINER as CAPTURE_CONTAINER, Capture, EXCEPT};
 use outbound::Outbound;
 
 /// Label of a pod: `false` keeps the sidecar out.
@@ -37,8 +40,8 @@ const FOLDER: &str = "/etc/linkspan";
 const INBOUND: u16 = 15_008;
 const ADMIN: u16 = 15_020;
 const DEBUG: u16 = 15_021;
-/// The user in the image; it has no name.
-const USER: u32 = 65_532;
+/// The sidecar's user, whose calls are never captured: no application may run as it. It has no name.
+pub const USER: u32 = 15_000;
 /// Life of the projected token, seconds; the kubelet replaces it in time.
 const TOKEN_LIFE: u32 = 3_600;
 
@@ -81,6 +84,29 @@ pub enum NotInjected {
         /// The port.
         port: u16,
     },
+    /// A container runs as the sidecar does.
+    #[error(
+        "container `{0}` runs as user {USER}, which is the sidecar's: its calls would not be captured; \
+         choose another `runAsUser`, or annotate the pod `linkspan.io/capture: \"false\"`"
+    )]
+    User(String),
+    /// It is not said whether calls are captured.
+    #[error("annotation `linkspan.io/capture`: `{0}` is neither `true` nor `false`")]
+    Capture(String),
+    /// The pod wants its calls captured where that is forbidden.
+    #[error(
+        "annotation `linkspan.io/capture: \"true\"`: its namespace enforces a Pod Security profile \
+         that forbids the container which captures calls (NET_ADMIN); take the annotation away and \
+         name what the pod calls in `linkspan.io/outbound`, or change the namespace's label \
+         `pod-security.kubernetes.io/enforce`"
+    )]
+    Forbidden,
+    /// What is called directly is no such thing.
+    #[error(
+        "annotation `linkspan.io/capture-except`: `{0}` is no port, address or network; write e.g. \
+         `5432, 10.0.0.0/8`"
+    )]
+    Except(String),
     /// The annotation does not say what the pod calls.
     #[error(
         "annotation `linkspan.io/outbound`: {0}; write PORT=NAMESPACE/NAME:PORT, as in \
@@ -91,18 +117,34 @@ pub enum NotInjected {
 }
 
 /// Puts a sidecar into each pod that the object makes, replacing one that is there: doing it again
-/// changes nothing. How many pods (or templates of pods) have one now.
+/// changes nothing. How many pods (or templates of pods) have one now. `capture` holds for those that
+/// do not say it.
 ///
 /// # Errors
 /// If one of them cannot have a sidecar; the object is left as it was.
-pub fn inject(object: &mut Value, injection: &Injection) -> Result<usize, NotInjected> {
+pub fn inject(
+    object: &mut Value,
+    injection: &Injection,
+    capture: Capture,
+) -> Result<usize, NotInjected> {
     let mut changed = object.clone();
     let mut count = 0;
     for pod in pods(&mut changed) {
-        count += usize::from(inject_pod(pod, injection)?);
+        count += usize::from(inject_pod(pod, injection, capture)? != Done::Nothing);
     }
     *object = changed;
     Ok(count)
+}
+
+/// What was done to a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It is to have no sidecar.
+    Nothing,
+    /// It has one, and its calls are captured.
+    Captured,
+    /// It has one, and calls the mesh by the ports that its annotation names.
+    Listeners,
 }
 
 /// Pods and their templates in an object.
@@ -125,22 +167,36 @@ fn pods(object: &mut Value) -> Vec<&mut Value> {
     object.pointer_mut(place).into_iter().collect()
 }
 
-/// False where the pod is to have none.
-fn inject_pod(pod: &mut Value, injection: &Injection) -> Result<bool, NotInjected> {
+/// Puts a sidecar into one pod, or template of pods, that is not told to have none.
+///
+/// # Errors
+/// If it cannot have one; the pod may be changed in part.
+pub fn inject_pod(
+    pod: &mut Value,
+    injection: &Injection,
+    capture: Capture,
+) -> Result<Done, NotInjected> {
     let wish = &pod["metadata"]["labels"][INJECT];
     if wish == "false" || wish == "disabled" {
-        return Ok(false);
+        return Ok(Done::Nothing);
     }
-    let outbound = pod["metadata"]["annotations"][OUTBOUND].as_str();
+    let annotations = &pod["metadata"]["annotations"];
+    let outbound = annotations[OUTBOUND].as_str();
     let outbound = outbound::parse(outbound.unwrap_or_default()).map_err(NotInjected::Outbound)?;
+    let captured = capture::wanted(annotations, capture)?;
+    let except = capture::except(annotations)?;
     let spec = pod["spec"]
         .as_object()
         .ok_or(NotInjected::Malformed("spec"))?;
     if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
         return Err(NotInjected::HostNetwork);
     }
-    check_ports(spec, &outbound)?;
-    let configuration = configuration(spec, injection, &outbound);
+    check_ports(spec, &outbound, captured)?;
+    let mut configuration = configuration(spec, injection, &outbound);
+    if captured {
+        capture::check_users(spec)?;
+        configuration["capture"] = json!({});
+    }
     let annotations = child(pod, "metadata")
         .and_then(|metadata| child(metadata, "annotations"))
         .ok_or(NotInjected::Malformed("metadata"))?;
@@ -153,10 +209,22 @@ fn inject_pod(pod: &mut Value, injection: &Injection) -> Result<bool, NotInjecte
     labels[MESHED] = json!("true");
     put(pod, "volumes", volume(injection), VOLUME)?;
     put(pod, "initContainers", container(injection), CONTAINER)?;
-    Ok(true)
+    take(pod, "initContainers", capture::CONTAINER);
+    if captured {
+        let before = capture::container(injection, &except);
+        put(pod, "initContainers", before, capture::CONTAINER)?;
+    }
+    Ok(match captured {
+        true => Done::Captured,
+        false => Done::Listeners,
+    })
 }
 
-fn check_ports(spec: &Map<String, Value>, outbound: &[Outbound]) -> Result<(), NotInjected> {
+fn check_ports(
+    spec: &Map<String, Value>,
+    outbound: &[Outbound],
+    captured: bool,
+) -> Result<(), NotInjected> {
     let lists = ["containers", "initContainers"];
     if !spec.get("containers").is_some_and(Value::is_array) {
         return Err(NotInjected::Malformed("spec.containers"));
@@ -169,6 +237,7 @@ fn check_ports(spec: &Map<String, Value>, outbound: &[Outbound]) -> Result<(), N
             let port = port["containerPort"].as_u64();
             let port = port.and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
             if [INBOUND, ADMIN, DEBUG].contains(&port)
+                || (captured && port == capture::PORT)
                 || outbound.iter().any(|outbound| outbound.listen == port)
             {
                 let container = name.to_owned();
@@ -291,6 +360,13 @@ fn child<'a>(of: &'a mut Value, key: &str) -> Option<&'a mut Value> {
         *child = json!({});
     }
     child.is_object().then_some(child)
+}
+
+/// Takes an item out of a list of the spec, if it is there.
+fn take(pod: &mut Value, list: &'static str, name: &str) {
+    if let Some(items) = pod["spec"][list].as_array_mut() {
+        items.retain(|item| item["name"] != name);
+    }
 }
 
 /// Puts an item first into a list of the spec, in place of the one with its name.

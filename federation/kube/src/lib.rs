@@ -32,6 +32,7 @@ mod servers;
 mod service;
 mod sink;
 mod source;
+mod webhook;
 
 pub use attest::KubernetesAttestor;
 pub use connect::{ConnectError, connect};
@@ -48,3 +49,4 @@ pub use roots::{PublishError, publish_roots, published_roots};
 pub use secrets::{KubernetesSecret, MAX_SECRET, OWNER, SecretError};
 pub use sink::KubernetesSink;
 pub use source::KubernetesSource;
+pub use webhook::{CaBundle, WEBHOOK, WebhookError, trust_webhook};

@@ -7,7 +7,9 @@ use std::{
 };
 
 use linkspan_core::Address;
-use linkspan_kube::{Client, Lead, ROOTS_CONFIG_MAP, publish_roots, published_roots, reach};
+use linkspan_kube::{
+    CaBundle, Client, Lead, ROOTS_CONFIG_MAP, publish_roots, published_roots, reach, trust_webhook,
+};
 use linkspan_runtime::process::chain;
 use tokio::{sync::watch, time::sleep};
 
@@ -17,6 +19,8 @@ use crate::{bound::BindError, identity::Authority};
 const LOOK: Duration = Duration::from_secs(60);
 /// How often it is asked where the gateways are; sooner while nobody knows.
 const ASK: Duration = Duration::from_secs(30);
+/// How often it is asked whether the webhook is wanted while it is not.
+const UNWANTED: Duration = Duration::from_secs(10);
 /// Pause after a failure, and while there is nothing yet.
 const RETRY: Duration = Duration::from_secs(3);
 
@@ -57,6 +61,40 @@ impl Surroundings {
                     if !std::mem::replace(&mut failing, true) {
                         let error = chain(&error);
                         tracing::error!(error, "what starts anew waits for the roots");
+                    }
+                    RETRY
+                }
+            };
+            sleep(pause).await;
+        }
+    }
+
+    /// Has the API server trust the webhook, while this replica leads; never ends.
+    pub(crate) async fn trust_webhook(
+        self,
+        authority: Arc<Authority>,
+        mut lead: watch::Receiver<Lead>,
+    ) {
+        let mut failing = false;
+        loop {
+            let leading = |lead: &Lead| lead.may_write(Instant::now());
+            if lead.wait_for(leading).await.map(drop).is_err() {
+                return;
+            }
+            let pem = authority.bundle().to_pem();
+            let pause = match trust_webhook(self.client.clone(), &pem).await {
+                Ok(CaBundle::Missing) => UNWANTED,
+                Ok(done) => {
+                    if done == CaBundle::Written {
+                        tracing::info!("the API server trusts the webhook");
+                    }
+                    failing = false;
+                    LOOK
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        let error = chain(&error);
+                        tracing::error!(error, "pods that are to have a sidecar may be refused");
                     }
                     RETRY
                 }

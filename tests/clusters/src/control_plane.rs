@@ -245,13 +245,22 @@ pub(crate) fn controllers(folder: &Path, programs: &Programs) -> [Program; 2] {
     ]
 }
 
+/// Without nodes nobody leads to Services; those of loopback are reached all the same, where
+/// somebody listens on their addresses.
+fn service_cidr(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Api => "127.96.0.0/16",
+        _ => SERVICE_CIDR,
+    }
+}
+
 fn api_server(folder: &Path, cluster: &Cluster, kind: Kind) -> Vec<String> {
     let pki = |file: &str| folder.join("pki").join(file).display().to_string();
     let mut arguments = vec![
         format!("--etcd-servers={}", etcd_url(cluster)),
         format!("--bind-address={}", cluster.address),
         format!("--secure-port={}", cluster.port),
-        format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+        format!("--service-cluster-ip-range={}", service_cidr(kind)),
         "--authorization-mode=Node,RBAC".to_owned(),
         "--enable-admission-plugins=NodeRestriction".to_owned(),
         "--allow-privileged".to_owned(),
@@ -275,10 +284,11 @@ fn api_server(folder: &Path, cluster: &Cluster, kind: Kind) -> Vec<String> {
         "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
         format!("--proxy-client-cert-file={}", pki("front-proxy.crt")),
         format!("--proxy-client-key-file={}", pki("front-proxy.key")),
-        "--enable-aggregator-routing".to_owned(),
     ];
     match kind {
         Kind::Full => arguments.extend([
+            // To pods: nothing leads from here to the addresses of Services.
+            "--enable-aggregator-routing".to_owned(),
             format!("--advertise-address={}", cluster.address),
             "--endpoint-reconciler-type=lease".to_owned(),
         ]),

@@ -41,7 +41,7 @@ pub(super) fn signing_params(
     path_length: u8,
     validity: Validity,
 ) -> Result<CertificateParams, CaError> {
-    let mut params = params(&trust_domain.id(), validity).ok_or(CaError::Time)?;
+    let mut params = params(uri(&trust_domain.id()), validity).ok_or(CaError::Time)?;
     // Names tell issuers apart when a verifier looks for one, so that no two may share theirs.
     let mut unique = [0; 8];
     aws_lc_rs::rand::fill(&mut unique).map_err(|_| CaError::NoKey(KeyError::Random))?;
@@ -53,7 +53,7 @@ pub(super) fn signing_params(
 }
 
 pub(super) fn leaf_params(id: &SpiffeId, validity: Validity) -> Option<CertificateParams> {
-    let mut params = params(id, validity)?;
+    let mut params = params(uri(id), validity)?;
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![
@@ -61,6 +61,19 @@ pub(super) fn leaf_params(id: &SpiffeId, validity: Validity) -> Option<Certifica
         ExtendedKeyUsagePurpose::ClientAuth,
     ];
     Some(params)
+}
+
+/// A leaf for a server whose clients ask for a DNS name; `None` also if `name` is none.
+pub(super) fn host_params(name: &str, validity: Validity) -> Option<CertificateParams> {
+    let mut params = params(Some(SanType::DnsName(name.try_into().ok()?)), validity)?;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    Some(params)
+}
+
+fn uri(id: &SpiffeId) -> Option<SanType> {
+    Some(SanType::URI(id.as_str().try_into().ok()?))
 }
 
 /// The subject of a leaf with a note: its `serialNumber`, which is nobody's name.
@@ -76,7 +89,7 @@ pub(super) fn noted(note: &str) -> Option<DistinguishedName> {
 }
 
 /// `None` if a time cannot be written into a certificate, or there is no randomness.
-fn params(id: &SpiffeId, validity: Validity) -> Option<CertificateParams> {
+fn params(name: Option<SanType>, validity: Validity) -> Option<CertificateParams> {
     let mut serial = [0; 16];
     aws_lc_rs::rand::fill(&mut serial).ok()?;
     // Positive, and of the same length always.
@@ -84,7 +97,7 @@ fn params(id: &SpiffeId, validity: Validity) -> Option<CertificateParams> {
     let mut params = CertificateParams::default();
     params.serial_number = Some(SerialNumber::from(serial.to_vec()));
     params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().ok()?)];
+    params.subject_alt_names = vec![name?];
     params.not_before = certificate_time(validity.not_before)?;
     params.not_after = certificate_time(validity.not_after)?;
     params.use_authority_key_identifier_extension = true;

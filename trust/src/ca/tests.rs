@@ -413,3 +413,29 @@ fn times_that_no_certificate_can_hold_are_refused() {
         Err(CaError::Time)
     );
 }
+
+/// As the API server verifies it: by name, chain and root.
+#[test]
+fn a_host_certificate_proves_a_name_and_no_identity() {
+    let ca = east();
+    let name = "linkspan-federation.linkspan-system.svc";
+    let host = ca.issue_host(name, HOUR, now()).unwrap();
+    assert_eq!(host.renew_at(), now() + HOUR / 2);
+    let chain = host.chain();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca.bundle().roots[0].clone()).unwrap();
+    let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(
+        roots.into(),
+        crate::tls::provider().clone(),
+    );
+    let verifier = verifier.build().unwrap();
+    let at = clock_at(now()).current_time().unwrap();
+    let verify = |name: &'static str| {
+        use rustls::client::danger::ServerCertVerifier as _;
+        let name = name.try_into().unwrap();
+        verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], at)
+    };
+    verify(name).unwrap();
+    verify("other.linkspan-system.svc").unwrap_err();
+    assert_eq!(crate::spiffe_id_of(chain), Err(CertificateError::NoUri));
+}

@@ -7,6 +7,7 @@ use super::{
     manifest::{configuration, fingerprint, namespaced},
     pod::{self, ADMIN, CONFIGURATION, Part},
     settings::{Admission, Settings},
+    webhook,
 };
 
 pub(super) const NAME: &str = "linkspan-federation";
@@ -46,6 +47,12 @@ fn config(settings: &Settings) -> Value {
         "adminListen": format!("0.0.0.0:{ADMIN}"),
         "debugListen": "127.0.0.1:15021",
         "dnsListen": format!("0.0.0.0:{DNS_PORT}"),
+        "webhook": {
+            "listen": format!("0.0.0.0:{}", webhook::PORT),
+            "federation": address(),
+            "image": settings.image,
+            "imagePullPolicy": settings.pull.word(),
+        },
     });
     if settings.unmeshed_clients == Admission::Allow {
         config["unmeshedClients"] = json!("allow");
@@ -79,6 +86,7 @@ fn part(settings: &Settings, fingerprint: String) -> Part<'static> {
         ports: json!([
             { "name": "grpc", "containerPort": PORT },
             { "name": "admin", "containerPort": ADMIN },
+            { "name": "webhook", "containerPort": webhook::PORT },
             { "name": "dns", "containerPort": DNS_PORT, "protocol": "UDP" },
             { "name": "dns-tcp", "containerPort": DNS_PORT, "protocol": "TCP" },
         ]),
@@ -103,7 +111,10 @@ fn service() -> Value {
     let mut service = namespaced("v1", "Service", NAME);
     service["spec"] = json!({
         "selector": pod::labels(NAME),
-        "ports": [{ "name": "grpc", "port": PORT, "targetPort": PORT, "protocol": "TCP" }],
+        "ports": [
+            { "name": "grpc", "port": PORT, "targetPort": PORT, "protocol": "TCP" },
+            { "name": "webhook", "port": webhook::PORT, "targetPort": webhook::PORT, "protocol": "TCP" },
+        ],
     });
     service
 }

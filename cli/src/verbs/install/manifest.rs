@@ -55,6 +55,7 @@ const KINDS: &[&str] = &[
     "ConfigMap",
     "Service",
     "PodDisruptionBudget",
+    "MutatingWebhookConfiguration",
     "Deployment",
 ];
 

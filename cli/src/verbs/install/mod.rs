@@ -16,6 +16,7 @@ mod rights;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod webhook;
 
 use std::path::PathBuf;
 
@@ -74,6 +75,7 @@ pub(super) fn manifests(settings: &Settings) -> Vec<Value> {
     all.extend(federation::objects(settings));
     all.extend(gateway::objects(settings));
     all.extend(network::objects());
+    all.extend(webhook::objects());
     all.sort_by_key(manifest::order);
     all
 }
@@ -101,14 +103,18 @@ impl Crds {
     }
 }
 
-/// What names an object and no more, in the order in which they are to be deleted: first what
-/// writes, last what was written. Of every setting: what was not made is not missed.
+/// What names an object and no more, in the order in which they are to be deleted: first what holds
+/// up others' pods, then what writes, last what was written. Of every setting: what was not made is not missed.
 pub(super) fn references(crds: Crds) -> Vec<Value> {
     let all = manifests(&Settings::everything());
     let deleted = all.iter().filter(|object| crds.include(object));
     let mut references: Vec<_> = deleted.map(reference).collect();
     references.reverse();
-    references.sort_by_key(|object| object["kind"] != "Deployment");
+    references.sort_by_key(|object| match object["kind"].as_str() {
+        Some("MutatingWebhookConfiguration") => 0,
+        Some("Deployment") => 1,
+        _ => 2,
+    });
     references
 }
 

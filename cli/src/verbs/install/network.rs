@@ -9,6 +9,7 @@ use super::{
     gateway::{self, EGRESS, TUNNEL},
     manifest::namespaced,
     pod::{self, ADMIN},
+    webhook,
 };
 
 /// Ports of imports, for pods without a sidecar.
@@ -38,13 +39,15 @@ pub(super) fn objects() -> Vec<Value> {
         "from": [{ "namespaceSelector": {} }],
         "ports": [{ "port": IMPORTS.start(), "endPort": IMPORTS.end(), "protocol": "TCP" }],
     });
+    // The API server is at an address that no policy can name.
+    let webhook = json!({ "ports": [{ "port": webhook::PORT, "protocol": "TCP" }] });
     let anywhere = json!({ "ports": [{ "port": TUNNEL, "protocol": "UDP" }] });
     vec![
         policy("linkspan-deny", json!({}), json!([])),
         policy(
             federation::NAME,
             json!({ "matchLabels": pod::labels(federation::NAME) }),
-            json!([inside(federation::PORT), dns, scrapers]),
+            json!([inside(federation::PORT), dns, webhook, scrapers]),
         ),
         policy(
             gateway::NAME,

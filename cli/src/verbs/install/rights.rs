@@ -94,6 +94,13 @@ pub(super) const EVERYWHERE: &[Right] = &[
         why: "whose a projected token is",
     },
     Right {
+        group: "admissionregistration.k8s.io",
+        resources: &["mutatingwebhookconfigurations"],
+        verbs: &["get", "patch"],
+        names: &[linkspan_federation::webhook::CONFIGURATION],
+        why: "the roots by which the API server knows the webhook",
+    },
+    Right {
         group: "",
         resources: &["pods"],
         verbs: &["get", "list", "watch"],

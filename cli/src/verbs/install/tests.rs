@@ -97,7 +97,8 @@ fn what_others_need_comes_first_and_what_writes_goes_first() {
     assert_eq!(made[0], "Namespace");
     assert_eq!(made.last().unwrap(), "Deployment");
     let deleted = kinds(&references(Crds::All));
-    assert_eq!(deleted[..2], ["Deployment", "Deployment"]);
+    let first = ["MutatingWebhookConfiguration", "Deployment", "Deployment"];
+    assert_eq!(deleted[..3], first);
     assert_eq!(deleted.last().unwrap(), "Namespace");
     assert_eq!(made.len(), deleted.len());
 }
@@ -253,6 +254,75 @@ fn the_page_names_every_right_and_why() {
         "docs/kubernetes.md lacks:\n{}",
         missing.join("\n")
     );
+}
+
+/// By the labels of a namespace and of a pod in it.
+#[test]
+fn at_most_one_webhook_looks_at_a_pod_and_never_at_our_own() {
+    let objects = of("");
+    let configuration = find(
+        &objects,
+        "MutatingWebhookConfiguration",
+        "linkspan-federation",
+    );
+    let webhooks = configuration["webhooks"].as_array().unwrap();
+    let matches = |selector: &Value, labels: &[(&str, &str)]| {
+        let of = |key: &Value| {
+            labels
+                .iter()
+                .find(|(name, _)| key == name)
+                .map(|(_, value)| *value)
+        };
+        let expressions = selector["matchExpressions"].as_array().unwrap();
+        expressions.iter().all(|of_one| {
+            let values = of_one["values"].as_array().unwrap();
+            let found =
+                of(&of_one["key"]).is_some_and(|value| values.iter().any(|one| one == value));
+            found == (of_one["operator"] == "In")
+        })
+    };
+    let asked = |namespace: &[(&str, &str)], pod: &[(&str, &str)]| -> Vec<String> {
+        let looks = webhooks.iter().filter(|webhook| {
+            matches(&webhook["namespaceSelector"], namespace)
+                && matches(&webhook["objectSelector"], pod)
+        });
+        looks
+            .map(|webhook| {
+                webhook["clientConfig"]["service"]["path"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            })
+            .collect()
+    };
+    let name = |name| ("kubernetes.io/metadata.name", name);
+    let (yes, no) = (
+        ("linkspan.io/inject", "true"),
+        ("linkspan.io/inject", "false"),
+    );
+    let strict = ("pod-security.kubernetes.io/enforce", "restricted");
+    let none: [String; 0] = [];
+    assert_eq!(asked(&[name("shop")], &[]), none);
+    assert_eq!(asked(&[name("shop")], &[yes]), ["/inject"]);
+    assert_eq!(asked(&[name("shop"), yes], &[]), ["/inject"]);
+    assert_eq!(asked(&[name("shop"), yes], &[yes]), ["/inject"]);
+    assert_eq!(asked(&[name("shop"), yes], &[no]), none);
+    assert_eq!(asked(&[name("shop"), no], &[yes]), ["/inject"]);
+    assert_eq!(
+        asked(&[name("shop"), strict], &[yes]),
+        ["/inject-without-capture"]
+    );
+    assert_eq!(
+        asked(&[name("shop"), strict, yes], &[]),
+        ["/inject-without-capture"]
+    );
+    for own in ["kube-system", "linkspan-system"] {
+        assert_eq!(asked(&[name(own), yes], &[yes]), none);
+    }
+    for webhook in webhooks {
+        assert_eq!(webhook["failurePolicy"], "Fail");
+        assert_eq!(webhook["clientConfig"]["caBundle"], Value::Null);
+    }
 }
 
 #[test]

@@ -41,14 +41,14 @@ fn wrapped(kind: &str, place: &str) -> Value {
 }
 
 fn injected(mut object: Value) -> Value {
-    assert_eq!(inject(&mut object, &injection()), Ok(1));
+    assert_eq!(inject(&mut object, &injection(), Capture::No), Ok(1));
     object
 }
 
 #[track_caller]
 fn refused(mut object: Value, word: &str) -> NotInjected {
     let before = object.clone();
-    let error = inject(&mut object, &injection()).unwrap_err();
+    let error = inject(&mut object, &injection(), Capture::No).unwrap_err();
     assert!(error.to_string().contains(word), "{error}");
     assert_eq!(object, before, "nothing is half done");
     error
@@ -107,7 +107,7 @@ fn every_kind_that_makes_pods_is_known_and_no_other() {
     assert!(cron.to_string().contains(CONTAINER));
     let service = json!({ "kind": "Service", "metadata": { "name": "web" }, "spec": {} });
     let mut list = json!({ "kind": "List", "items": [pod(), service, pod()] });
-    assert_eq!(inject(&mut list, &injection()), Ok(2));
+    assert_eq!(inject(&mut list, &injection(), Capture::No), Ok(2));
     assert_eq!(list["items"][1], service);
 }
 
@@ -118,7 +118,7 @@ fn doing_it_again_changes_nothing_but_the_version() {
     let mut newer = injection();
     newer.image = "linkspan:next".into();
     let mut again = once.clone();
-    inject(&mut again, &newer).unwrap();
+    inject(&mut again, &newer, Capture::No).unwrap();
     let containers = &again["spec"]["initContainers"];
     assert_eq!(containers.as_array().unwrap().len(), 2);
     assert_eq!(containers[0]["image"], "linkspan:next");
@@ -129,7 +129,7 @@ fn who_says_no_gets_none() {
     let mut pod = pod();
     pod["metadata"]["labels"][INJECT] = json!("false");
     let before = pod.clone();
-    assert_eq!(inject(&mut pod, &injection()), Ok(0));
+    assert_eq!(inject(&mut pod, &injection(), Capture::No), Ok(0));
     assert_eq!(pod, before);
 }
 
@@ -210,4 +210,97 @@ fn readiness_is_asked_for_as_the_kubelet_does() {
     ] {
         assert_eq!(asked(nothing), Value::Null);
     }
+}
+
+fn captured(mut pod: Value) -> Value {
+    let done = inject_pod(&mut pod, &injection(), Capture::Yes);
+    assert_eq!(done, Ok(Done::Captured));
+    pod
+}
+
+fn annotated(annotations: Value) -> Value {
+    let mut pod = pod();
+    pod["metadata"]["annotations"] = annotations;
+    pod
+}
+
+#[test]
+fn calls_are_captured_before_the_sidecar_starts() {
+    let excepted = captured(annotated(json!({ EXCEPT: "5432, 10.0.0.0/8,fd00::1" })));
+    let containers = &excepted["spec"]["initContainers"];
+    let names: Vec<_> = containers
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|of| &of["name"])
+        .collect();
+    assert_eq!(names, [CAPTURE_CONTAINER, CONTAINER, "migrate"]);
+    let arguments = [
+        "capture",
+        "up",
+        "--uid",
+        "15000",
+        "--except",
+        "5432",
+        "--except",
+        "10.0.0.0/8",
+        "--except",
+        "fd00::1",
+    ];
+    assert_eq!(containers[0]["args"], json!(arguments));
+    let allowed = &containers[0]["securityContext"]["capabilities"];
+    assert_eq!(allowed, &json!({ "drop": ["ALL"], "add": ["NET_ADMIN"] }));
+    assert_eq!(containers[0]["restartPolicy"], Value::Null, "it ends");
+    assert_eq!(containers[1]["securityContext"]["runAsUser"], USER);
+    assert_eq!(configuration_of(&excepted)["capture"], json!({}));
+    assert_eq!(
+        captured(excepted.clone()),
+        excepted,
+        "again, it is the same"
+    );
+    let mut not = excepted;
+    inject(&mut not, &injection(), Capture::No).unwrap();
+    assert!(!not.to_string().contains(CAPTURE_CONTAINER));
+    assert_eq!(configuration_of(&not)["capture"], Value::Null);
+}
+
+#[test]
+fn a_pod_may_say_whether_its_calls_are_captured() {
+    let done = |said: Value, capture| inject_pod(&mut annotated(said), &injection(), capture);
+    let (yes, no) = (json!({ CAPTURE: "true" }), json!({ CAPTURE: "false" }));
+    assert_eq!(done(yes.clone(), Capture::No), Ok(Done::Captured));
+    assert_eq!(done(no.clone(), Capture::Yes), Ok(Done::Listeners));
+    assert_eq!(done(no, Capture::Forbidden), Ok(Done::Listeners));
+    assert_eq!(done(json!({}), Capture::Forbidden), Ok(Done::Listeners));
+    assert_eq!(done(yes, Capture::Forbidden), Err(NotInjected::Forbidden));
+    let maybe = done(json!({ CAPTURE: "maybe" }), Capture::No);
+    assert_eq!(maybe, Err(NotInjected::Capture("maybe".into())));
+    for wrong in [
+        "0",
+        "70000",
+        "host",
+        "10.0.0.0/33",
+        "fd00::/129",
+        "10.0.0.0/",
+    ] {
+        let refused = done(json!({ EXCEPT: wrong }), Capture::Yes);
+        assert_eq!(refused, Err(NotInjected::Except(wrong.into())));
+    }
+}
+
+#[test]
+fn what_would_not_be_captured_is_refused() {
+    let refused = |pod: &Value| inject_pod(&mut pod.clone(), &injection(), Capture::Yes);
+    let mut whole = pod();
+    whole["spec"]["securityContext"] = json!({ "runAsUser": USER });
+    assert_eq!(refused(&whole), Err(NotInjected::User("app".into())));
+    whole["spec"]["containers"][0]["securityContext"] = json!({ "runAsUser": 1 });
+    assert_eq!(refused(&whole), Err(NotInjected::User("migrate".into())));
+    assert_eq!(inject(&mut whole, &injection(), Capture::No), Ok(1));
+    let mut taken = pod();
+    taken["spec"]["containers"][0]["ports"][0]["containerPort"] = json!(15_001);
+    assert!(matches!(
+        refused(&taken),
+        Err(NotInjected::Port { port: 15_001, .. })
+    ));
 }

@@ -1,7 +1,7 @@
 //! What injection makes is taken by an API server, strictly, in a restricted namespace.
 
 use linkspan_core::Locality;
-use linkspan_core::inject::{Injection, inject};
+use linkspan_core::inject::{Capture, Injection, inject};
 use serde_json::{Value, json};
 
 use crate::server::{Server, api_of, declare};
@@ -52,13 +52,13 @@ async fn an_injected_pod_is_taken_where_pods_are_restricted() {
     let said = root.expect_err("root is refused").message;
     assert!(said.contains("restricted"), "{said}");
     let mut injected = pod(json!(1_000));
-    assert_eq!(inject(&mut injected, &injection()), Ok(1));
+    assert_eq!(inject(&mut injected, &injection(), Capture::No), Ok(1));
     let made = declare(&client, &injected, false).await;
     let made = made.unwrap_or_else(|refused| panic!("{}", refused.message));
     // What it has become there is still what injection would make of it.
     let mut again = serde_json::to_value(&made).expect("JSON");
     let before = again["spec"]["initContainers"].clone();
-    inject(&mut again, &injection()).expect("it has one already");
+    inject(&mut again, &injection(), Capture::No).expect("it has one already");
     let sidecar = &again["spec"]["initContainers"][0];
     assert_eq!(before.as_array().map(Vec::len), Some(1));
     assert_eq!(sidecar["args"], before[0]["args"]);

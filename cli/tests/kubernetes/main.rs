@@ -3,6 +3,8 @@
 //! It needs the Kubernetes programs (built once into a cache), so it runs when asked for:
 //! `cargo test -p linkspan --test kubernetes -- --ignored`
 
+mod webhook;
+
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -17,7 +19,7 @@ use linkspan_clusters::BareServer;
 use linkspan_dataplane::identity::{FederationClient, IdentityError, first_contact};
 use linkspan_trust::Bundle;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// For what takes seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -32,8 +34,12 @@ struct Federation {
 
 impl Federation {
     fn start(folder: &Path) -> Self {
+        Self::start_with(folder, Value::Null)
+    }
+
+    fn start_with(folder: &Path, webhook: Value) -> Self {
         let [listen, admin, debug] = addresses();
-        let config = json!({
+        let mut config = json!({
             "cluster": "east",
             "clusterset": "demo",
             "stateDir": folder.join("state"),
@@ -42,6 +48,9 @@ impl Federation {
             "adminListen": admin,
             "debugListen": debug,
         });
+        if !webhook.is_null() {
+            config["webhook"] = webhook;
+        }
         let path = folder.join("federation.yaml");
         fs::write(&path, config.to_string()).expect("a configuration");
         let mut command = Command::new(env!("CARGO_BIN_EXE_linkspan"));
@@ -417,7 +426,8 @@ fn what_is_installed_is_valid_and_goes_again() {
         "name",
     ];
     let kinds = "crds,clusterroles,clusterrolebindings,roles,rolebindings,secrets,configmaps,\
-                 services,serviceaccounts,deployments,networkpolicies,poddisruptionbudgets";
+                 services,serviceaccounts,deployments,networkpolicies,poddisruptionbudgets,\
+                 mutatingwebhookconfigurations";
     // Definitions go once the objects of their kinds have gone, which is told to nobody.
     let deadline = Instant::now() + PATIENCE;
     loop {
