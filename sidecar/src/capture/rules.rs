@@ -17,6 +17,9 @@ pub const OUTBOUND_PORT: u16 = 15_001;
 /// calls would be taken for the sidecar's.
 pub const SIDECAR_UID: u32 = 15_000;
 
+/// TCP by number: the image has no /etc/protocols in which `nft` could look its name up.
+const TCP: u8 = 6;
+
 /// What is led to the sidecar. TCP only: nothing else is ever touched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redirection {
@@ -63,7 +66,7 @@ impl Redirection {
     /// In the order in which a packet meets them; only the first packet of a connection does.
     fn rules(&self) -> Vec<String> {
         let mut rules = vec![
-            "meta l4proto != tcp return".to_owned(),
+            format!("meta l4proto != {TCP} return"),
             // The sidecar's own calls, or they would come back to it.
             format!("meta skuid {} return", self.uid),
             // Whatever stays on this machine: loopback, and its own addresses.
@@ -90,7 +93,7 @@ impl Redirection {
             let ports: Vec<_> = self.except_ports.iter().map(u16::to_string).collect();
             rules.push(format!("tcp dport {{ {} }} return", ports.join(", ")));
         }
-        rules.push(format!("meta l4proto tcp redirect to :{}", self.to));
+        rules.push(format!("meta l4proto {TCP} redirect to :{}", self.to));
         rules
     }
 
@@ -136,7 +139,7 @@ mod tests {
     fn all_tcp_goes_to_the_sidecar_but_its_own_and_what_stays_here() {
         let rules = rules(|_| {});
         let redirect = "redirect to :15001";
-        before(&rules, "meta l4proto != tcp return", redirect);
+        before(&rules, "meta l4proto != 6 return", redirect);
         before(&rules, "meta skuid 15000 return", redirect);
         before(&rules, "oifname \"lo\" return", redirect);
         assert!(!rules.contains("daddr") && !rules.contains("dport"));
