@@ -329,7 +329,7 @@ fn one_of_two_serves_and_no_lost_secret_becomes_another_authority() {
     let key = || {
         let key = r"jsonpath={.data.ca\.root\.key}";
         kubectl(&format!(
-            "get secret linkspan-state -n linkspan-system -o {key}"
+            "get secret linkspan-authority -n linkspan-system -o {key}"
         ))
     };
 
@@ -350,7 +350,7 @@ fn one_of_two_serves_and_no_lost_secret_becomes_another_authority() {
     is_standby(&mut second);
 
     // What was lost comes back from the one that serves.
-    kubectl("delete secret linkspan-state -n linkspan-system");
+    kubectl("delete secret linkspan-authority linkspan-state -n linkspan-system");
     install(&server);
     until("the Secret is written back", || key() == made);
     first.wait_ready();
@@ -362,19 +362,25 @@ fn one_of_two_serves_and_no_lost_secret_becomes_another_authority() {
 
     // With nobody left who has it, it is an error, until all traces are removed on purpose.
     assert!(second.stop().success());
+    let refuses = || {
+        let mut lost = Federation::start(&one);
+        let ended = lost.process.wait().expect("it ends");
+        assert!(!ended.success(), "{ended}");
+        assert_eq!(published(&server), roots);
+    };
     kubectl("delete secret linkspan-state -n linkspan-system");
     install(&server);
-    let mut lost = Federation::start(&one);
-    let ended = lost.process.wait().expect("it ends");
-    assert!(!ended.success(), "{ended}");
-    kubectl("delete secret linkspan-state linkspan-workloads -n linkspan-system");
+    refuses();
+    assert_eq!(key(), made);
+    kubectl("delete secret linkspan-authority -n linkspan-system");
     install(&server);
-    let mut lost = Federation::start(&one);
-    let ended = lost.process.wait().expect("it ends");
-    assert!(!ended.success(), "{ended}");
+    refuses();
+    let all = "linkspan-authority linkspan-state linkspan-workloads";
+    kubectl(&format!("delete secret {all} -n linkspan-system"));
+    install(&server);
+    refuses();
     assert_eq!(key(), "");
-    assert_eq!(published(&server), roots);
-    kubectl("delete secret linkspan-state linkspan-workloads -n linkspan-system");
+    kubectl(&format!("delete secret {all} -n linkspan-system"));
     kubectl("delete configmap linkspan-roots -n linkspan-system");
     install(&server);
     let mut anew = Federation::start(&one);

@@ -8,9 +8,9 @@ use kube::core::ApiResource;
 pub const FIELD_MANAGER: &str = "linkspan-federation";
 /// Label `app.kubernetes.io/managed-by` of objects that are ours.
 pub const MANAGED_BY: &str = "linkspan-federation";
-/// Names of the Secrets in which federation keeps what must outlive its pod: what it is (authority,
-/// links, tokens), and what it was told last (workloads, certificates).
-pub const SECRETS: [&str; 2] = ["linkspan-state", "linkspan-workloads"];
+/// Names of the Secrets in which federation keeps what must outlive its pod: the keys of its authority,
+/// what else it must not lose (links, tokens), and what it was told last (workloads).
+pub const SECRETS: [&str; 3] = ["linkspan-authority", "linkspan-state", "linkspan-workloads"];
 /// Name of the ConfigMap in which federation publishes the cluster's roots, as `roots.pem`.
 pub const ROOTS_CONFIG_MAP: &str = "linkspan-roots";
 /// Name of the Service at which peers reach the gateways.

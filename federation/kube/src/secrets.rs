@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
 use kube::api::{Api, PostParams};
 use tokio::time::{sleep, timeout};
+use zeroize::Zeroize as _;
 
 use crate::kinds::FIELD_MANAGER;
 
@@ -64,7 +65,8 @@ pub enum SecretError {
     },
 }
 
-/// One Secret, as it was read or written last. Its `Debug` shows no content.
+/// One Secret, as it was read or written last. Its `Debug` shows no content, and what it no longer
+/// holds is overwritten in memory.
 pub struct KubernetesSecret {
     api: Api<Secret>,
     name: String,
@@ -75,6 +77,12 @@ pub struct KubernetesSecret {
     owner: Vec<u8>,
     /// Something of what is held is not there.
     emptied: bool,
+}
+
+impl Drop for KubernetesSecret {
+    fn drop(&mut self) {
+        wipe(&mut self.held);
+    }
 }
 
 impl std::fmt::Debug for KubernetesSecret {
@@ -148,14 +156,16 @@ impl KubernetesSecret {
             if attempt > 0 {
                 sleep(PAUSE * 2_u32.pow(attempt - 1)).await;
             }
-            let next = self.with(entries)?;
-            match self.replace(&next).await {
+            let mut next = self.with(entries)?;
+            let replaced = self.replace(&next).await;
+            wipe(&mut next);
+            match replaced {
                 Ok(held) => {
                     if std::mem::take(&mut self.emptied) {
                         let secret = &self.place;
                         tracing::warn!(secret, "it had been emptied; what it held is there again");
                     }
-                    self.held = held;
+                    self.hold(held);
                     return Ok(());
                 }
                 Err(Refused::Conflict) if self.is_ours() => self.refresh().await?,
@@ -172,18 +182,23 @@ impl KubernetesSecret {
         let mut next = self.held.clone();
         let data: &mut BTreeMap<_, _> = next.data.get_or_insert_default();
         for (key, bytes) in entries {
-            data.insert((*key).to_owned(), ByteString(bytes.to_vec()));
+            let former = data.insert((*key).to_owned(), ByteString(bytes.to_vec()));
+            former
+                .into_iter()
+                .for_each(|ByteString(mut of)| of.zeroize());
         }
         let bytes = data
             .iter()
             .map(|(key, ByteString(value))| key.len() + value.len());
-        match bytes.sum() {
-            bytes if bytes > MAX_SECRET => Err(SecretError::TooLarge {
+        let bytes = bytes.sum();
+        if bytes > MAX_SECRET {
+            wipe(&mut next);
+            return Err(SecretError::TooLarge {
                 name: self.place.clone(),
                 bytes,
-            }),
-            _ => Ok(next),
+            });
         }
+        Ok(next)
     }
 
     async fn replace(&self, next: &Secret) -> Result<Secret, Refused> {
@@ -206,8 +221,14 @@ impl KubernetesSecret {
 
     /// Reads it anew, whatever is there.
     async fn reread(&mut self) -> Result<(), SecretError> {
-        self.held = read(&self.api, &self.name, &self.place).await?;
+        let fresh = read(&self.api, &self.name, &self.place).await?;
+        self.hold(fresh);
         Ok(())
+    }
+
+    fn hold(&mut self, fresh: Secret) {
+        wipe(&mut self.held);
+        self.held = fresh;
     }
 
     /// Reads it anew: allowed as long as this process owns it, or nobody does and nothing in it is
@@ -222,7 +243,7 @@ impl KubernetesSecret {
             return Err(SecretError::TakenOver(self.place.clone()));
         }
         if says.is_some() {
-            self.held = fresh;
+            self.hold(fresh);
             return Ok(());
         }
         let mut data = fresh.data.unwrap_or_default();
@@ -245,6 +266,12 @@ impl KubernetesSecret {
             source,
         }
     }
+}
+
+/// Leaves nothing of it in memory.
+fn wipe(secret: &mut Secret) {
+    let values = secret.data.iter_mut().flat_map(BTreeMap::values_mut);
+    values.for_each(|ByteString(bytes)| bytes.zeroize());
 }
 
 fn entry<'a>(secret: &'a Secret, key: &str) -> Option<&'a [u8]> {

@@ -18,6 +18,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
+use zeroize::Zeroizing;
 
 use crate::{
     bound::BindError,
@@ -32,7 +33,7 @@ const PACE: Duration = Duration::from_secs(10);
 /// How often it is looked whether a Secret is still there, and ours, though nothing is to be written.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// Opens both, as `owner`; `true` from the watch is that another federation writes there now.
+/// Opens all, as `owner`; `true` from the watch is that another federation writes there now.
 pub(super) fn open(
     kubeconfig: Option<&Path>,
     namespace: &str,
@@ -40,13 +41,19 @@ pub(super) fn open(
 ) -> Result<(Slots, watch::Receiver<bool>), BindError> {
     let (lost, follow) = watch::channel(false);
     let troubles = Troubles::default();
-    let [state, workloads] = SECRETS.map(|name| {
+    let mut stores = Vec::new();
+    for name in SECRETS {
         let told = (lost.clone(), troubles.clone());
-        SecretStore::open(kubeconfig, (namespace, name, owner), told)
-    });
-    let (state, workloads): (Arc<dyn Store>, Arc<dyn Store>) =
-        (Arc::new(state?), Arc::new(workloads?));
-    Ok((Slots::entries(&state, &workloads, troubles), follow))
+        let store = SecretStore::open(kubeconfig, (namespace, name, owner), told)?;
+        stores.push(Arc::new(store) as Arc<dyn Store>);
+    }
+    let [authority, state, workloads] = &stores[..] else {
+        unreachable!("one for each name");
+    };
+    Ok((
+        Slots::entries(authority, state, workloads, troubles),
+        follow,
+    ))
 }
 
 /// One Secret as a [`Store`]; asks its [`Writer`].
@@ -58,11 +65,13 @@ struct SecretStore {
 
 type Answer<T> = reply::SyncSender<T>;
 type Written = Result<(), StateError>;
+/// There may be keys among them.
+type Entries = BTreeMap<String, Zeroizing<Vec<u8>>>;
 
 enum Ask {
     Read(String, Answer<Option<Vec<u8>>>),
     /// At once.
-    Write(Vec<(String, Vec<u8>)>, Answer<Written>),
+    Write(Entries, Answer<Written>),
     /// Within [`PACE`].
     Soon(String, Vec<u8>, Answer<Written>),
     Hurry,
@@ -139,7 +148,7 @@ impl Store for SecretStore {
 
     fn write(&self, entries: &[(&str, &[u8])]) -> Result<(), StateError> {
         let entries = entries.iter();
-        let entries = entries.map(|(key, bytes)| ((*key).to_owned(), bytes.to_vec()));
+        let entries = entries.map(|(key, bytes)| ((*key).to_owned(), bytes.to_vec().into()));
         self.ask(|answer| Ask::Write(entries.collect(), answer))?
     }
 
@@ -163,7 +172,7 @@ struct Writer {
     lost: watch::Sender<bool>,
     troubles: Troubles,
     /// What is written with the next write, and who waits for that.
-    waiting: BTreeMap<String, Vec<u8>>,
+    waiting: Entries,
     answers: Vec<Answer<Written>>,
     /// Before, what may wait does.
     may_write: Instant,
@@ -201,7 +210,7 @@ impl Writer {
                 let _ = answer.send(written.map_err(StateError::from));
             }
             Ask::Soon(key, bytes, answer) => {
-                self.waiting.insert(key, bytes);
+                self.waiting.insert(key, bytes.into());
                 self.answers.push(answer);
                 if self.hurried {
                     self.write_waiting().await;
@@ -223,13 +232,11 @@ impl Writer {
     }
 
     /// Writes this now, and takes along what waits, if that fits beside it.
-    async fn write(&mut self, entries: Vec<(String, Vec<u8>)>) -> Result<(), Arc<SecretError>> {
+    async fn write(&mut self, entries: Entries) -> Result<(), Arc<SecretError>> {
         let mut all = self.waiting.clone();
-        all.extend(entries.iter().cloned());
+        all.extend(entries.clone());
         match self.put(all).await {
-            Err(error) if matches!(*error, SecretError::TooLarge { .. }) => {
-                self.put(entries.into_iter().collect()).await
-            }
+            Err(error) if matches!(*error, SecretError::TooLarge { .. }) => self.put(entries).await,
             written => {
                 if written.is_ok() {
                     self.answer(&written);
@@ -256,11 +263,8 @@ impl Writer {
     }
 
     /// What is there already is not written again.
-    async fn put(
-        &mut self,
-        mut entries: BTreeMap<String, Vec<u8>>,
-    ) -> Result<(), Arc<SecretError>> {
-        entries.retain(|key, bytes| self.secret.get(key) != Some(bytes));
+    async fn put(&mut self, mut entries: Entries) -> Result<(), Arc<SecretError>> {
+        entries.retain(|key, bytes| self.secret.get(key) != Some(bytes.as_slice()));
         if entries.is_empty() {
             return Ok(());
         }

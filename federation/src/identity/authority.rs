@@ -22,7 +22,7 @@ const CHECK: Duration = Duration::from_secs(3600);
 
 /// What an earlier life leaves behind, beside the authority itself.
 pub(crate) struct Traces<'a> {
-    /// Where its epoch is.
+    /// Where its epoch is: beside what else must not be lost, and in further places.
     pub(crate) epochs: Vec<&'a Slot>,
     /// Where others read its roots, if they do.
     pub(crate) published: Option<String>,
@@ -48,14 +48,17 @@ impl Authority {
                 check_first_start(slots, traces)?;
                 create(slots, domain, now)?
             }
-            Some(pem) => match CertificateAuthority::from_pem(domain, &pem, now) {
-                Ok(authority) => authority,
-                Err(CaError::NotValid {
-                    part: CaPart::Intermediate,
-                    ..
-                }) => renewed(slots, domain, &pem, now)?,
-                Err(error) => return Err(damaged(slots, &error)),
-            },
+            Some(pem) => {
+                check_state(traces)?;
+                match CertificateAuthority::from_pem(domain, &pem, now) {
+                    Ok(authority) => authority,
+                    Err(CaError::NotValid {
+                        part: CaPart::Intermediate,
+                        ..
+                    }) => renewed(slots, domain, &pem, now)?,
+                    Err(error) => return Err(damaged(slots, &error)),
+                }
+            }
         };
         Ok(Self {
             slots: slots.clone(),
@@ -111,6 +114,30 @@ fn check_first_start(slots: &Slots, traces: &Traces<'_>) -> Result<(), StateErro
     {
         if trace.read()?.is_some() {
             return Err(lost(format!("`{}` is there", trace.place().display())));
+        }
+    }
+    match &traces.published {
+        Some(place) => Err(lost(format!("{place} holds the roots of an earlier life"))),
+        None => Ok(()),
+    }
+}
+
+/// With the authority, what is beside the epoch is there, too, unless the very first start was cut
+/// short: then no other place knows an epoch, and nobody was told the roots.
+fn check_state(traces: &Traces<'_>) -> Result<(), StateError> {
+    let Some((first, marks)) = traces.epochs.split_first() else {
+        return Ok(());
+    };
+    if first.read()?.is_some() {
+        return Ok(());
+    }
+    let lost = |evidence| StateError::StateLost {
+        path: first.place(),
+        evidence,
+    };
+    for mark in marks {
+        if mark.read()?.is_some() {
+            return Err(lost(format!("`{}` is there", mark.place().display())));
         }
     }
     match &traces.published {
@@ -270,8 +297,9 @@ mod tests {
             files::private_directory(&folder).unwrap();
             std::sync::Arc::new(store::Files(folder))
         };
-        let (state, workloads) = (store("state"), store("workloads"));
-        let slots = store::Slots::entries(&state, &workloads, crate::state::Troubles::default());
+        let [authority, state, workloads] = ["authority", "state", "workloads"].map(store);
+        let troubles = crate::state::Troubles::default();
+        let slots = store::Slots::entries(&authority, &state, &workloads, troubles);
         let open = |published: Option<&str>| {
             let traces = Traces {
                 epochs: slots.epochs().collect(),
@@ -292,6 +320,23 @@ mod tests {
         fs::remove_file(directory.path().join("workloads/epoch")).unwrap();
         // Nothing anywhere: the first start indeed.
         assert!(slots.authority.root_cert.read().unwrap().is_none());
+        let create_at_once = create(&slots.authority, &domain(), SystemTime::now());
+        let all = |folder: &str| fs::read_dir(directory.path().join(folder)).unwrap().count();
+        assert!(create_at_once.is_ok());
+        assert_eq!(
+            (all("authority"), all("state"), all("workloads")),
+            (3, 0, 0)
+        );
+        // It was cut short after that, and goes on.
+        open(None).unwrap();
+        // What is beside the authority may be lost alone.
+        let refused = open(Some("ConfigMap `roots`")).unwrap_err();
+        assert!(refused.contains("state/epoch` is missing"), "{refused}");
+        slots.marks[0].write(b"1").unwrap();
+        let refused = open(None).unwrap_err();
+        assert!(refused.contains("workloads/epoch` is there"), "{refused}");
+        slots.epoch.write(b"1").unwrap();
+        open(None).unwrap();
     }
 
     #[test]

@@ -104,10 +104,23 @@ pub enum StateError {
          trust this cluster: restore it from a backup, or, to start anew with new roots, \
          remove the whole state directory (in Kubernetes: scale federation to 0, delete the \
          Secrets {} and the ConfigMap {}, and apply the output of `linkspan install` again)",
-        path.display(), linkspan_kube::SECRETS.join(" and "), linkspan_kube::ROOTS_CONFIG_MAP
+        path.display(), linkspan_kube::SECRETS.join(", "), linkspan_kube::ROOTS_CONFIG_MAP
     )]
     RootLost {
         /// The file that is missing.
+        path: PathBuf,
+        /// What shows that it was there.
+        evidence: String,
+    },
+    /// What else must not be lost is gone, and the authority is there.
+    #[error(
+        "`{}` is missing, though {evidence}; links, invitations and join tokens were with it: \
+         restore it from a backup, or, to keep the authority and go on without them, delete the \
+         Secret {} and the ConfigMap {}, and apply the output of `linkspan install` again",
+        path.display(), linkspan_kube::SECRETS[2], linkspan_kube::ROOTS_CONFIG_MAP
+    )]
+    StateLost {
+        /// What is missing.
         path: PathBuf,
         /// What shows that it was there.
         evidence: String,

@@ -21,13 +21,13 @@ const TOKENS_ROOM: usize = 320 * 1024;
 const PORTS_ROOM: usize = 64 * 1024;
 const LINKS_ROOM: usize = 160 * 1024;
 const ROOTS_ROOM: usize = 128 * 1024;
-/// Certificates and keys, the epoch, who writes, and the names of all.
-const OTHERS_ROOM: usize = 16 * 1024;
+/// The epoch, who writes, and the names of all.
+const OTHERS_ROOM: usize = 1024;
 const _: () = {
     let state = TOKENS_ROOM + PORTS_ROOM + LINKS_ROOM + ROOTS_ROOM + OTHERS_ROOM;
     let workloads = REGISTRATIONS_ROOM + OWNERS_ROOM + CAPACITY_ROOM;
     assert!(state <= linkspan_kube::MAX_SECRET);
-    assert!(workloads + 1024 <= linkspan_kube::MAX_SECRET);
+    assert!(workloads + OTHERS_ROOM <= linkspan_kube::MAX_SECRET);
 };
 
 /// Things under keys, each read whole and replaced whole. Calls block.
@@ -258,20 +258,22 @@ impl Slots {
         }
     }
 
-    /// Entries of two stores without folders: what must not be lost, and what grows with the cluster
-    /// and is learned again in time.
+    /// Entries of three stores without folders: the authority, which is written least and to be seen
+    /// least; what else must not be lost; and what grows with the cluster and is learned again in time.
     pub(crate) fn entries(
+        authority: &Arc<dyn Store>,
         state: &Arc<dyn Store>,
         workloads: &Arc<dyn Store>,
         troubles: Troubles,
     ) -> Self {
+        let issuing = |key: &str| Slot::new(Arc::clone(authority), key);
         let kept = |key: &str| Slot::new(Arc::clone(state), key);
         let learned = |key: &str| Slot::new(Arc::clone(workloads), key);
         Self {
             authority: Authority {
-                root_cert: kept("ca.root.pem"),
-                root_key: kept("ca.root.key"),
-                intermediate: kept("ca.intermediate.pem"),
+                root_cert: issuing("ca.root.pem"),
+                root_key: issuing("ca.root.key"),
+                intermediate: issuing("ca.intermediate.pem"),
             },
             epoch: kept("epoch"),
             marks: vec![learned("epoch")],

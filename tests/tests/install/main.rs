@@ -161,7 +161,7 @@ impl Cluster<'_> {
 
     fn root(&self) -> Result<String> {
         let root = self.kubectl(&format!(
-            r"get secret -n {SYSTEM} linkspan-state -o jsonpath='{{.data.ca\.root\.pem}}'"
+            r"get secret -n {SYSTEM} linkspan-authority -o jsonpath='{{.data.ca\.root\.pem}}'"
         ))?;
         ensure!(!root.is_empty(), "{}: no root is kept", self.name);
         Ok(root)

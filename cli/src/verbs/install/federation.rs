@@ -18,7 +18,7 @@ const DNS: &str = "linkspan-dns";
 /// Port of its DNS, for UDP and TCP; the Service has 53, which a part without rights cannot have.
 pub(super) const DNS_PORT: u16 = 15_053;
 /// The Secrets in which it keeps what must outlive its pod.
-pub(super) const SECRETS: [&str; 2] = linkspan_federation::SECRETS;
+pub(super) const SECRETS: [&str; 3] = linkspan_federation::SECRETS;
 
 /// `host:port` at which the cluster's proxies reach it.
 pub(super) fn address() -> String {
