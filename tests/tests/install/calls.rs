@@ -19,7 +19,7 @@ const RATE: u32 = 50;
 /// Requests that tell who answers: two seconds of them.
 const GLANCE: usize = 100;
 /// For a change to have reached every sidecar, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What `linkspan app frontend` says of each request.
 #[derive(Deserialize)]
@@ -34,7 +34,7 @@ struct Outcome {
 
 /// Who answered how often, and what failed.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Answers {
+pub(super) struct Answers {
     by: BTreeMap<String, usize>,
     failed: Vec<String>,
 }
@@ -56,7 +56,7 @@ impl Answers {
     }
 
     /// That every request was answered, and by whom.
-    fn all_by(&self) -> Result<Vec<&str>> {
+    pub(super) fn all_by(&self) -> Result<Vec<&str>> {
         ensure!(
             self.failed.is_empty(),
             "{} failed: {:?}",
@@ -68,13 +68,13 @@ impl Answers {
     }
 }
 
-/// `checkout` of a cluster, which says that it is of that cluster.
-fn checkout(cluster: &str) -> String {
+/// A server that says of which cluster it is.
+pub(super) fn server(name: &str, cluster: &str) -> String {
     let arguments = format!(
         "checkout, --listen, '0.0.0.0:8080', --cluster, {cluster}, --name, checkout, \
          --instance, {cluster}"
     );
-    app("checkout", "", &arguments)
+    app(name, "", &arguments)
 }
 
 /// Who calls it; its own server only keeps the pod alive.
@@ -98,21 +98,28 @@ impl Cluster<'_> {
         .map(drop)
     }
 
-    /// Has the frontend call `checkout` until the load is ended; both ends check each answer, and
-    /// the caller's identity.
-    fn load(&self) -> Result<Load> {
-        let identity = format!(
-            "spiffe://{}.demo.linkspan.internal/ns/shop/sa/frontend",
-            self.name
-        );
+    /// Has a workload call until the load is ended; both ends check each answer.
+    pub(super) fn load_of(&self, caller: &str, arguments: &str) -> Result<Load> {
         let line = format!(
-            "kubectl --context {} -n shop exec -i deployment/frontend -c app -- linkspan app \
-                 frontend --target 127.0.0.1:7001 --rate {RATE} --connections 2 --identity {identity}",
+            "kubectl --context {} -n shop exec -i deployment/{caller} -c app -- linkspan app \
+                 frontend --rate {RATE} --connections 2 {arguments}",
             self.name
         );
         let mut command = self.shell.command(&line);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         Load::of(command.spawn().context("starting kubectl")?)
+    }
+
+    /// Has the frontend call `checkout`; the caller's identity is checked, too.
+    fn load(&self) -> Result<Load> {
+        let identity = format!(
+            "spiffe://{}.demo.linkspan.internal/ns/shop/sa/frontend",
+            self.name
+        );
+        self.load_of(
+            "frontend",
+            &format!("--target 127.0.0.1:7001 --identity {identity}"),
+        )
     }
 
     /// Who answers now.
@@ -151,7 +158,7 @@ impl Cluster<'_> {
 }
 
 /// A load that goes on until its standard input ends.
-struct Load {
+pub(super) struct Load {
     child: Child,
     /// What the caller reports, read as it comes: a full pipe would hold up its requests.
     reports: Receiver<String>,
@@ -176,7 +183,7 @@ impl Load {
     }
 
     /// Waits until so many more requests have come to an end.
-    fn more(&mut self) -> Result<()> {
+    pub(super) fn more(&mut self) -> Result<()> {
         while let Ok(line) = self.reports.try_recv() {
             self.answers.add(&line)?;
         }
@@ -191,7 +198,7 @@ impl Load {
         Ok(())
     }
 
-    fn end(mut self) -> Result<Answers> {
+    pub(super) fn end(mut self) -> Result<Answers> {
         drop(self.child.stdin.take());
         for line in self.reports {
             self.answers.add(&line)?;
@@ -206,11 +213,11 @@ impl Load {
 /// request fails.
 pub(super) fn calls([east, west]: [Cluster<'_>; 2], steps: &mut Steps) -> Result<()> {
     let both = [east, west];
-    east.run_meshed(&checkout("east"), "checkout")?;
+    east.run_meshed(&server("checkout", "east"), "checkout")?;
     west.run_meshed(&frontend(), "frontend")?;
     west.await_answers_of("east")?;
     steps.done("a pod of west calls east; each end sees who the other is");
-    west.run_meshed(&checkout("west"), "checkout")?;
+    west.run_meshed(&server("checkout", "west"), "checkout")?;
     west.apply(EXPORT)?;
     west.await_answers_of("west")?;
     steps.done("west has its own: that is nearer");

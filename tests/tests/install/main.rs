@@ -9,7 +9,8 @@
 //! LINKSPAN_KUBECONFIG=FILE[:FILE] LINKSPAN_IMAGE=localhost/linkspan:dev \
 //!     cargo test -p linkspan-tests --test install -- --ignored --nocapture
 //! ```
-//! `kubectl` has to be in the path.
+//! `kubectl` has to be in the path. Where the clusters can lose their API servers, `LINKSPAN_KILL_API`
+//! and `LINKSPAN_START_API` are the commands for that; `$CLUSTER` in them is the cluster's name.
 
 use std::{
     ffi::OsString,
@@ -23,6 +24,7 @@ use linkspan_tests::clusters::binary;
 use serde_json::Value;
 
 mod calls;
+mod plain;
 
 const README: &str = include_str!("../../../README.md");
 const QUICK_START: &str = "## Quick start on clusters that you have\n";
@@ -99,6 +101,12 @@ impl Shell {
             .env("PATH", &self.path)
             .stdin(Stdio::null());
         command
+    }
+
+    /// A command that the environment gives, to be run on a cluster.
+    fn hook(&self, name: &str, cluster: &str) -> Option<String> {
+        let line = std::env::var(name).ok().filter(|line| !line.is_empty())?;
+        Some(format!("export CLUSTER={cluster}; {line}"))
     }
 
     /// What it printed; an error if it failed, or if the API server warned.
@@ -333,6 +341,7 @@ fn story([east, west]: [Cluster<'_>; 2], shell: &Shell) -> Result<()> {
     survives_new_pods(both)?;
     steps.done("new pods of both federations: the same roots, link and import");
     calls::calls(both, &mut steps)?;
+    plain::plain(both, &mut steps)?;
     for cluster in both {
         let forbidden = cluster.forbidden()?;
         ensure!(forbidden.is_empty(), "{}: {forbidden:#?}", cluster.name);
