@@ -230,8 +230,35 @@ fn without_pods_at_home_gateways_lead_away_until_home_has_been_back_for_a_while(
     }
     world.pods(&[true, true], 2);
     // Held back as for everybody else, and led by gateways alone while it comes back by and by.
-    assert_eq!(ready(&world.derive(20)), (0, 2));
-    assert_eq!(ready(&world.derive(100)), (2, 0));
+    for seconds in [20, 45, 60, 75] {
+        assert_eq!(ready(&world.derive(seconds)), (0, 2), "after {seconds} s");
+    }
+    assert_eq!(ready(&world.derive(85)), (2, 0));
+}
+
+/// A pod that terminates is listed until it is gone.
+#[test]
+fn a_replaced_pod_is_back_no_sooner() {
+    let mut world = World::new();
+    let own = own().cluster;
+    let expect = |world: &mut World, count| {
+        let capacity = world.import().clusters.get_mut(&own).expect("ours");
+        capacity.localities[0].1 = count;
+    };
+    expect(&mut world, 1);
+    world.pods(&[true], 2);
+    assert_eq!(ready(&world.derive(0)), (1, 0));
+    world.pods(&[false], 2);
+    assert_eq!(ready(&world.derive(1)), (0, 2));
+    expect(&mut world, 2);
+    world.pods(&[false, true], 2);
+    for seconds in [5, 20, 34] {
+        assert_eq!(ready(&world.derive(seconds)), (0, 2), "after {seconds} s");
+    }
+    expect(&mut world, 1);
+    world.pods(&[true], 2);
+    assert_eq!(ready(&world.derive(36)), (0, 2));
+    assert_eq!(ready(&world.derive(100)), (1, 0));
 }
 
 #[test]
