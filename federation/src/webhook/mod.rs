@@ -10,6 +10,8 @@
 mod certificate;
 mod review;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use linkspan_core::inject::Capture;
 
