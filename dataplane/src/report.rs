@@ -6,8 +6,12 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
+use http::Request;
 use linkspan_routing::{ClusterId, EndpointId, Locality, ServiceKey};
-use linkspan_runtime::telemetry::{ConnectionHandles, Direction, RequestHandles};
+use linkspan_runtime::{
+    telemetry::{ConnectionHandles, Direction, RequestHandles},
+    trace::{Span, SpanContext},
+};
 use linkspan_trust::SpiffeId;
 use tracing::info;
 
@@ -66,6 +70,33 @@ impl Access {
     }
 }
 
+impl Access {
+    /// Says in a span what the line says.
+    fn tell(&self, span: &mut Span) {
+        let mut say = |key, value: Option<&dyn fmt::Display>| {
+            if let Some(value) = value {
+                span.text(key, value);
+            }
+        };
+        fn shown<T: fmt::Display>(value: &Option<T>) -> Option<&dyn fmt::Display> {
+            value.as_ref().map(|value| value as &dyn fmt::Display)
+        }
+        say("linkspan.direction", Some(&self.direction.as_str()));
+        say("client.address", shown(&self.caller));
+        say("linkspan.source", shown(&self.source));
+        say("linkspan.service", shown(&self.service));
+        say("server.port", shown(&self.port));
+        say("linkspan.cluster", shown(&self.cluster));
+        say("linkspan.locality", shown(&self.locality));
+        say("linkspan.endpoint", shown(&self.endpoint));
+        say("linkspan.destination", shown(&self.destination));
+        say("linkspan.why", shown(&self.why));
+        if !self.flags.is_empty() {
+            say("linkspan.flags", Some(&Flags(&self.flags)));
+        }
+    }
+}
+
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -99,6 +130,7 @@ pub struct ConnectionReport {
     handles: Arc<ConnectionHandles>,
     outcome: Outcome,
     error: Option<String>,
+    span: Span,
 }
 
 impl ConnectionReport {
@@ -114,6 +146,36 @@ impl ConnectionReport {
             handles,
             outcome: Outcome::Reset,
             error: None,
+            span: Span::unrecorded(),
+        }
+    }
+
+    /// Has it told in a span, too, which ends with it.
+    #[must_use]
+    pub fn traced(mut self, span: Span) -> Self {
+        self.span = span;
+        self
+    }
+
+    /// Its span.
+    #[must_use]
+    pub fn span(&self) -> Option<SpanContext> {
+        self.span.context()
+    }
+
+    /// Says in the span what the line says.
+    fn tell_span(&mut self) {
+        if !self.span.is_recorded() {
+            return;
+        }
+        self.access.tell(&mut self.span);
+        self.span.number("linkspan.sent", self.counters.sent());
+        self.span
+            .number("linkspan.received", self.counters.received());
+        if self.outcome != Outcome::Ok {
+            let why = self.error.clone();
+            self.span
+                .fail(why.unwrap_or_else(|| self.outcome.as_str().to_owned()));
         }
     }
 
@@ -158,6 +220,7 @@ impl Drop for ConnectionReport {
             Outcome::Failed => self.handles.failed.inc(),
             Outcome::Reset => self.handles.reset.inc(),
         }
+        self.tell_span();
         let access = &self.access;
         if !access.log {
             return;
@@ -201,28 +264,80 @@ pub struct RequestReport {
     status: Option<u16>,
     grpc_failed: bool,
     error: Option<String>,
+    /// Told the same as the line.
+    span: Span,
 }
 
 impl RequestReport {
-    /// Begins; `handles` are of the labels known by now.
+    /// Begins the report of a request with this head; `handles` are of the labels known by now.
     #[must_use]
-    pub fn begin(
+    pub fn begin<B>(
         access: Access,
         handles: Arc<RequestHandles>,
-        method: String,
-        path: String,
+        request: &Request<B>,
+        span: Span,
     ) -> Self {
         let started = Instant::now();
+        // Not told, not copied.
+        let told = access.log || span.is_recorded();
+        let copied = |text: &str| if told { text.to_owned() } else { String::new() };
         Self {
             access,
-            method,
-            path,
+            method: copied(request.method().as_str()),
+            path: copied(request.uri().path()),
+            span,
             retries: 0,
             started,
             handles,
             status: None,
             grpc_failed: false,
             error: None,
+        }
+    }
+
+    /// Whether anybody is told more than numbers.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.access.log || self.span.is_recorded()
+    }
+
+    /// Its span.
+    #[must_use]
+    pub fn span(&self) -> Option<SpanContext> {
+        self.span.context()
+    }
+
+    /// It went over a connection with that span.
+    pub fn over(&mut self, connection: SpanContext) {
+        self.span.link(connection);
+    }
+
+    /// Says in the span what the line says.
+    fn tell_span(&mut self) {
+        let span = &mut self.span;
+        if !span.is_recorded() {
+            return;
+        }
+        let access = &self.access;
+        match &access.service {
+            Some(service) => span.name(format!("{} {service}", self.method)),
+            None => span.name(&*self.method),
+        }
+        span.text("http.request.method", &self.method);
+        span.text("url.path", &self.path);
+        if let Some(status) = self.status {
+            span.number("http.response.status_code", status.into());
+        }
+        access.tell(span);
+        span.number("linkspan.retries", self.retries.into());
+        let grpc = self
+            .grpc_failed
+            .then(|| "the gRPC status says so".to_owned());
+        let status = self.status.filter(|status| *status >= 500);
+        let status = status.map(|status| format!("status {status}"));
+        let none = self.status.is_none().then(|| "cut".to_owned());
+        if let Some(why) = self.error.clone().or(grpc).or(status).or(none) {
+            span.fail(why);
         }
     }
 
@@ -260,6 +375,7 @@ impl Drop for RequestReport {
         self.handles
             .duration
             .observe(self.started.elapsed().as_secs_f64());
+        self.tell_span();
         let access = &self.access;
         if !access.log {
             return;
@@ -377,7 +493,7 @@ mod tests {
         let begin = || {
             let access = Access::new(Direction::Inbound);
             let handles = metrics.requests(&path("west"));
-            RequestReport::begin(access, handles, "GET".to_owned(), "/".to_owned())
+            RequestReport::begin(access, handles, &Request::new(()), Span::unrecorded())
         };
         let mut answered = begin();
         answered.status(204);

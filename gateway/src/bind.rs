@@ -373,6 +373,7 @@ impl Running {
             peers: self.peers,
             links: self.metrics.links,
             traffic: self.metrics.traffic,
+            spans: self.metrics.spans,
             unmeshed: self.unmeshed,
             ready: self.gates.snapshot,
         };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use linkspan_dataplane::identity::{FederationClient, RawFederation};
 use linkspan_routing::{ClusterId, Locality};
 use linkspan_runtime::config::{ConfigError, HumanDuration, Problems, read_yaml};
+use linkspan_runtime::trace::{Otlp, RawTelemetry};
 use serde::Deserialize;
 
 use crate::limits::{Limits, Timers};
@@ -49,6 +50,8 @@ pub struct Config {
     pub imports: Option<ImportsConfig>,
     /// How calls are taken for servers without a sidecar.
     pub servers: ServersConfig,
+    /// Where traces go; `None` where they are not wanted.
+    pub otlp: Option<Otlp>,
     /// How long to wait for what; not in the file.
     pub timers: Timers,
     /// How much to hold at once; not in the file.
@@ -147,6 +150,8 @@ struct Raw {
     imports: Option<RawImports>,
     #[serde(default)]
     servers: RawServers,
+    #[serde(default)]
+    telemetry: RawTelemetry,
 }
 
 #[derive(Debug, Deserialize)]
@@ -197,6 +202,7 @@ impl Config {
         let admin_listen = listen("adminListen", &raw.admin_listen, &mut problems);
         let debug_listen = loopback("debugListen", &raw.debug_listen, &mut problems);
         let imports = raw.imports.map(|raw| imports(raw, &mut problems));
+        let otlp = raw.telemetry.typed(&mut problems);
         let drain_grace = raw.drain_grace.map_or(DRAIN_GRACE, |grace| grace.0);
         problems.finish_with(|| {
             Some(Self {
@@ -221,6 +227,7 @@ impl Config {
                     idle: raw.servers.idle_timeout.map_or(IDLE_TIMEOUT, |idle| idle.0),
                     access_log: raw.servers.access_log,
                 },
+                otlp,
                 timers: Timers::default(),
                 limits: Limits::default(),
             })
@@ -251,6 +258,7 @@ impl Config {
                 "idleTimeout": format!("{:?}", self.servers.idle),
                 "accessLog": self.servers.access_log,
             },
+            "telemetry": { "otlp": self.otlp.as_ref().map(Otlp::dump) },
         })
     }
 }

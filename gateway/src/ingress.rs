@@ -22,6 +22,7 @@ use linkspan_routing::{ClusterId, ClusterLabel};
 use linkspan_runtime::places::{Full, Place, Places};
 use linkspan_runtime::process::chain;
 use linkspan_runtime::stop::Stop;
+use linkspan_runtime::trace::{Span, Tracer};
 use quinn::{RecvStream, SendStream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -33,6 +34,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 use crate::admit::{Admitted, Caller, Reach, Refusal, admit};
 use crate::carry::carry;
 use crate::limits::Timers;
+use crate::spans;
 use crate::stream::QuicDuplex;
 use crate::tunnel::close::ResetCode;
 use crate::tunnel::connection::Connection;
@@ -48,6 +50,8 @@ const TRIES: usize = 3;
 
 /// Serves the streams that peers open.
 pub(crate) struct Ingress {
+    /// Records streams.
+    pub(crate) tracer: Tracer,
     pub(crate) own: ClusterLabel,
     /// `host:port` of our own federation.
     pub(crate) federation: String,
@@ -130,6 +134,7 @@ enum End {
 /// A stream that has been admitted and connected.
 struct Begun {
     end: End,
+    span: Span,
     /// The inner ClientHello, which has been read from the stream.
     hello: Bytes,
     place: Place<ClusterId>,
@@ -179,10 +184,18 @@ impl Ingress {
         if hello.offers_http() {
             ticket.expendable();
         }
-        let admitted = self.admit(from, &opening, &hello)?;
-        let end = self.connect(&from.cluster, admitted).await?;
+        let trace = Some(opening.trace.clone()).filter(|trace| !trace.is_empty());
+        let (mut span, _) = spans::begin(&self.tracer, "ingress", trace);
+        span.text("linkspan.target", &opening.target);
+        span.text("linkspan.cluster", &from.cluster);
+        let end = async {
+            let admitted = self.admit(from, &opening, &hello)?;
+            self.connect(&from.cluster, admitted).await
+        };
+        let end = end.await.inspect_err(|denied| span.fail(chain(denied)))?;
         Ok(Begun {
             end,
+            span,
             hello: bytes,
             place,
         })
@@ -242,7 +255,13 @@ impl Ingress {
         Ok(found.collect())
     }
 
-    async fn relay(&self, from: &Connection, mut quic: QuicDuplex, begun: Begun, ticket: &Ticket) {
+    async fn relay(
+        &self,
+        from: &Connection,
+        mut quic: QuicDuplex,
+        mut begun: Begun,
+        ticket: &Ticket,
+    ) {
         let cause = quic.cause();
         if let Err(code) = self.answer(&mut quic, StreamCode::Ok, ticket).await {
             return from.inbound.ended(code.label());
@@ -266,6 +285,7 @@ impl Ingress {
         };
         let (received, sent) = (counters.sent(), counters.received());
         debug!(code, received, sent, "stream ended");
+        spans::ended(&mut begun.span, code, (received, sent));
         from.inbound.ended(code);
         drop(begun.place);
     }

@@ -27,6 +27,7 @@ pub mod own;
 pub mod peers;
 mod plane;
 mod registration;
+mod spans;
 pub mod stall;
 mod stream;
 pub mod tunnel;

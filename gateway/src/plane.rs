@@ -9,7 +9,9 @@ use linkspan_runtime::places::Places;
 use linkspan_runtime::process::{Exit, Tasks};
 use linkspan_runtime::readiness::Gate;
 use linkspan_runtime::stop::Stop;
-use linkspan_runtime::telemetry::{LinkMetrics, TrafficMetrics};
+use linkspan_runtime::telemetry::{LinkMetrics, SpanMetrics, TrafficMetrics};
+use linkspan_runtime::trace::{Sender, Tracer};
+use linkspan_trust::SYSTEM_NAMESPACE;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -39,6 +41,7 @@ pub(crate) struct Plane {
     pub(crate) peers: watch::Sender<Arc<Peers>>,
     pub(crate) links: LinkMetrics,
     pub(crate) traffic: TrafficMetrics,
+    pub(crate) spans: SpanMetrics,
     /// Who calls for clients without a sidecar.
     pub(crate) unmeshed: SourceCell,
     pub(crate) ready: Gate,
@@ -65,6 +68,7 @@ impl Plane {
             peers: published,
             links,
             traffic,
+            spans,
             unmeshed,
             ready: gate,
         } = self;
@@ -78,6 +82,7 @@ impl Plane {
             unmeshed_servers,
         } = sources;
         let (timers, limits) = (config.timers, config.limits);
+        let tracer = tracer(&config, spans, tasks, stop);
         let (peer_table, reporter) = peers::Table::new(
             limits.connections,
             snapshot.clone(),
@@ -101,11 +106,13 @@ impl Plane {
             config: config.servers.clone(),
             snapshot: snapshot.clone(),
             traffic: traffic.clone(),
+            tracer: tracer.clone(),
             table,
             stop: stop.clone(),
         };
         tasks.background("unmeshed servers", taking.run(unmeshed_servers));
         let ingress = Arc::new(Ingress {
+            tracer: tracer.clone(),
             own: config.cluster.label(),
             federation: config.federation.address.clone(),
             reach: reaching.subscribe(),
@@ -152,7 +159,7 @@ impl Plane {
                 reach: reaching.subscribe(),
                 snapshot: snapshot.clone(),
             },
-            &links,
+            (&links, tracer.clone()),
             (timers, limits),
         );
         if let Some(imports) = config.imports.clone() {
@@ -164,6 +171,7 @@ impl Plane {
                 reach: reaching.subscribe(),
                 registration: registration.clone(),
                 traffic,
+                tracer,
                 source: unmeshed,
                 stop: stop.clone(),
                 config,
@@ -189,6 +197,22 @@ impl Plane {
         tasks.essential("tunnel", done(serving));
         Ok(())
     }
+}
+
+/// Records what the configuration says, and sends it in a task of its own.
+fn tracer(config: &Config, metrics: SpanMetrics, tasks: &mut Tasks, stop: &Stop) -> Tracer {
+    let Some(otlp) = &config.otlp else {
+        return Tracer::off();
+    };
+    let sender = Sender {
+        service: "linkspan-gateway".to_owned(),
+        namespace: SYSTEM_NAMESPACE.to_owned(),
+        instance: config.replica.to_string(),
+        cluster: config.cluster.to_string(),
+    };
+    let (tracer, exporter) = Tracer::new(otlp, &sender, metrics);
+    tasks.background("traces", exporter.run(stop.clone()));
+    tracer
 }
 
 /// Listens until the stop drains; then each session takes its leave, the endpoint closes once all

@@ -25,6 +25,7 @@ use linkspan_runtime::{
     readiness::{Gate, Readiness},
     stop::Stop,
     telemetry::{Registry, SidecarMetrics, TelemetryError},
+    trace::{Sender, Tracer},
 };
 use linkspan_trust::{MaterialReader, MaterialWriter};
 use tokio::{net::TcpListener, sync::watch};
@@ -193,6 +194,7 @@ impl Bound {
         let control = Control {
             advertised: self.advertised(),
             config: self.config.clone(),
+            tracer: tracer(&self.config, &self.metrics, &mut tasks, &stop),
             metrics: self.metrics.clone(),
             gates: self.gates,
             cell: cell.clone(),
@@ -287,6 +289,7 @@ struct Control {
     config: Config,
     advertised: SocketAddr,
     metrics: SidecarMetrics,
+    tracer: Tracer,
     gates: Gates,
     cell: MeshCell,
 }
@@ -307,6 +310,7 @@ impl Control {
             config,
             advertised,
             metrics,
+            tracer,
             gates,
             cell,
         } = self;
@@ -322,7 +326,7 @@ impl Control {
             subscribed,
             health,
         );
-        let mut mesh = mesh(&config, &reader, &metrics, &snapshots, &stop);
+        let mut mesh = mesh(&config, &reader, (&metrics, &tracer), &snapshots, &stop);
         let (used, sweeper) = Used::new(used::Means {
             explicit: config.ports(),
             services: Arc::clone(mesh.source.services()),
@@ -359,11 +363,28 @@ impl Control {
     }
 }
 
+/// Records what the configuration says, and sends it in a task of its own.
+fn tracer(config: &Config, metrics: &SidecarMetrics, tasks: &mut Tasks, stop: &Stop) -> Tracer {
+    let Some(otlp) = &config.otlp else {
+        return Tracer::off();
+    };
+    let workload = &config.workload;
+    let sender = Sender {
+        service: workload.service_account.clone(),
+        namespace: workload.namespace.clone(),
+        instance: workload.uid.clone(),
+        cluster: config.cluster.to_string(),
+    };
+    let (tracer, exporter) = Tracer::new(otlp, &sender, metrics.spans.clone());
+    tasks.background("traces", exporter.run(stop.clone()));
+    tracer
+}
+
 /// The mesh as this workload uses it and serves in it.
 fn mesh(
     config: &Config,
     reader: &MaterialReader,
-    metrics: &SidecarMetrics,
+    (metrics, tracer): (&SidecarMetrics, &Tracer),
     snapshots: &watch::Receiver<Option<Arc<Snapshot>>>,
     stop: &Stop,
 ) -> Mesh {
@@ -371,6 +392,7 @@ fn mesh(
         material: reader.clone(),
         connector: Arc::new(Connector::new(reader.clone(), ConnectLimits::default())),
         traffic: metrics.traffic.clone(),
+        tracer: tracer.clone(),
         place: config.place(),
         seed: seed(config),
         limits: PoolLimits::default(),
@@ -387,6 +409,7 @@ fn mesh(
         locality: config.place().locality,
         application: config.workload.application(),
         traffic: metrics.traffic.clone(),
+        tracer: tracer.clone(),
         idle: config.idle_timeout,
         access_log: config.access_log,
         limits: ServeLimits::default(),

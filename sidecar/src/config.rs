@@ -12,7 +12,10 @@ use std::{
 
 use linkspan_dataplane::{identity::FederationClient, inbound::Application};
 use linkspan_routing::{ClusterId, EndpointId, Locality, Place, ServiceKey};
-use linkspan_runtime::config::{ConfigError, Problems, read_yaml};
+use linkspan_runtime::{
+    config::{ConfigError, Problems, read_yaml},
+    trace::Otlp,
+};
 
 /// How long requests may go on after SIGTERM, where the file does not say.
 pub const DRAIN_GRACE: Duration = Duration::from_secs(30);
@@ -49,6 +52,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Whether each request and connection is logged.
     pub access_log: bool,
+    /// Where traces go; `None` where they are not wanted.
+    pub otlp: Option<Otlp>,
 }
 
 /// What is one workload's own, where many read the same file; goes before what the file says.
@@ -202,6 +207,7 @@ impl Config {
             "drainGrace": format!("{:?}", self.drain_grace),
             "idleTimeout": format!("{:?}", self.idle_timeout),
             "accessLog": self.access_log,
+            "telemetry": { "otlp": self.otlp.as_ref().map(Otlp::dump) },
         })
     }
 }

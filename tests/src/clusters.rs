@@ -115,6 +115,8 @@ pub struct Cluster<M> {
     services: Vec<Service>,
     /// Addresses that stand for services.
     vips: BTreeMap<String, Vec<IpAddr>>,
+    /// What proxies tell of, from now on.
+    telemetry: Option<Value>,
     processes: BTreeMap<String, Process>,
 }
 
@@ -199,6 +201,7 @@ impl<M: Machine> Cluster<M> {
                 .iter()
                 .map(|(name, of)| (format!("{NAMESPACE}/{name}"), of.to_vec()))
                 .collect(),
+            telemetry: None,
             processes: BTreeMap::new(),
         };
         cluster.start_federation().await?;
@@ -262,7 +265,19 @@ impl<M: Machine> Cluster<M> {
         self.start_gateway_with(number, Some(imports)).await
     }
 
-    async fn start_gateway(&mut self, number: usize) -> Result<()> {
+    /// Has the proxies that start from now on send traces to this collector: those that they are
+    /// asked for, and no others.
+    pub fn trace_to(&mut self, collector: SocketAddr) {
+        let endpoint = format!("http://{collector}");
+        let otlp = json!({"endpoint": endpoint, "samplingRatio": 0});
+        self.telemetry = Some(json!({"otlp": otlp}));
+    }
+
+    /// Starts one more gateway.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_gateway(&mut self, number: usize) -> Result<()> {
         self.start_gateway_with(number, None).await
     }
 
@@ -689,7 +704,11 @@ impl<M: Machine> Cluster<M> {
     /// Writes the configuration of a part; tells with which arguments it runs.
     fn configure(&self, name: &str, part: &str, config: &Value) -> Result<Vec<String>> {
         let path = self.dir.path().join(format!("{name}.yaml"));
-        write_yaml(&path, config)?;
+        let mut config = config.clone();
+        if let Some(telemetry) = self.telemetry.as_ref().filter(|_| part != "federation") {
+            config["telemetry"] = telemetry.clone();
+        }
+        write_yaml(&path, &config)?;
         let (parent, path) = (std::process::id().to_string(), path.display().to_string());
         let arguments = [lifeline::OPTION, &parent, "run", part, "--config", &path];
         Ok(arguments.map(str::to_owned).to_vec())

@@ -18,6 +18,7 @@ use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use linkspan_runtime::trace::SpanContext;
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -78,7 +79,11 @@ impl Dial<SocketAddr> for Distance {
     type Io = TcpStream;
     type Error = io::Error;
 
-    async fn dial(&self, app: &SocketAddr) -> io::Result<Dialled<TcpStream>> {
+    async fn dial(
+        &self,
+        app: &SocketAddr,
+        _: Option<SpanContext>,
+    ) -> io::Result<Dialled<TcpStream>> {
         let io = self.connect(*app).await?;
         Ok(Dialled {
             io,
@@ -86,6 +91,7 @@ impl Dial<SocketAddr> for Distance {
             generation: 0,
             // Its owner may have stopped it, to look at it.
             patience: None,
+            span: None,
         })
     }
 }

@@ -16,6 +16,7 @@ use crate::{
             grpc::{has_failed, is_grpc},
             headers, serve,
             serve::{lost, refused},
+            trace,
         },
     },
     report::RequestReport,
@@ -24,7 +25,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts, uri::Authority};
 use http_body_util::{BodyExt, Empty};
 use linkspan_routing::AppProtocol;
-use linkspan_runtime::{BoxError, process::chain, telemetry::RequestHandles};
+use linkspan_runtime::{BoxError, process::chain, telemetry::RequestHandles, trace::Kind};
 use linkspan_trust::SpiffeId;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -95,7 +96,7 @@ impl Inbound {
 
 impl Session {
     /// One request: may it still, ask the application, answer.
-    async fn request(&self, request: Request<Incoming>) -> Result<Response<Body>, BoxError> {
+    async fn request(&self, mut request: Request<Incoming>) -> Result<Response<Body>, BoxError> {
         if request.method() == Method::CONNECT {
             return Ok(empty(StatusCode::METHOD_NOT_ALLOWED));
         }
@@ -103,7 +104,7 @@ impl Session {
         let places = self.inbound.inner.requests.as_deref();
         let place = places.map(Semaphore::try_acquire).transpose();
         let _place = place.map_err(|_| refused())?;
-        let mut report = self.report(&request);
+        let mut report = self.report(&mut request);
         let (idle, moved) = (self.inbound.inner.idle, Moved::default());
         let request = Upload::from_request(request, moved.clone());
         let answer = tokio::select! {
@@ -168,18 +169,14 @@ impl Session {
         }
     }
 
-    fn report(&self, request: &Request<Incoming>) -> RequestReport {
+    fn report(&self, request: &mut Request<Incoming>) -> RequestReport {
+        let inner = &self.inbound.inner;
+        let span = trace::begin(&inner.tracer, request.headers_mut(), Kind::Server);
         let mut access = self.inbound.access(&self.caller);
-        let (method, path) = if access.log {
+        if access.log || span.is_recorded() {
             access.destination = Some(self.inbound.own_id());
-            (
-                request.method().to_string(),
-                request.uri().path().to_owned(),
-            )
-        } else {
-            (String::new(), String::new())
-        };
-        RequestReport::begin(access, self.handles.clone(), method, path)
+        }
+        RequestReport::begin(access, Arc::clone(&self.handles), request, span)
     }
 }
 

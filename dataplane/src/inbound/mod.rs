@@ -35,6 +35,7 @@ use linkspan_runtime::{
     process::chain,
     stop::Stop,
     telemetry::{Direction, End, Path, TrafficMetrics},
+    trace::Tracer,
 };
 use linkspan_trust::{
     ClientPolicy, MaterialReader, SpiffeId, TrustDomain, TrustPolicy, WorkloadId,
@@ -77,6 +78,7 @@ struct Inner {
     rules: ArcSwap<Rules>,
     app: App,
     traffic: TrafficMetrics,
+    tracer: Tracer,
     idle: Duration,
     access_log: bool,
     limits: ServeLimits,
@@ -143,6 +145,8 @@ pub struct Means {
     pub application: Application,
     /// Counts.
     pub traffic: TrafficMetrics,
+    /// Records.
+    pub tracer: Tracer,
     /// Longest time in which nothing of a request moves.
     pub idle: Duration,
     /// Whether each request and opaque connection gets a line.
@@ -178,6 +182,7 @@ impl Inbound {
             locality,
             application,
             traffic,
+            tracer,
             idle,
             access_log,
             limits,
@@ -197,6 +202,7 @@ impl Inbound {
             rules,
             app,
             traffic,
+            tracer,
             idle,
             access_log,
             limits,

@@ -15,6 +15,10 @@ use crate::{
 };
 use linkspan_api::v1::StreamCode;
 use linkspan_routing::{ClusterId, Endpoint, EndpointId, EndpointKey, Failure, ServiceKey};
+use linkspan_runtime::{
+    process::chain,
+    trace::{Kind, Parent, Span, SpanContext, Tracer},
+};
 use linkspan_trust::{MaterialReader, SpiffeId};
 use tokio::time::timeout_at;
 
@@ -128,6 +132,7 @@ impl DialError {
 #[derive(Clone, Debug)]
 pub(super) struct Dialler {
     pub(super) connector: Arc<Connector>,
+    pub(super) tracer: Tracer,
     pub(super) material: MaterialReader,
     pub(super) gateways: Arc<Gateways>,
     pub(super) service: ServiceKey,
@@ -140,11 +145,15 @@ impl Dialler {
         &self,
         remote: &Remote,
         alpn: InnerAlpn,
+        span: Option<SpanContext>,
     ) -> Result<Connected, DialError> {
         match remote.address {
-            Some(address) => Ok(self.try_via(remote, Via::Direct(address), alpn).await?),
+            Some(address) => {
+                let direct = Via::Direct(address);
+                Ok(self.try_via(remote, direct, alpn, span).await?)
+            }
             None => {
-                let attempt = |gateway| self.try_via(remote, Via::Gateway(gateway), alpn);
+                let attempt = |gateway| self.try_via(remote, Via::Gateway(gateway), alpn, span);
                 by_gateways(&self.gateways, &remote.cluster, attempt).await
             }
         }
@@ -155,6 +164,7 @@ impl Dialler {
         remote: &Remote,
         via: Via,
         alpn: InnerAlpn,
+        span: Option<SpanContext>,
     ) -> Result<Connected, ConnectError> {
         let target = Target {
             endpoint: Some(remote.id.clone()),
@@ -168,7 +178,22 @@ impl Dialler {
             identity: remote.identity.clone(),
             alpn,
         };
-        self.connector.connect(&upstream).await
+        let trace = span.map(|span| span.to_string());
+        self.connector.connect_traced(&upstream, trace).await
+    }
+
+    /// Of a connection that is made because of `cause`.
+    fn span(&self, remote: &Remote, cause: Option<SpanContext>) -> Span {
+        let Some(cause) = cause else {
+            return Span::unrecorded();
+        };
+        let (mut span, _) = self
+            .tracer
+            .begin(Parent::Span(cause), Kind::Internal, "connect");
+        span.text("linkspan.destination.cluster", &remote.cluster);
+        span.text("linkspan.destination.endpoint", &remote.id);
+        span.text("linkspan.destination.service", &self.service);
+        span
     }
 }
 
@@ -252,9 +277,15 @@ impl Dial<Remote> for Dialler {
     type Io = Connected;
     type Error = DialError;
 
-    async fn dial(&self, remote: &Remote) -> Result<Dialled<Connected>, DialError> {
+    async fn dial(
+        &self,
+        remote: &Remote,
+        cause: Option<SpanContext>,
+    ) -> Result<Dialled<Connected>, DialError> {
         let generation = self.generation(remote);
-        let connected = self.connect(remote, InnerAlpn::Http).await?;
+        let mut span = self.span(remote, cause);
+        let connected = self.connect(remote, InnerAlpn::Http, span.context()).await;
+        let connected = connected.inspect_err(|error| span.fail(chain(error)))?;
         if connected.alpn() != Alpn::Http2 {
             return Err(DialError::NotHttp2);
         }
@@ -268,6 +299,7 @@ impl Dial<Remote> for Dialler {
             } else {
                 PATIENCE_GATEWAY
             }),
+            span: span.context(),
         })
     }
 

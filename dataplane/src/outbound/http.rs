@@ -11,15 +11,15 @@ use crate::{
     connect::pool::Lease,
     forward::http::{
         BodyError, Incoming, Moved, Observer, ReceivedBody, Replay, ReplayBody, SendError, Upload,
-        Watched, grpc, headers, retry::is_idempotent, send, serve,
+        Watched, grpc, headers, retry::is_idempotent, send, serve, trace,
     },
-    report::{Access, RequestReport},
+    report::RequestReport,
 };
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, uri::Authority};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use linkspan_routing::{Endpoint, Failure, Pick};
-use linkspan_runtime::{BoxError, process::chain};
+use linkspan_runtime::{BoxError, process::chain, trace::Kind};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
@@ -84,13 +84,17 @@ impl Outbound {
 
     fn call(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         resolved: Resolved,
         caller: SocketAddr,
     ) -> Result<Call, headers::BadAuthority> {
         let mut access = self.access(caller);
         access.source = Some(resolved.own.clone());
-        let report = report(access, &request, &resolved.destination);
+        let to = &*resolved.destination;
+        let tracer = &to.pool.dial().tracer;
+        let span = trace::begin(tracer, request.headers_mut(), Kind::Client);
+        let handles = Arc::clone(to.metrics.nowhere.requests());
+        let report = RequestReport::begin(access, handles, &request, span);
         let attempts = Attempts::new(is_idempotent(request.method(), request.headers()));
         let moved = Moved::default();
         let (mut head, body) = Upload::from_request(request, moved.clone()).into_parts();
@@ -106,24 +110,6 @@ impl Outbound {
             idle: self.inner.idle,
         })
     }
-}
-
-fn report(access: Access, request: &Request<Incoming>, to: &Destination) -> RequestReport {
-    // Not logged, not copied.
-    let (method, path) = if access.log {
-        (
-            request.method().to_string(),
-            request.uri().path().to_owned(),
-        )
-    } else {
-        (String::new(), String::new())
-    };
-    RequestReport::begin(
-        access,
-        Arc::clone(to.metrics.nowhere.requests()),
-        method,
-        path,
-    )
 }
 
 /// The host of a request that names none.
@@ -187,7 +173,7 @@ impl Call {
             .resolved
             .destination
             .pool
-            .lease(&Remote::from(&**pick.endpoint()))
+            .lease_for(&Remote::from(&**pick.endpoint()), self.report.span())
             .await?;
         let began = Instant::now();
         let may_leave = self.attempts.is_idempotent() && self.body.can_repeat();
@@ -235,6 +221,9 @@ impl Call {
         if verdict == Verdict::Bad && !answer.status().is_server_error() {
             self.report.grpc_failed();
         }
+        if let Some(connection) = lease.span() {
+            self.report.over(connection);
+        }
         self.describe(endpoint.clone(), &pick);
         let Self {
             report,
@@ -257,10 +246,10 @@ impl Call {
     /// Fills the access-log line.
     fn describe(&mut self, endpoint: Arc<Endpoint>, pick: &Pick) {
         self.report.retries = self.attempts.retries();
-        let access = &mut self.report.access;
-        if !access.log {
+        if !self.report.is_told() {
             return;
         }
+        let access = &mut self.report.access;
         access.cluster = Some(endpoint.cluster.clone());
         access.locality = Some(endpoint.locality.clone());
         access.endpoint = Some(endpoint.id.clone());

@@ -21,7 +21,7 @@ use linkspan_routing::{
     AppProtocol, Balancer, ClusterId, Endpoint, EndpointKey, Place, Service, ServiceKey, Share,
     UsablePeers,
 };
-use linkspan_runtime::{stop::Stop, telemetry::TrafficMetrics};
+use linkspan_runtime::{stop::Stop, telemetry::TrafficMetrics, trace::Tracer};
 use linkspan_trust::MaterialReader;
 use tokio::{
     sync::{Notify, watch},
@@ -194,6 +194,8 @@ pub struct Means {
     pub connector: Arc<Connector>,
     /// Counts.
     pub traffic: TrafficMetrics,
+    /// Records.
+    pub tracer: Tracer,
     /// Where the source is.
     pub place: Place,
     /// Tells this source from others, so that they prefer different endpoints.
@@ -282,6 +284,7 @@ fn destination(
 ) -> Destination {
     let dialler = Dialler {
         connector: Arc::clone(&means.connector),
+        tracer: means.tracer.clone(),
         material: means.material.clone(),
         gateways: Arc::clone(gateways),
         service: service.clone(),

@@ -8,7 +8,10 @@ use crate::{
     report::{ConnectionReport, Outcome},
 };
 use linkspan_routing::Pick;
-use linkspan_runtime::process::chain;
+use linkspan_runtime::{
+    process::chain,
+    trace::{Kind, Parent, SpanContext},
+};
 use tracing::debug;
 
 use super::{
@@ -41,7 +44,9 @@ impl Outbound {
         let mut access = self.access(caller);
         access.source = Some(resolved.own.clone());
         let handles = Arc::clone(resolved.destination.metrics.nowhere.connections());
-        let mut report = ConnectionReport::open(access, handles);
+        let tracer = &resolved.destination.pool.dial().tracer;
+        let (span, _) = tracer.begin(Parent::None, Kind::Client, "connection");
+        let mut report = ConnectionReport::open(access, handles).traced(span);
         match carry(&mut io, &resolved, &mut report).await {
             Ok(()) => report.end(Outcome::Ok),
             Err(TcpError::Relay(error)) => report.fail(Outcome::Reset, &error),
@@ -58,7 +63,7 @@ async fn carry<IO: Duplex>(
     resolved: &Resolved,
     report: &mut ConnectionReport,
 ) -> Result<(), TcpError> {
-    let (mut upstream, pick) = connect(resolved).await?;
+    let (mut upstream, pick) = connect(resolved, report.span()).await?;
     let endpoint = pick.endpoint();
     let path = resolved.destination.path(endpoint);
     report.measure(Arc::clone(path.connections()));
@@ -66,6 +71,7 @@ async fn carry<IO: Duplex>(
     report.access.locality = Some(endpoint.locality.clone());
     report.access.endpoint = Some(endpoint.id.clone());
     report.access.destination = Some(upstream.peer().clone());
+    report.access.why = Some(pick.reason().to_string());
     let counters = report.counters();
     // The pick counts the connection as load until its end.
     relay(io, &mut upstream, RelayLimits::default(), &counters).await?;
@@ -73,7 +79,10 @@ async fn carry<IO: Duplex>(
 }
 
 /// Tries endpoints until one takes the connection; nothing has been sent to any before.
-async fn connect(resolved: &Resolved) -> Result<(Connected, Pick), CallError> {
+async fn connect(
+    resolved: &Resolved,
+    span: Option<SpanContext>,
+) -> Result<(Connected, Pick), CallError> {
     let destination = &resolved.destination;
     let mut attempts = Attempts::new(true);
     loop {
@@ -83,7 +92,7 @@ async fn connect(resolved: &Resolved) -> Result<(Connected, Pick), CallError> {
         match destination
             .pool
             .dial()
-            .connect(&remote, InnerAlpn::Tcp)
+            .connect(&remote, InnerAlpn::Tcp, span)
             .await
         {
             Ok(connected) => {

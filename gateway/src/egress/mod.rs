@@ -30,6 +30,7 @@ use linkspan_routing::{ClusterId, ClusterLabel};
 use linkspan_runtime::places::{Full, Place, Places};
 use linkspan_runtime::stop::Stop;
 use linkspan_runtime::telemetry::{Direction, LinkMetrics};
+use linkspan_runtime::trace::{Span, Tracer};
 use linkspan_trust::{MaterialReader, SpiffeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -42,6 +43,7 @@ use crate::admit::{Reach, Refusal, admit_local};
 use crate::carry::carry;
 use crate::limits::{Limits, Timers};
 use crate::peers::Peers;
+use crate::spans::{self, ended};
 use crate::tunnel::close::ResetCode;
 use crate::tunnel::open::{self, Opening};
 use crate::tunnel::plan::Purpose;
@@ -66,6 +68,7 @@ pub(crate) struct Egress {
     here: Here,
     timers: Timers,
     limits: Limits,
+    tracer: Tracer,
     /// For what never gets as far as a peer.
     nowhere: StreamMetrics,
 }
@@ -85,7 +88,7 @@ pub(crate) struct Here {
 /// How a connection goes on.
 enum Opened {
     /// As a stream to a peer.
-    Stream(Established),
+    Stream(Established, Span),
     /// Here, with what has been read of it.
     Here(Inbound, Place<ClusterId>, Bytes),
 }
@@ -154,7 +157,7 @@ impl Egress {
         material: MaterialReader,
         peers: watch::Receiver<Arc<Peers>>,
         here: Here,
-        metrics: &LinkMetrics,
+        (metrics, tracer): (&LinkMetrics, Tracer),
         (timers, limits): (Timers, Limits),
     ) -> Self {
         let opener = Opener { peers, timers };
@@ -166,6 +169,7 @@ impl Egress {
             here,
             timers,
             limits,
+            tracer,
             nowhere,
         }
     }
@@ -217,8 +221,8 @@ impl Egress {
         IO: Duplex + 'static,
     {
         match self.open(&mut io, caller).await {
-            Ok(Opened::Stream(established)) => {
-                self.relay(io, established).await;
+            Ok(Opened::Stream(established, span)) => {
+                self.relay(io, established, span).await;
                 Ok(())
             }
             Ok(Opened::Here(inbound, _place, read)) => {
@@ -248,17 +252,20 @@ impl Egress {
             let (inbound, place) = self.here.inbound(target)?;
             return Ok(Opened::Here(inbound, place, read));
         }
-        let wanted = self.wanted(&hello, target, header, caller)?;
+        let (mut span, trace) = spans::begin(&self.tracer, "egress", header.trace);
+        span.text("linkspan.target", &target);
+        let wanted = self.wanted(&hello, target, trace, caller)?;
         let opened = self.opener.open(&wanted, &mut io).await;
-        let mut established = opened.map_err(|failure| match failure {
+        let opened = opened.map_err(|failure| match failure {
             Failure::Refused(code) => Unserved::Refused(code),
             Failure::Caller(error) => Unserved::Io(error),
-        })?;
+        });
+        let mut established = opened.inspect_err(|error| span.fail(error.to_string()))?;
         let (unread, _) = io.into_parts();
         if !unread.is_empty() {
             established.rest = [established.rest, unread].concat().into();
         }
-        Ok(Opened::Stream(established))
+        Ok(Opened::Stream(established, span))
     }
 
     /// What the caller asks for, and whether it may.
@@ -266,7 +273,7 @@ impl Egress {
         &self,
         hello: &ClientHello,
         target: TargetName,
-        header: ProxyHeader,
+        trace: Option<String>,
         caller: Caller,
     ) -> Result<Wanted, Unserved> {
         let (cluster, purpose) = match &target {
@@ -287,12 +294,12 @@ impl Egress {
         Ok(Wanted {
             cluster,
             purpose,
-            opening: Opening::new(target, header.trace),
+            opening: Opening::new(target, trace),
             http,
         })
     }
 
-    async fn relay<IO: Duplex>(&self, mut io: IO, established: Established) {
+    async fn relay<IO: Duplex>(&self, mut io: IO, established: Established, mut span: Span) {
         let Established {
             connection,
             quic,
@@ -318,6 +325,8 @@ impl Egress {
         .await;
         let (sent, received) = (counters.sent(), counters.received());
         debug!(peer = %connection.cluster, code, sent, received, "stream ended");
+        span.text("linkspan.cluster", &connection.cluster);
+        ended(&mut span, code, (sent, received));
         connection.outbound.ended(code);
     }
 

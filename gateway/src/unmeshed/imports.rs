@@ -12,6 +12,7 @@ use linkspan_dataplane::outbound::{self, Driver, Services, Source, SourceCell};
 use linkspan_routing::{ClusterId, Place};
 use linkspan_runtime::stop::Stop;
 use linkspan_runtime::telemetry::TrafficMetrics;
+use linkspan_runtime::trace::Tracer;
 use linkspan_trust::MaterialReader;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -37,6 +38,7 @@ pub(crate) struct Imports {
     pub(crate) reach: watch::Receiver<Arc<Reach>>,
     pub(crate) registration: watch::Sender<Registration>,
     pub(crate) traffic: TrafficMetrics,
+    pub(crate) tracer: Tracer,
     pub(crate) source: SourceCell,
     pub(crate) stop: Stop,
 }
@@ -70,6 +72,7 @@ impl Imports {
             connector: Arc::new(Connector::new(material.clone(), ConnectLimits::default())),
             material,
             traffic: self.traffic.clone(),
+            tracer: self.tracer.clone(),
             place: Place {
                 cluster: config.cluster.clone(),
                 locality: config.locality.clone(),

@@ -12,6 +12,7 @@ use linkspan_dataplane::inbound::{Application, Inbound, Means, Own, Rules};
 use linkspan_routing::{ClusterId, EndpointId, Locality};
 use linkspan_runtime::stop::Stop;
 use linkspan_runtime::telemetry::TrafficMetrics;
+use linkspan_runtime::trace::Tracer;
 use linkspan_trust::{MaterialReader, TrustDomain};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::interval;
@@ -42,6 +43,7 @@ pub(crate) struct Servers {
     pub(crate) config: ServersConfig,
     pub(crate) snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     pub(crate) traffic: TrafficMetrics,
+    pub(crate) tracer: Tracer,
     pub(crate) table: watch::Sender<Table>,
     pub(crate) stop: Stop,
 }
@@ -134,6 +136,7 @@ impl Servers {
             locality: Locality::unknown(),
             application: Application::There(server.addresses.clone()),
             traffic: self.traffic.clone(),
+            tracer: self.tracer.clone(),
             idle: self.config.idle,
             access_log: self.config.access_log,
             limits: ServeLimits {

@@ -126,6 +126,7 @@ pub(crate) fn export(peers: &[&str], endpoints: Vec<Arc<Endpoint>>) -> ExportedS
 pub(crate) fn config(cluster: &str, replica: &str, pki: &Pki) -> Config {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     Config {
+        otlp: None,
         cluster: cluster_id(cluster),
         replica: replica.into(),
         federation: FederationClient {

@@ -9,7 +9,10 @@ use std::{
 
 use linkspan_dataplane::identity::RawFederation;
 use linkspan_routing::{Locality, MAX_WEIGHT};
-use linkspan_runtime::config::{ConfigError, HumanDuration, Problems};
+use linkspan_runtime::{
+    config::{ConfigError, HumanDuration, Problems},
+    trace::RawTelemetry,
+};
 use linkspan_trust::WorkloadId;
 use serde::{Deserialize, Deserializer, de};
 
@@ -38,6 +41,8 @@ pub(super) struct Raw {
     idle_timeout: Option<HumanDuration>,
     #[serde(default)]
     access_log: bool,
+    #[serde(default)]
+    telemetry: RawTelemetry,
 }
 
 #[derive(Debug, Deserialize)]
@@ -184,6 +189,7 @@ pub(super) fn check(raw: Raw, mut problems: Problems) -> Result<Config, ConfigEr
     if idle_timeout.is_zero() {
         problems.add("idleTimeout", "0", "give a duration, e.g. 5m");
     }
+    let otlp = raw.telemetry.typed(&mut problems);
     problems.finish_with(|| {
         Some(Config {
             cluster: cluster?,
@@ -199,6 +205,7 @@ pub(super) fn check(raw: Raw, mut problems: Problems) -> Result<Config, ConfigEr
             drain_grace: raw.drain_grace.map_or(DRAIN_GRACE, |grace| grace.0),
             idle_timeout,
             access_log: raw.access_log,
+            otlp,
         })
     })
 }

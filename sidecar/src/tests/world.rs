@@ -34,6 +34,7 @@ use linkspan_routing::{
 use linkspan_runtime::{
     stop::Stop,
     telemetry::{Registry, TrafficMetrics},
+    trace::Tracer,
 };
 use linkspan_trust::{MaterialReader, MaterialWriter, SpiffeId, testing};
 use tokio::{
@@ -151,6 +152,7 @@ impl World {
             locality: Locality::unknown(),
             application: application(app),
             traffic: TrafficMetrics::register(&Registry::new()).unwrap(),
+            tracer: Tracer::off(),
             idle: Duration::from_secs(60),
             access_log: true,
             limits: ServeLimits::default(),
@@ -189,6 +191,7 @@ impl World {
             material: material.clone(),
             connector: Arc::new(Connector::new(material.clone(), ConnectLimits::default())),
             traffic: TrafficMetrics::register(&Registry::new()).unwrap(),
+            tracer: Tracer::off(),
             place: Place {
                 cluster: cluster("east"),
                 locality: Locality::unknown(),

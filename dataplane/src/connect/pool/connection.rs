@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{PingPong, client::SendRequest};
+use linkspan_runtime::trace::SpanContext;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{sleep, timeout},
@@ -37,6 +38,7 @@ pub(super) struct Connection {
     closed: AtomicBool,
     retire_at: Option<Instant>,
     generation: u64,
+    span: Option<SpanContext>,
     began: Instant,
     /// Milliseconds after `began`.
     last_used: AtomicU64,
@@ -68,6 +70,7 @@ where
         closed: AtomicBool::new(false),
         retire_at: dialled.retire_at,
         generation: dialled.generation,
+        span: dialled.span,
         began: Instant::now(),
         last_used: AtomicU64::new(0),
     });
@@ -191,6 +194,12 @@ impl Lease {
     #[must_use]
     pub fn requests(&self) -> SendRequest<Bytes> {
         self.connection.requests.clone()
+    }
+
+    /// The connection's span, if that was recorded.
+    #[must_use]
+    pub fn span(&self) -> Option<SpanContext> {
+        self.connection.span
     }
 
     /// Waits until the destination is given up (see [`Pool::abandon`](super::Pool::abandon)).

@@ -23,6 +23,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use linkspan_runtime::trace::SpanContext;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::TaskTracker;
 
@@ -77,7 +78,13 @@ pub trait Dial<K>: Send + Sync + 'static {
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// Makes a connection; must end within its own time-outs.
-    fn dial(&self, key: &K) -> impl Future<Output = Result<Dialled<Self::Io>, Self::Error>> + Send;
+    ///
+    /// `cause` is the span of the request for which it is made, if that is recorded.
+    fn dial(
+        &self,
+        key: &K,
+        cause: Option<SpanContext>,
+    ) -> impl Future<Output = Result<Dialled<Self::Io>, Self::Error>> + Send;
 
     /// Number of the credentials in force towards `key`. Connections of other generations are
     /// replaced.
@@ -99,6 +106,8 @@ pub struct Dialled<IO> {
     /// While requests are in flight, how long the other side may take to answer when it is asked
     /// whether it still lives. `None` where nobody should hurry: at the pace of idle connections.
     pub patience: Option<Duration>,
+    /// Its own span, if that is recorded.
+    pub span: Option<SpanContext>,
 }
 
 /// Why there is no connection. Shared by all requests that waited for it.
@@ -176,15 +185,28 @@ where
     /// # Errors
     /// If there is none and none can be made.
     pub async fn lease(&self, key: &K) -> Result<Lease, LeaseError<D::Error>> {
+        self.lease_for(key, None).await
+    }
+
+    /// As [`Pool::lease`], for a request with that span. Where it is what makes the pool dial, the
+    /// connection's span is one of its own.
+    ///
+    /// # Errors
+    /// See [`Pool::lease`].
+    pub async fn lease_for(
+        &self,
+        key: &K,
+        cause: Option<SpanContext>,
+    ) -> Result<Lease, LeaseError<D::Error>> {
         let slot = self.slot(key);
         let generation = self.shared.dial.generation(key);
         let choice = slot.choose(Instant::now(), generation, &self.shared.limits);
         if choice.grow {
-            self.grow(key, &slot);
+            self.grow(key, &slot, cause);
         }
         match choice.lease {
             Some(lease) => Ok(lease),
-            None => self.wait(key, &slot).await,
+            None => self.wait(key, &slot, cause).await,
         }
     }
 
@@ -266,8 +288,9 @@ where
         &self,
         key: &K,
         slot: &Arc<Slot<D::Error>>,
+        cause: Option<SpanContext>,
     ) -> Result<Lease, LeaseError<D::Error>> {
-        let mut outcome = self.grow(key, slot);
+        let mut outcome = self.grow(key, slot, cause);
         let outcome = outcome
             .wait_for(Option::is_some)
             .await
@@ -281,19 +304,29 @@ where
     }
 
     /// Joins the dial under way, or starts one.
-    fn grow(&self, key: &K, slot: &Arc<Slot<D::Error>>) -> slot::Outcome<D::Error> {
+    fn grow(
+        &self,
+        key: &K,
+        slot: &Arc<Slot<D::Error>>,
+        cause: Option<SpanContext>,
+    ) -> slot::Outcome<D::Error> {
         let (outcome, begin) = slot.dialling();
         if let Some(tell) = begin {
             let (pool, key, slot) = (self.clone(), key.clone(), Arc::clone(slot));
             self.shared.tasks.spawn(async move {
-                let made = pool.make(&key, &slot).await;
+                let made = pool.make(&key, &slot, cause).await;
                 slot.dialled(&tell, made);
             });
         }
         outcome
     }
 
-    async fn make(&self, key: &K, slot: &Slot<D::Error>) -> slot::Made<D::Error> {
+    async fn make(
+        &self,
+        key: &K,
+        slot: &Slot<D::Error>,
+        cause: Option<SpanContext>,
+    ) -> slot::Made<D::Error> {
         let Shared {
             dial,
             limits,
@@ -302,7 +335,7 @@ where
         } = &*self.shared;
         let given_up = slot.given_up();
         let dialled = tokio::select! {
-            dialled = dial.dial(key) => dialled.map_err(|error| LeaseError::Dial(Arc::new(error)))?,
+            dialled = dial.dial(key, cause) => dialled.map_err(|error| LeaseError::Dial(Arc::new(error)))?,
             () = given_up.cancelled() => return Err(LeaseError::Abandoned),
         };
         connection::begin(dialled, limits, tasks)

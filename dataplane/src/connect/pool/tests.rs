@@ -13,6 +13,8 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
+use linkspan_runtime::trace::SpanContext;
+
 use super::*;
 use crate::forward::http::{BodyError, SendError, send};
 
@@ -36,7 +38,11 @@ impl Dial<u8> for Servers {
     type Io = DuplexStream;
     type Error = io::Error;
 
-    async fn dial(&self, _: &u8) -> Result<Dialled<DuplexStream>, io::Error> {
+    async fn dial(
+        &self,
+        _: &u8,
+        _: Option<SpanContext>,
+    ) -> Result<Dialled<DuplexStream>, io::Error> {
         self.dials.fetch_add(1, SeqCst);
         self.permits
             .acquire()
@@ -57,6 +63,7 @@ impl Dial<u8> for Servers {
             retire_at: *self.retire_at.lock().unwrap(),
             generation: self.generation.load(SeqCst),
             patience: self.hurry.load(SeqCst).then_some(Duration::from_secs(2)),
+            span: None,
         })
     }
 

@@ -11,6 +11,7 @@
 //! | [`send`](mod@send) | one try over one HTTP/2 connection, and what its failure proves |
 //! | [`retry`] | whether there may be another try |
 //! | [`grpc`] | what a gRPC answer says of the call |
+//! | [`trace`] | the trace that a request belongs to |
 //! | [`body`] | what is known when a body ends |
 //! | [`moved`] | whether anything of a request and its answer moves |
 //!
@@ -25,6 +26,7 @@ pub mod replay;
 pub mod retry;
 pub mod send;
 pub mod serve;
+pub mod trace;
 pub mod upload;
 
 pub use body::{BodyError, Observer, Watched};
