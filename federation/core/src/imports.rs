@@ -3,7 +3,9 @@
 //! Each port of an import has one number, the same at all gateways of the cluster, for as long as
 //! the import lives, over restarts, too: clients write it down. A number that is given back must not
 //! soon mean another service, since some gateway or client may not have heard of that: it rests for
-//! [`REST`], and until every gateway that may have it open has told that it is closed.
+//! [`REST`], and until every gateway that may have it open has told that it is closed. Even then it
+//! goes to another only where there is none that nobody ever had: a link that is cut for an hour must
+//! not lead those who wrote a number down to somebody else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -11,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::gateways::Gateways;
+use crate::gateways::{Gateway, Gateways};
 use crate::model::{ClusterId, Condition, ConditionStatus, ImportType, Service, ServiceKey};
 use crate::plan::Desired;
 use crate::presence::Presence;
@@ -24,6 +26,9 @@ pub const REST: Duration = Duration::from_secs(600);
 /// Most numbers that one cluster's exports take: whoever exports without end leaves the rest to the
 /// others, and each is a listening socket of every gateway.
 pub const MOST_OF_ONE: usize = 512;
+/// Numbers that have rested and are still remembered for whom they had been; beyond, those that were
+/// given back first are forgotten. With the longest names they take 40 KiB, unpacked.
+const MOST_REMEMBERED: usize = 256;
 /// A gateway's word counts as later than the return of a number after this time: longer than the
 /// lease for which a silent one counts as connected.
 const SURELY_LATER: Duration = Duration::from_secs(15);
@@ -77,6 +82,7 @@ pub struct Rest {
 pub struct PortBook {
     range: RangeInclusive<u16>,
     used: BTreeMap<ImportPort, u16>,
+    /// Numbers that were given back, for whom they had been: they rest, or have rested.
     resting: BTreeMap<u16, (ImportPort, Rest)>,
     gateways: BTreeMap<String, SystemTime>,
 }
@@ -155,16 +161,21 @@ impl PortBook {
             self.give_back(&wanted, now);
         }
         self.end_rests(gateways, now);
-        for service in self.take_all(&wanted, desired, gateways) {
+        for service in self.take_all(&wanted, desired, gateways, now) {
             let condition = exhausted(&self.range);
             desired.import_conditions.insert(service, vec![condition]);
         }
         desired.import_ports = self.used.clone();
     }
 
-    /// Notes the gateways that serve clients without a sidecar, and forgets those long gone.
+    /// Notes the gateways that serve clients without a sidecar, and forgets those long gone, and
+    /// those that went in order.
     fn hear(&mut self, gateways: &Gateways, now: SystemTime) {
-        let serving = gateways.counting().map(|gateway| gateway.registration);
+        for gateway in gateways.iter().filter(has_left) {
+            self.gateways.remove(&gateway.registration.replica);
+        }
+        let serving = gateways.counting().filter(|gateway| !has_left(gateway));
+        let serving = serving.map(|gateway| gateway.registration);
         for registration in serving.filter(|of| of.imports.is_some()) {
             let heard = self.gateways.get(&registration.replica);
             if heard.is_none_or(|heard| age(*heard, now) >= NOTED) {
@@ -207,12 +218,27 @@ impl PortBook {
                 }
             }
             rest.waiting.retain(|replica| known.contains_key(replica));
-            age(rest.since, now) < REST || !rest.waiting.is_empty()
+            true
         });
+        let rested = self.rested(now);
+        for number in rested.iter().rev().skip(MOST_REMEMBERED) {
+            self.resting.remove(number);
+        }
+    }
+
+    /// Numbers that have rested, those first that were given back first.
+    fn rested(&self, now: SystemTime) -> Vec<u16> {
+        let over = |rest: &Rest| age(rest.since, now) >= REST && rest.waiting.is_empty();
+        let rested = self.resting.iter().filter(|(_, (_, rest))| over(rest));
+        let mut rested: Vec<_> = rested
+            .map(|(number, (_, rest))| (rest.since, *number))
+            .collect();
+        rested.sort_unstable();
+        rested.into_iter().map(|(_, number)| number).collect()
     }
 
     /// Finds numbers for what has none; gives back who got none. Each has the one that it had before,
-    /// else the lowest that is free. One that a gateway has open without our knowledge (a crash may
+    /// else the lowest that nobody is known to have had, else the one that was given back first. One that a gateway has open without our knowledge (a crash may
     /// lose the newest of what is kept) is not free. One pass over all numbers, however much is
     /// wanted: peers say how much.
     fn take_all(
@@ -220,6 +246,7 @@ impl PortBook {
         wanted: &BTreeSet<ImportPort>,
         desired: &Desired,
         gateways: &Gateways,
+        now: SystemTime,
     ) -> BTreeSet<ServiceKey> {
         let missing: Vec<_> = wanted
             .iter()
@@ -237,8 +264,13 @@ impl PortBook {
             .collect();
         let registrations = gateways.iter().map(|gateway| gateway.registration);
         let mut held: BTreeSet<u16> = registrations.filter_map(open).flatten().copied().collect();
+        let returns = missing.iter().filter_map(|port| before.get(*port));
+        let reserved: BTreeSet<u16> = held.iter().chain(returns).copied().collect();
+        let rested = self.rested(now).into_iter();
+        let rested = rested.filter(|number| range.contains(number) && !reserved.contains(number));
+        let rested: Vec<_> = rested.collect();
         held.extend(self.used.values().chain(self.resting.keys()));
-        let mut free = range.filter(|number| !held.contains(number));
+        let mut free = range.filter(|number| !held.contains(number)).chain(rested);
         let mut shares = self.shares(desired);
         for port in missing {
             let share = shares.entry(provider(&port.service, desired)).or_default();
@@ -287,6 +319,13 @@ impl PortBook {
     fn is_held(&self, number: u16) -> bool {
         self.resting.contains_key(&number) || self.used.values().any(|used| *used == number)
     }
+}
+
+/// Whether it has gone in order: it closed everything, and then ended. It has nothing open any more.
+fn has_left(gateway: &Gateway<'_>) -> bool {
+    let ended = !matches!(gateway.presence, Presence::Connected { .. });
+    let closed = open(gateway.registration).is_some_and(BTreeSet::is_empty);
+    ended && closed && gateway.registration.draining
 }
 
 fn open(registration: &crate::gateways::GatewayRegistration) -> Option<&BTreeSet<u16>> {

@@ -27,12 +27,16 @@ impl Bench {
 
     /// Replica `name` says that it has these ports open.
     fn says(&mut self, name: &str, open: &[u16]) {
+        self.tells(name, open, false);
+    }
+
+    fn tells(&mut self, name: &str, open: &[u16], draining: bool) {
         let registration = GatewayRegistration {
             replica: name.to_owned(),
             egress_address: ([127, 0, 0, 1], 1).into(),
             tunnel_addresses: Vec::new(),
             ready: true,
-            draining: false,
+            draining,
             imports: Some(ImportListeners {
                 address: [127, 0, 0, 1].into(),
                 open: open.iter().copied().collect(),
@@ -196,6 +200,78 @@ fn a_gateway_that_never_returns_is_waited_for_while_its_certificate_lasts() {
         hours += 1;
     }
     assert_eq!(hour * hours, FORGOTTEN);
+}
+
+#[test]
+fn a_gateway_that_went_in_order_is_not_waited_for() {
+    let mut bench = Bench::new(16_000..=16_000);
+    bench.says("g1", &[]);
+    bench.says("goes", &[]);
+    assert_eq!(bench.of(&["shop/a"]), [16_000]);
+    let goes = |bench: &mut Bench, open: &[u16]| {
+        bench.tells("goes", open, true);
+        let now = bench.clock.now().instant;
+        bench.gateways.disconnect("goes", Session(1), now);
+        bench.of(&[]);
+    };
+    // Cut off while it had the port open, it may still have it.
+    goes(&mut bench, &[16_000]);
+    bench.pass(REST);
+    bench.says("g1", &[]);
+    assert!(bench.of(&["shop/b"]).is_empty());
+    bench.tells("goes", &[], true);
+    goes(&mut bench, &[]);
+    assert_eq!(bench.of(&["shop/b"]), [16_000]);
+}
+
+#[test]
+fn nobody_gets_anothers_number_while_there_are_new_ones() {
+    let mut bench = Bench::new(RANGE);
+    bench.says("g1", &[]);
+    let hour = Duration::from_secs(3600);
+    let later = |bench: &mut Bench| {
+        bench.pass(hour);
+        bench.says("g1", &[]);
+        bench.book = PortBook::new(RANGE, bench.book.kept());
+    };
+    assert_eq!(bench.of(&["shop/a"]), [16_000]);
+    // The link is cut for long; somebody else exports meanwhile.
+    bench.of(&[]);
+    later(&mut bench);
+    assert_eq!(bench.of(&["shop/b"]), [16_001]);
+    later(&mut bench);
+    assert_eq!(bench.of(&["shop/a", "shop/b"]), [16_000, 16_001]);
+    // Where there is no other any more, the one that has been free for longest; not one that
+    // comes back to whom it belonged at the same time.
+    bench.of(&["shop/b"]);
+    later(&mut bench);
+    bench.of(&[]);
+    later(&mut bench);
+    assert_eq!(bench.of(&["shop/c"]), [16_002]);
+    let (numbers, _) = bench.assign(&["shop/c", "shop/d"]);
+    assert_eq!(numbers["shop/d"], 16_000);
+    bench.of(&["shop/c"]);
+    later(&mut bench);
+    let (numbers, without) = bench.assign(&["shop/a", "shop/b", "shop/c"]);
+    assert_eq!((numbers["shop/a"], numbers["shop/b"]), (16_000, 16_001));
+    assert!(without.is_empty());
+}
+
+#[test]
+fn not_more_is_remembered_than_there_is_room_for() {
+    let mut bench = Bench::new(16_000..=31_999);
+    bench.says("g1", &[]);
+    let names: Vec<_> = (0..MOST_OF_ONE)
+        .map(|number| format!("shop/s{number}"))
+        .collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    assert_eq!(bench.of(&names).len(), MOST_OF_ONE);
+    bench.of(&[]);
+    assert_eq!(bench.book.kept().len(), MOST_OF_ONE + 1, "they rest");
+    bench.pass(REST);
+    bench.says("g1", &[]);
+    bench.of(&[]);
+    assert_eq!(bench.book.kept().len(), MOST_REMEMBERED + 1);
 }
 
 #[test]
