@@ -47,8 +47,11 @@ impl From<kube::Error> for ReachError {
 }
 
 fn is_at_nodes(service: &Service) -> bool {
-    let spec = service.spec.as_ref();
-    spec.and_then(|spec| spec.type_.as_deref()) == Some("NodePort")
+    kind(service) == Some("NodePort")
+}
+
+fn kind(service: &Service) -> Option<&str> {
+    service.spec.as_ref()?.type_.as_deref()
 }
 
 /// In an order that does not change by itself.
@@ -57,9 +60,11 @@ fn addresses(service: &Service, nodes: &[Node]) -> Vec<Address> {
     let Some(port) = ports.and_then(|ports| ports.first()) else {
         return Vec::new();
     };
-    let all: BTreeSet<_> = match is_at_nodes(service) {
-        true => of_nodes(port, nodes),
-        false => of_balancer(service, port),
+    let all: BTreeSet<_> = match kind(service) {
+        Some("NodePort") => of_nodes(port, nodes),
+        Some("LoadBalancer") => of_balancer(service, port),
+        // It leads to nothing outside of the cluster (any more), whatever its status still says.
+        _ => BTreeSet::new(),
     };
     all.into_iter().take(MAX_ADDRESSES).collect()
 }
@@ -139,6 +144,9 @@ mod tests {
         let found = addresses(&service("LoadBalancer", status), &[]);
         assert_eq!(text(found), ["192.0.2.7:15443", "lb.example.org:15443"]);
         assert!(addresses(&service("LoadBalancer", json!({})), &[]).is_empty());
+        // It was one, and its balancer is not gone yet.
+        let status = json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.7" }] } });
+        assert!(addresses(&service("ClusterIP", status), &[]).is_empty());
         assert!(addresses(&Service::default(), &[]).is_empty());
     }
 

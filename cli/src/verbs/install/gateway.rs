@@ -34,7 +34,7 @@ pub(super) fn objects(settings: &Settings) -> Vec<Value> {
     let part = part(settings, fingerprint(&configuration));
     deployment["spec"] = pod::deployment(&part, settings);
     let mut all = vec![configuration, deployment, egress(), budget()];
-    all.extend(tunnel(settings));
+    all.push(tunnel(settings));
     all
 }
 
@@ -138,13 +138,14 @@ fn egress() -> Value {
     service
 }
 
-/// At which peers reach the gateways.
-fn tunnel(settings: &Settings) -> Option<Value> {
+/// At which peers reach the gateways. Never left out: `kubectl apply` deletes nothing, so that a port
+/// which is to be closed has to be declared as closed.
+fn tunnel(settings: &Settings) -> Value {
     let mut service = namespaced("v1", "Service", TUNNEL_SERVICE);
     let mut port =
         json!({ "name": "tunnel", "port": TUNNEL, "targetPort": TUNNEL, "protocol": "UDP" });
     let kind = match settings.expose {
-        Expose::None => return None,
+        Expose::None => "ClusterIP",
         Expose::LoadBalancer => "LoadBalancer",
         Expose::NodePort => "NodePort",
     };
@@ -156,7 +157,7 @@ fn tunnel(settings: &Settings) -> Option<Value> {
         // No second hop, and the gateways' limits see who dials.
         service["spec"]["externalTrafficPolicy"] = json!("Local");
     }
-    Some(service)
+    service
 }
 
 fn budget() -> Value {

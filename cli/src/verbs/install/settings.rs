@@ -73,7 +73,8 @@ pub(super) enum Expose {
     LoadBalancer,
     /// A Service of type NodePort
     NodePort,
-    /// No Service: only this side dials, or --gateway-address says what is made elsewhere
+    /// Not from outside of the cluster: only this side dials, or --gateway-address says what is made
+    /// elsewhere
     None,
 }
 

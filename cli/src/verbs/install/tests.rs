@@ -403,7 +403,10 @@ fn gateways_are_exposed_as_asked() {
         (&ports["type"], &ports["ports"][0]["nodePort"]),
         (&"NodePort".into(), &30443.into())
     );
-    assert_eq!(service("--expose None"), None);
+    // Applied over one that was exposed, it closes that.
+    let closed = service("--expose None").unwrap();
+    assert_eq!(closed["type"], "ClusterIP");
+    assert!(closed.get("externalTrafficPolicy").is_none());
 }
 
 #[test]
