@@ -11,6 +11,7 @@ mod gateway;
 mod kustomize;
 mod manifest;
 mod network;
+mod people;
 mod pod;
 mod rights;
 mod settings;
@@ -72,6 +73,7 @@ pub(super) fn manifests(settings: &Settings) -> Vec<Value> {
         all.extend(linkspan_resources::crd::documents());
     }
     all.extend(rights::objects());
+    all.extend(people::objects());
     all.extend(federation::objects(settings));
     all.extend(gateway::objects(settings));
     all.extend(network::objects());

@@ -169,7 +169,7 @@ fn reasons(rights: &[Right]) -> Value {
     json!({ "linkspan.io/why": reasons.join("; ") })
 }
 
-const RBAC: &str = "rbac.authorization.k8s.io/v1";
+pub(super) const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
 /// Pods say for themselves whether they need a token.
 fn account(name: &str) -> Value {

@@ -222,6 +222,28 @@ fn no_right_is_wider_than_its_use() {
     }
 }
 
+/// Who may edit a namespace may export, and whoever sees it sees that; nobody may link by it.
+#[test]
+fn people_of_a_namespace_may_export_and_not_link() {
+    let objects = of("");
+    for (to, writes) in [("edit", true), ("view", false)] {
+        let role = find(&objects, "ClusterRole", &format!("linkspan-{to}"));
+        let label = format!("rbac.authorization.k8s.io/aggregate-to-{to}");
+        assert_eq!(role["metadata"]["labels"][label], "true");
+        let rules = role["rules"].to_string();
+        assert_eq!(rules.contains("create"), writes, "{rules}");
+        assert!(rules.contains("serviceexports") && rules.contains("failoverpolicies"));
+        for none in ["clusterlinks", "*", "secrets", "/status"] {
+            assert!(!rules.contains(none), "{none}: {rules}");
+        }
+        assert_eq!(
+            rules.contains("serviceimports"),
+            !writes,
+            "federation writes those"
+        );
+    }
+}
+
 /// The page has a row for each right, in the same order, with its reason.
 #[test]
 fn the_page_names_every_right_and_why() {
