@@ -6,17 +6,15 @@ use std::{process::Stdio, time::Duration};
 use anyhow::{Context as _, anyhow};
 use linkspan_trust::SYSTEM_NAMESPACE;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, Join},
+    io::{AsyncReadExt as _, Join},
     process::{Child, ChildStdin, ChildStdout, Command},
     time::timeout,
 };
 
 use crate::{exit::Failure, verbs::relay};
 
-/// For `kubectl` to reach the API server, and that the pod; plugins that fetch credentials included.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How much of what `kubectl` says is kept.
-const MAX_SAID: u64 = 4096;
+/// For `kubectl` to reach the API server, and that the pod; people who log in meanwhile included.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Bytes to and from the operator socket in the cluster of that context, and who carries them.
 pub(super) async fn relayed(
@@ -28,47 +26,25 @@ pub(super) async fn relayed(
         .args(["linkspan", relay::VERB])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        // What it says is for the user: why it fails, or where to log in.
+        .stderr(Stdio::inherit())
         .kill_on_drop(true)
         .spawn()
         .context("`kubectl`, which --context needs, cannot be started")
         .map_err(Failure::Unreachable)?;
-    let (Some(stdin), Some(mut stdout), Some(stderr)) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take())
-    else {
-        unreachable!("all three are piped");
+    let (Some(stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        unreachable!("both are piped");
     };
-    let said = tokio::spawn(heard(stderr));
     let mut greeting = vec![0; relay::GREETING.len()];
-    match timeout(PATIENCE, stdout.read_exact(&mut greeting)).await {
-        Ok(Ok(_)) if greeting == relay::GREETING => Ok((tokio::io::join(stdout, stdin), child)),
-        Ok(Ok(_)) => Err(told(
-            context,
-            "something else than `linkspan relay` answers there",
-        )),
-        Ok(Err(_)) => {
-            // It closed its output, so that it ends; what it said is why.
-            drop(stdin);
-            let said = timeout(PATIENCE, said).await;
-            let said = said.ok().and_then(Result::ok).unwrap_or_default();
-            Err(told(context, said.trim()))
+    let why = match timeout(PATIENCE, stdout.read_exact(&mut greeting)).await {
+        Ok(Ok(_)) if greeting == relay::GREETING => {
+            return Ok((tokio::io::join(stdout, stdin), child));
         }
-        Err(_) => Err(told(context, "it does not answer")),
-    }
-}
-
-fn told(context: &str, why: &str) -> Failure {
-    Failure::Unreachable(anyhow!(why.to_owned()).context(format!(
+        Ok(Ok(_)) => "something else than `linkspan relay` answers there",
+        Ok(Err(_)) => "`kubectl` ended; what it said is above",
+        Err(_) => "it does not answer",
+    };
+    Err(Failure::Unreachable(anyhow!(why).context(format!(
         "no federation answers in the cluster of the context `{context}`"
-    )))
-}
-
-/// The beginning of what is said, to its end, so that nobody waits for it to be read.
-async fn heard(stderr: impl AsyncRead + Unpin) -> String {
-    let mut said = Vec::new();
-    let mut beginning = stderr.take(MAX_SAID);
-    // What could be read counts.
-    let _ = beginning.read_to_end(&mut said).await;
-    let _ = tokio::io::copy(&mut beginning.into_inner(), &mut tokio::io::sink()).await;
-    String::from_utf8_lossy(&said).into_owned()
+    ))))
 }

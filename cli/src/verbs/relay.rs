@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 
 use crate::{exit::Failure, operator::OperatorArgs};
 
@@ -26,6 +26,11 @@ pub struct Args {
 }
 
 pub(crate) fn relay(args: &Args) -> Result<(), Failure> {
+    if args.operator.context.is_some() {
+        return Err(Failure::Usage(anyhow!(
+            "`relay` carries to a socket of this machine; leave --context out"
+        )));
+    }
     let path = args.operator.path();
     let socket = UnixStream::connect(&path)
         .with_context(|| format!("no federation answers at {}", path.display()))
