@@ -27,6 +27,8 @@ pub struct DeclaredServer {
     pub ports: BTreeMap<String, u16>,
     /// Whether it wants traffic.
     pub ready: bool,
+    /// Whether it is going away: it ends what it has, and nobody expects it back.
+    pub terminating: bool,
     /// Where it runs.
     pub locality: Locality,
     /// Its host name; may be empty.
@@ -96,6 +98,7 @@ pub(crate) fn servers_of(
             ip,
             ports: ports.clone(),
             ready: of.conditions.is_ready(),
+            terminating: false,
             locality: Locality {
                 region: region.into(),
                 zone: of.zone.as_deref().unwrap_or_default().into(),

@@ -176,6 +176,7 @@ fn server(
         ports: ports.clone(),
         // One that is going finishes what it has and takes nothing new.
         ready: ready && !terminating,
+        terminating,
         locality: locality(endpoint, around),
         hostname: endpoint.hostname.clone().unwrap_or_default(),
         origin: format!(

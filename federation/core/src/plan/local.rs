@@ -88,7 +88,9 @@ fn count_localities<'a>(
     workloads: &[&'a Registration],
     servers: impl Iterator<Item = &'a DeclaredServer>,
 ) -> BTreeMap<Locality, u32> {
-    let of_servers = servers.map(|server| &server.locality);
+    // One that is replaced must not be missed as long as what was there at most is remembered.
+    let staying = servers.filter(|server| !server.terminating);
+    let of_servers = staying.map(|server| &server.locality);
     by_locality(
         workloads
             .iter()

@@ -644,6 +644,7 @@ fn server(uid: &str) -> DeclaredServer {
         ip: [10, 0, 0, 1].into(),
         ports: BTreeMap::new(),
         ready: true,
+        terminating: false,
         locality: Locality::default(),
         hostname: String::new(),
         origin: String::new(),
@@ -671,4 +672,30 @@ fn who_has_registered_is_no_server_without_a_sidecar() {
     let later = world.clock.pass(Duration::from_secs(11));
     assert!(world.workloads.tick(later.instant));
     assert_eq!(count(&world.plan()), (1, 1));
+}
+
+#[test]
+fn a_replaced_server_is_not_missed() {
+    let mut world = World::new();
+    world.declare("shop/checkout", "checkout", 80);
+    world.export("shop/checkout");
+    let key = service("shop/checkout");
+    let declare = |world: &mut World, servers: Vec<DeclaredServer>| {
+        world.declared.servers.insert(key.clone(), servers);
+        world.clock.pass(Duration::from_secs(1));
+        let desired = world.plan();
+        let own = &desired.services[&key].clusters[&own().cluster];
+        own.localities.iter().map(|(_, count)| count).sum::<u32>()
+    };
+    let going = DeclaredServer {
+        ready: false,
+        terminating: true,
+        ..server("a")
+    };
+    assert_eq!(declare(&mut world, vec![server("a")]), 1);
+    declare(&mut world, vec![going, server("b")]);
+    assert_eq!(declare(&mut world, vec![server("b")]), 1);
+    // One that is merely not ready is.
+    declare(&mut world, vec![server("b"), server("c")]);
+    assert_eq!(declare(&mut world, vec![server("b")]), 2);
 }
