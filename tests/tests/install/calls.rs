@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use super::{Cluster, EXPORT, Steps, TIMEOUT, app};
+use super::{Cluster, EXPORT, Steps, TIMEOUT, app, captured::captured};
 
 /// Requests a second: what a small machine bears beside two clusters.
 const RATE: u32 = 50;
@@ -99,9 +99,9 @@ impl Cluster<'_> {
     }
 
     /// Has a workload call until the load is ended; both ends check each answer.
-    pub(super) fn load_of(&self, caller: &str, arguments: &str) -> Result<Load> {
+    pub(super) fn load_of(&self, namespace: &str, caller: &str, arguments: &str) -> Result<Load> {
         let line = format!(
-            "kubectl --context {} -n shop exec -i deployment/{caller} -c app -- linkspan app \
+            "kubectl --context {} -n {namespace} exec -i deployment/{caller} -c app -- linkspan app \
                  frontend --rate {RATE} --connections 2 {arguments}",
             self.name
         );
@@ -117,6 +117,7 @@ impl Cluster<'_> {
             self.name
         );
         self.load_of(
+            "shop",
             "frontend",
             &format!("--target 127.0.0.1:7001 --identity {identity}"),
         )
@@ -217,6 +218,8 @@ pub(super) fn calls([east, west]: [Cluster<'_>; 2], steps: &mut Steps) -> Result
     west.run_meshed(&frontend(), "frontend")?;
     west.await_answers_of("east")?;
     steps.done("a pod of west calls east; each end sees who the other is");
+    captured(west)?;
+    steps.done("a labelled namespace: a pod that knows nothing calls east by its address");
     west.run_meshed(&server("checkout", "west"), "checkout")?;
     west.apply(EXPORT)?;
     west.await_answers_of("west")?;

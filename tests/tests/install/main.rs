@@ -24,6 +24,7 @@ use linkspan_tests::clusters::binary;
 use serde_json::Value;
 
 mod calls;
+mod captured;
 mod plain;
 
 const README: &str = include_str!("../../../README.md");

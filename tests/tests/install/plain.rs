@@ -80,7 +80,7 @@ impl Cluster<'_> {
     }
 
     fn visit(&self, ip: &str, glances: usize) -> Result<Answers> {
-        let mut load = self.load_of("visitor", &format!("--target {ip}:80"))?;
+        let mut load = self.load_of("shop", "visitor", &format!("--target {ip}:80"))?;
         for _ in 0..glances {
             load.more()?;
         }
