@@ -141,6 +141,7 @@ mod tests {
         Locality,
         inject::{CAPTURE_CONTAINER, CONTAINER, INJECT},
     };
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -295,6 +296,66 @@ mod tests {
         // A pod of the wrong shape is refused as a pod.
         for object in [json!(null), json!({}), json!({ "metadata": 7, "spec": {} })] {
             assert_eq!(answer(&object, Capture::Yes)["allowed"], false);
+        }
+    }
+
+    /// Anything that JSON can say, out of the words that matter here.
+    fn anything() -> impl Strategy<Value = Value> {
+        let words = [
+            "metadata",
+            "labels",
+            "annotations",
+            "spec",
+            "containers",
+            "initContainers",
+            "volumes",
+            "name",
+            "ports",
+            "containerPort",
+            "securityContext",
+            "runAsUser",
+            "hostNetwork",
+            "readinessProbe",
+            "httpGet",
+            "port",
+            "linkspan.io/inject",
+            "linkspan.io/capture",
+            "linkspan.io/capture-except",
+            "linkspan.io/outbound",
+            "linkspan-sidecar",
+            "true",
+        ];
+        let word = proptest::sample::select(words.to_vec());
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<u32>().prop_map(Value::from),
+            word.clone().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(6, 64, 6, move |inner| {
+            let fields = prop::collection::btree_map(
+                word.clone().prop_map(str::to_owned),
+                inner.clone(),
+                0..6,
+            );
+            prop_oneof![
+                prop::collection::vec(inner, 0..4).prop_map(Value::from),
+                fields.prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        /// It is refused, or comes back with a sidecar; it never ends the webhook.
+        #[test]
+        fn whatever_a_pod_is_it_gets_an_answer(object in anything(), spec in anything()) {
+            let whole = json!({ "metadata": object.clone(), "spec": {
+                "containers": [spec.clone(), spec.clone()], "initContainers": spec,
+            } });
+            for pod in [object, whole] {
+                let allowed = answer(&pod, Capture::Yes)["allowed"].clone();
+                prop_assert!(allowed.is_boolean());
+            }
         }
     }
 }
