@@ -358,6 +358,12 @@ impl RequestReport {
         }
     }
 
+    /// It was refused by us: the request counts as failed.
+    pub fn refused(&mut self, why: &str) {
+        self.access.flags.push("refused");
+        self.error = Some(why.to_owned());
+    }
+
     /// There was no answer, or it was cut: the request counts as failed.
     pub fn fail(&mut self, error: &dyn std::error::Error) {
         self.error = Some(linkspan_runtime::process::chain(error));

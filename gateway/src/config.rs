@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use linkspan_dataplane::identity::{FederationClient, RawFederation};
 use linkspan_routing::{ClusterId, Locality};
+use linkspan_runtime::access_log::AccessLog;
 use linkspan_runtime::config::{ConfigError, HumanDuration, Problems, read_yaml};
 use linkspan_runtime::trace::{Otlp, RawTelemetry};
 use serde::Deserialize;
@@ -80,7 +81,7 @@ pub struct ImportsConfig {
     /// Longest time in which nothing of a request moves.
     pub idle: Duration,
     /// Whether each request and opaque connection gets a line.
-    pub access_log: bool,
+    pub access_log: AccessLog,
 }
 
 /// How calls are taken for servers without a sidecar. Which ones there are, federation knows.
@@ -89,14 +90,14 @@ pub struct ServersConfig {
     /// Longest time in which nothing of a request moves.
     pub idle: Duration,
     /// Whether each request and opaque connection gets a line.
-    pub access_log: bool,
+    pub access_log: AccessLog,
 }
 
 impl Default for ServersConfig {
     fn default() -> Self {
         Self {
             idle: IDLE_TIMEOUT,
-            access_log: false,
+            access_log: AccessLog::OFF,
         }
     }
 }
@@ -106,7 +107,7 @@ impl Default for ServersConfig {
 struct RawServers {
     idle_timeout: Option<HumanDuration>,
     #[serde(default)]
-    access_log: bool,
+    access_log: AccessLog,
 }
 
 #[derive(Debug, Deserialize)]
@@ -116,7 +117,7 @@ struct RawImports {
     address: Option<String>,
     idle_timeout: Option<HumanDuration>,
     #[serde(default)]
-    access_log: bool,
+    access_log: AccessLog,
 }
 
 #[derive(Debug, Default, Deserialize)]

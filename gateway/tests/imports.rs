@@ -24,7 +24,7 @@ fn serving(cluster: &str, replica: &str, pki: &Pki) -> Config {
         listen: LOOPBACK.into(),
         address: LOOPBACK.into(),
         idle: common::PATIENCE,
-        access_log: true,
+        access_log: linkspan_runtime::access_log::AccessLog::ALL,
     };
     Config {
         imports: Some(imports),

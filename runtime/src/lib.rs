@@ -10,6 +10,7 @@
 //!
 //! Nothing here knows about clusters, certificates or connections.
 
+pub mod access_log;
 pub mod admin;
 pub mod backoff;
 pub mod config;

@@ -12,6 +12,7 @@ use std::{
 
 use linkspan_dataplane::{identity::FederationClient, inbound::Application};
 use linkspan_routing::{ClusterId, EndpointId, Locality, Place, ServiceKey};
+use linkspan_runtime::access_log::AccessLog;
 use linkspan_runtime::{
     config::{ConfigError, Problems, read_yaml},
     trace::Otlp,
@@ -51,7 +52,7 @@ pub struct Config {
     /// How long a request may pass without a byte in either direction.
     pub idle_timeout: Duration,
     /// Whether each request and connection is logged.
-    pub access_log: bool,
+    pub access_log: AccessLog,
     /// Where traces go; `None` where they are not wanted.
     pub otlp: Option<Otlp>,
 }

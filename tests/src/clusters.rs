@@ -265,7 +265,7 @@ impl<M: Machine> Cluster<M> {
         self.start_gateway_with(number, Some(imports)).await
     }
 
-    /// Has the proxies that start from now on send traces to this collector: those that they are
+    /// Has the proxies that start from now on write access logs, and send traces to this collector: those that they are
     /// asked for, and no others.
     pub fn trace_to(&mut self, collector: SocketAddr) {
         let endpoint = format!("http://{collector}");
@@ -707,6 +707,9 @@ impl<M: Machine> Cluster<M> {
         let mut config = config.clone();
         if let Some(telemetry) = self.telemetry.as_ref().filter(|_| part != "federation") {
             config["telemetry"] = telemetry.clone();
+            if part == "sidecar" {
+                config["accessLog"] = json!(true);
+            }
         }
         write_yaml(&path, &config)?;
         let (parent, path) = (std::process::id().to_string(), path.display().to_string());

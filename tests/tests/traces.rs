@@ -20,7 +20,7 @@ use opentelemetry_proto::tonic::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
-    time::timeout,
+    time::{Instant, interval, timeout},
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
@@ -167,6 +167,20 @@ impl World {
     }
 }
 
+impl World {
+    /// The lines of the access log of that sidecar, wherever it is.
+    fn lines(&self, name: &str) -> Result<Vec<String>> {
+        let file = format!("{name}-sidecar.log");
+        let folders = [&self.east, &self.west].map(|cluster| cluster.directory().join(&file));
+        let found = folders.iter().find(|path| path.exists());
+        let text = std::fs::read_to_string(found.context("a log")?)?;
+        let lines = text
+            .lines()
+            .filter(|line| line.contains("linkspan::access"));
+        Ok(lines.map(str::to_owned).collect())
+    }
+}
+
 fn find<'a>(spans: &'a [Sent], name: &str, service: &str) -> Result<&'a Span> {
     let mut found = spans.iter().filter(|of| of.service == service);
     let found = found.find(|of| of.span.name == name);
@@ -239,6 +253,36 @@ async fn what_is_counted_says_from_where_to_where() -> Result<()> {
             "linkspan_requests_total{{code=\"2xx\",{path},direction=\"{direction}\",{source}}} 1"
         );
         ensure!(metrics.contains(&line), "no {line} in\n{metrics}");
+    }
+    // Who sends the answer on writes the line a moment later.
+    let (deadline, mut every) = (
+        Instant::now() + PATIENCE,
+        interval(Duration::from_millis(50)),
+    );
+    loop {
+        let lines: Vec<_> = ["frontend", "one"]
+            .map(|name| world.lines(name))
+            .into_iter()
+            .collect::<Result<_>>()?;
+        if lines.iter().all(|lines| lines.len() == 1) {
+            let [outbound, inbound] = [&lines[0][0], &lines[1][0]];
+            for (line, direction) in [(outbound, "outbound"), (inbound, "inbound")] {
+                let says = |text: String| {
+                    let there = line.contains(&text);
+                    there
+                        .then_some(())
+                        .with_context(|| format!("no {text} in {line}"))
+                };
+                says(format!("\"direction\":\"{direction}\""))?;
+                says("\"service\":\"shop/checkout\"".to_owned())?;
+                says("\"status\":200".to_owned())?;
+                says("/ns/shop/sa/frontend\"".to_owned())?;
+                says("/ns/shop/sa/checkout\"".to_owned())?;
+            }
+            break;
+        }
+        ensure!(Instant::now() < deadline, "one line each, but {lines:?}");
+        every.tick().await;
     }
     let face = world.east.debug_face("frontend").context("a debug face")?;
     let (_, metrics) = get(face, "/metrics", None).await?;

@@ -19,13 +19,18 @@ use crate::{
             trace,
         },
     },
-    report::RequestReport,
+    report::{Access, ConnectionReport, Outcome, RequestReport},
 };
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts, uri::Authority};
 use http_body_util::{BodyExt, Empty};
 use linkspan_routing::AppProtocol;
-use linkspan_runtime::{BoxError, process::chain, telemetry::RequestHandles, trace::Kind};
+use linkspan_runtime::{
+    BoxError,
+    process::chain,
+    telemetry::{ConnectionHandles, RequestHandles},
+    trace::{Kind, Span},
+};
 use linkspan_trust::SpiffeId;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -71,15 +76,30 @@ impl Inbound {
     }
 
     /// Tells a caller that may not pass: HTTP by an answer to each request, opaque bytes by a reset.
-    pub(super) async fn refuse<IO>(&self, mut io: IO, alpn: Alpn, refusal: Refusal)
+    /// `access` is what its lines say.
+    pub(super) async fn refuse<IO>(&self, mut io: IO, alpn: Alpn, refusal: Refusal, access: Access)
     where
         IO: Duplex + 'static,
     {
         if alpn == Alpn::Tcp {
-            return io.reset();
+            io.reset();
+            // What it asks for may be anything, and so is no label.
+            let handles = Arc::new(ConnectionHandles::detached());
+            let report = ConnectionReport::open(access, handles);
+            return report.fail(Outcome::Failed, &refusal);
         }
-        let handler = move |_| {
+        let (lines, handles) = (self.inner.access_log, Arc::new(RequestHandles::detached()));
+        let handler = move |request: Request<Incoming>| {
             let mistake = refusal.is_mistake();
+            let mut access = access.clone();
+            access.log = lines.draw();
+            let handles = Arc::clone(&handles);
+            let mut report = RequestReport::begin(access, handles, &request, Span::unrecorded());
+            report.refused(&refusal.to_string());
+            if !mistake {
+                report.status(StatusCode::FORBIDDEN.as_u16());
+            }
+            drop(report);
             async move {
                 if mistake {
                     Err(refused())
@@ -97,14 +117,17 @@ impl Inbound {
 impl Session {
     /// One request: may it still, ask the application, answer.
     async fn request(&self, mut request: Request<Incoming>) -> Result<Response<Body>, BoxError> {
+        let mut report = self.report(&mut request);
         if request.method() == Method::CONNECT {
+            report.status(StatusCode::METHOD_NOT_ALLOWED.as_u16());
             return Ok(empty(StatusCode::METHOD_NOT_ALLOWED));
         }
-        self.still_admitted()?;
+        self.still_admitted()
+            .inspect_err(|_| report.refused("the caller is admitted no longer"))?;
         let places = self.inbound.inner.requests.as_deref();
         let place = places.map(Semaphore::try_acquire).transpose();
+        let place = place.inspect_err(|_| report.refused("too many requests wait already"));
         let _place = place.map_err(|_| refused())?;
-        let mut report = self.report(&mut request);
         let (idle, moved) = (self.inbound.inner.idle, Moved::default());
         let request = Upload::from_request(request, moved.clone());
         let answer = tokio::select! {

@@ -30,6 +30,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use linkspan_routing::{AppProtocol, ClusterId, Locality};
+use linkspan_runtime::access_log::AccessLog;
 use linkspan_runtime::{
     logging::Sparing,
     process::chain,
@@ -80,7 +81,7 @@ struct Inner {
     traffic: TrafficMetrics,
     tracer: Tracer,
     idle: Duration,
-    access_log: bool,
+    access_log: AccessLog,
     limits: ServeLimits,
     requests: Option<Arc<Semaphore>>,
     refusals: Sparing,
@@ -150,7 +151,7 @@ pub struct Means {
     /// Longest time in which nothing of a request moves.
     pub idle: Duration,
     /// Whether each request and opaque connection gets a line.
-    pub access_log: bool,
+    pub access_log: AccessLog,
     /// Of each HTTP connection.
     pub limits: ServeLimits,
     /// Requests that may wait for their answers at a time, shared with others; more are refused as
@@ -303,7 +304,8 @@ impl Inbound {
             Ok(passage) => passage,
             Err(refusal) => {
                 self.tell_refused(&peer, &target, &refusal);
-                return self.refuse(io, alpn, refusal).await;
+                let access = self.access_of(&peer, address, &target);
+                return self.refuse(io, alpn, refusal, access).await;
             }
         };
         let caller = Caller {
@@ -346,10 +348,31 @@ impl Inbound {
         }
     }
 
+    /// Of a caller that may not pass.
+    fn access_of(
+        &self,
+        peer: &SpiffeId,
+        address: Option<SocketAddr>,
+        target: &TargetName,
+    ) -> Access {
+        let mut access = Access::new(Direction::Inbound);
+        access.log = self.inner.access_log.draw();
+        access.caller = address;
+        access.source = Some(peer.clone());
+        access.cluster = self.cluster_of(peer);
+        access.endpoint = Some(self.inner.own.endpoint.clone());
+        access.destination = Some(self.own_id());
+        if let TargetName::Service(target) = target {
+            access.service = Some(target.service.clone());
+            access.port = Some(target.port);
+        }
+        access
+    }
+
     fn access(&self, caller: &Caller) -> Access {
         let inner = &self.inner;
         let mut access = Access::new(Direction::Inbound);
-        access.log = inner.access_log;
+        access.log = inner.access_log.draw();
         access.caller = caller.address;
         access.source = Some(caller.id.clone());
         access.service = Some(caller.passage.service.clone());

@@ -19,7 +19,12 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, uri::Authority};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use linkspan_routing::{Endpoint, Failure, Pick};
-use linkspan_runtime::{BoxError, process::chain, trace::Kind};
+use linkspan_runtime::{
+    BoxError,
+    process::chain,
+    telemetry::RequestHandles,
+    trace::{Kind, Span},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
@@ -56,18 +61,20 @@ impl Outbound {
     /// One request: where to, whom, send, answer.
     async fn request(&self, request: Request<Incoming>, caller: SocketAddr) -> Response<Body> {
         if request.method() == Method::CONNECT {
-            return refusal(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported");
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            return self.refused(&request, caller, status, "CONNECT is not supported");
         }
         let places = self.inner.requests.as_deref();
         let Ok(_place) = places.map(Semaphore::try_acquire).transpose() else {
-            return refusal(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many requests wait already",
-            );
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            return self.refused(&request, caller, status, "too many requests wait already");
         };
         let resolved = match self.resolve().await {
             Ok(resolved) => resolved,
-            Err(error) => return refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+            Err(error) => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                return self.refused(&request, caller, status, &error.to_string());
+            }
         };
         let mut call = match self.call(request, resolved, caller) {
             Ok(call) => call,
@@ -82,6 +89,25 @@ impl Outbound {
         }
     }
 
+    /// Refuses a request before anything was done for it; that is told and counted, too.
+    fn refused(
+        &self,
+        request: &Request<Incoming>,
+        caller: SocketAddr,
+        status: StatusCode,
+        why: &str,
+    ) -> Response<Body> {
+        let handles = match self.nowhere() {
+            Some(path) => Arc::clone(path.requests()),
+            None => Arc::new(RequestHandles::detached()),
+        };
+        let access = self.access(caller);
+        let mut report = RequestReport::begin(access, handles, request, Span::unrecorded());
+        report.status(status.as_u16());
+        report.refused(why);
+        refusal(status, why)
+    }
+
     fn call(
         &self,
         mut request: Request<Incoming>,
@@ -94,11 +120,16 @@ impl Outbound {
         let tracer = &to.pool.dial().tracer;
         let span = trace::begin(tracer, request.headers_mut(), Kind::Client);
         let handles = Arc::clone(to.metrics.nowhere.requests());
-        let report = RequestReport::begin(access, handles, &request, span);
+        let mut report = RequestReport::begin(access, handles, &request, span);
         let attempts = Attempts::new(is_idempotent(request.method(), request.headers()));
         let moved = Moved::default();
         let (mut head, body) = Upload::from_request(request, moved.clone()).into_parts();
-        headers::for_http2(&mut head, &fallback_authority(&resolved.destination))?;
+        headers::for_http2(&mut head, &fallback_authority(&resolved.destination)).inspect_err(
+            |error| {
+                report.refused(&error.to_string());
+                report.status(StatusCode::BAD_REQUEST.as_u16());
+            },
+        )?;
         let body = Replay::new(body);
         Ok(Call {
             resolved,

@@ -36,6 +36,7 @@ use crate::{
     report::Access,
 };
 use linkspan_routing::{AppProtocol, ServiceKey};
+use linkspan_runtime::access_log::AccessLog;
 use linkspan_runtime::{process::chain, stop::Stop, telemetry::Direction};
 use linkspan_trust::SpiffeId;
 use tokio::{
@@ -73,7 +74,7 @@ struct Inner {
     /// When a call was held in vain last.
     in_vain: Mutex<Option<Instant>>,
     idle: Duration,
-    access_log: bool,
+    access_log: AccessLog,
     limits: ServeLimits,
     requests: Option<Arc<Semaphore>>,
     stop: Stop,
@@ -91,7 +92,7 @@ pub struct Listener {
     /// Longest time in which nothing of a request moves.
     pub idle: Duration,
     /// Whether each request and opaque connection gets a line.
-    pub access_log: bool,
+    pub access_log: AccessLog,
     /// Of each HTTP connection.
     pub limits: ServeLimits,
     /// Requests that may wait for their answers at a time, shared with others; more are refused at
@@ -204,12 +205,22 @@ impl Outbound {
         waited
     }
 
+    /// Where calls count that reach no endpoint; nowhere before there is a certificate.
+    fn nowhere(&self) -> Option<Arc<meter::PathMeter>> {
+        let inner = &*self.inner;
+        let destination = inner
+            .source
+            .get()?
+            .destination(&inner.service, inner.port)?;
+        Some(Arc::clone(&destination.metrics.nowhere))
+    }
+
     fn access(&self, caller: SocketAddr) -> Access {
         let mut access = Access::new(Direction::Outbound);
         access.caller = Some(caller);
         access.service = Some(self.inner.service.clone());
         access.port = Some(self.inner.port);
-        access.log = self.inner.access_log;
+        access.log = self.inner.access_log.draw();
         access
     }
 }

@@ -9,10 +9,9 @@ use crate::{
 };
 use linkspan_routing::Pick;
 use linkspan_runtime::{
-    process::chain,
+    telemetry::ConnectionHandles,
     trace::{Kind, Parent, SpanContext},
 };
-use tracing::debug;
 
 use super::{
     Outbound, Resolved, Unavailable,
@@ -37,8 +36,13 @@ impl Outbound {
         let resolved = match self.resolve().await {
             Ok(resolved) => resolved,
             Err(error) => {
-                debug!(%caller, error = %chain(&error), "opaque call refused");
-                return io.reset();
+                io.reset();
+                let handles = match self.nowhere() {
+                    Some(path) => Arc::clone(path.connections()),
+                    None => Arc::new(ConnectionHandles::detached()),
+                };
+                let report = ConnectionReport::open(self.access(caller), handles);
+                return report.fail(Outcome::Failed, &error);
             }
         };
         let mut access = self.access(caller);

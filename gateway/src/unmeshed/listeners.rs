@@ -11,6 +11,7 @@ use linkspan_dataplane::discover::ImportPort;
 use linkspan_dataplane::forward::bytes::Duplex;
 use linkspan_dataplane::forward::http::serve::ServeLimits;
 use linkspan_dataplane::outbound::{Listener, Outbound, SourceCell};
+use linkspan_runtime::access_log::AccessLog;
 use linkspan_runtime::logging::Sparing;
 use linkspan_runtime::stop::Stop;
 use tokio::net::{TcpListener, TcpStream};
@@ -41,7 +42,7 @@ pub(super) struct Means {
     /// Longest time in which nothing of a request moves.
     pub(super) idle: Duration,
     /// Whether each request and opaque connection gets a line.
-    pub(super) access_log: bool,
+    pub(super) access_log: AccessLog,
     /// How long connections may go on when their port is closed.
     pub(super) grace: Duration,
     /// Connections of clients at a time.
@@ -275,7 +276,7 @@ mod tests {
             listen: [127, 0, 0, 1].into(),
             source: SourceCell::default(),
             idle: Duration::from_secs(60),
-            access_log: false,
+            access_log: AccessLog::OFF,
             grace: Duration::from_millis(1),
             connections,
             stop: stop.child(),

@@ -276,7 +276,36 @@ pub struct RequestHandles {
     pub duration: Histogram,
 }
 
+impl ConnectionHandles {
+    /// Handles that no registry shows: of what has no path.
+    #[must_use]
+    pub fn detached() -> Self {
+        let counter = || IntCounter::new("detached", "not shown").expect("the name is good");
+        Self {
+            open: IntGauge::new("detached", "not shown").expect("the name is good"),
+            ok: counter(),
+            failed: counter(),
+            reset: counter(),
+            sent: counter(),
+            received: counter(),
+        }
+    }
+}
+
 impl RequestHandles {
+    /// Handles that no registry shows: of what has no path.
+    #[must_use]
+    pub fn detached() -> Self {
+        let counter = || IntCounter::new("detached", "not shown").expect("the name is good");
+        let options = prometheus::HistogramOpts::new("detached", "not shown").buckets(vec![1.0]);
+        Self {
+            by_class: std::array::from_fn(|_| counter()),
+            grpc_failed: counter(),
+            failed: counter(),
+            duration: Histogram::with_opts(options).expect("the name is good"),
+        }
+    }
+
     /// The counter of a status code's class; codes outside 100–599 count as failed.
     #[must_use]
     pub fn status(&self, code: u16) -> &IntCounter {

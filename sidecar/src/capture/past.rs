@@ -13,6 +13,7 @@ use linkspan_dataplane::{
     forward::bytes::{Duplex as _, RelayLimits, relay},
     report::{Access, ConnectionReport, Outcome},
 };
+use linkspan_runtime::access_log::AccessLog;
 use linkspan_runtime::telemetry::{ConnectionHandles, Direction, End, Path, TrafficMetrics};
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -32,7 +33,7 @@ const IDLE: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone, Debug)]
 pub(crate) struct Past {
     handles: Arc<ConnectionHandles>,
-    access_log: bool,
+    access_log: AccessLog,
     /// Local ports of our own connections; one that comes to us from such a port is ours.
     own: Arc<Mutex<HashSet<u16>>>,
 }
@@ -56,7 +57,7 @@ fn lock(own: &Mutex<HashSet<u16>>) -> MutexGuard<'_, HashSet<u16>> {
 }
 
 impl Past {
-    pub(crate) fn new(traffic: &TrafficMetrics, access_log: bool) -> Self {
+    pub(crate) fn new(traffic: &TrafficMetrics, access_log: AccessLog) -> Self {
         let path = Path {
             direction: Direction::Outbound,
             source: End::default(),
@@ -83,7 +84,7 @@ impl Past {
         access.port = Some(meant.port());
         access.why = Some(format!("{} is no address of the mesh", meant.ip()));
         access.flags = vec![LABEL];
-        access.log = self.access_log;
+        access.log = self.access_log.draw();
         let report = ConnectionReport::open(access, Arc::clone(&self.handles));
         let (mut there, _port) = match self.connect(meant).await {
             Ok(connected) => connected,

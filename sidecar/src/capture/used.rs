@@ -12,6 +12,7 @@ use linkspan_dataplane::{
     outbound::{Listener, Outbound, Services, SourceCell},
 };
 use linkspan_routing::ServiceKey;
+use linkspan_runtime::access_log::AccessLog;
 use linkspan_runtime::stop::Stop;
 use tokio::{
     net::TcpStream,
@@ -46,7 +47,7 @@ pub(crate) struct Means {
     pub(crate) subscription: watch::Sender<BTreeSet<ServiceKey>>,
     pub(crate) source: SourceCell,
     pub(crate) idle: Duration,
-    pub(crate) access_log: bool,
+    pub(crate) access_log: AccessLog,
     pub(crate) stop: Stop,
 }
 

@@ -9,6 +9,7 @@ use std::{
 
 use linkspan_dataplane::identity::RawFederation;
 use linkspan_routing::{Locality, MAX_WEIGHT};
+use linkspan_runtime::access_log::AccessLog;
 use linkspan_runtime::{
     config::{ConfigError, HumanDuration, Problems},
     trace::RawTelemetry,
@@ -40,7 +41,7 @@ pub(super) struct Raw {
     drain_grace: Option<HumanDuration>,
     idle_timeout: Option<HumanDuration>,
     #[serde(default)]
-    access_log: bool,
+    access_log: AccessLog,
     #[serde(default)]
     telemetry: RawTelemetry,
 }
@@ -408,7 +409,11 @@ debugListen: 127.0.0.1:15021
         let config = load("uid: a, namespace: shop, serviceAccount: a", "").unwrap();
         assert_eq!(config.drain_grace, Duration::from_secs(30));
         assert_eq!(config.idle_timeout, Duration::from_secs(300));
-        assert!(!config.access_log && config.outbound.is_empty() && config.capture.is_none());
+        assert!(
+            config.access_log == AccessLog::OFF
+                && config.outbound.is_empty()
+                && config.capture.is_none()
+        );
         let captured = load("uid: a, namespace: shop, serviceAccount: a", "capture: {}");
         assert_eq!(captured.unwrap().capture, Some(15_001));
         assert_eq!(config.workload.readiness, Readiness::Fixed(true));

@@ -44,7 +44,7 @@ async fn bench() -> Bench {
         subscription: sender,
         source: SourceCell::default(),
         idle: Duration::from_secs(60),
-        access_log: false,
+        access_log: linkspan_runtime::access_log::AccessLog::OFF,
         stop: Stop::new(),
     });
     Bench {
@@ -109,7 +109,7 @@ async fn what_is_unused_makes_room_and_what_is_used_does_not() {
 
 fn past() -> Past {
     let traffic = TrafficMetrics::register(&Registry::new()).unwrap();
-    Past::new(&traffic, false)
+    Past::new(&traffic, linkspan_runtime::access_log::AccessLog::OFF)
 }
 
 /// A client whose connection is carried to `there`, and the server's end of it.
