@@ -53,6 +53,11 @@ pub struct Declared {
     /// What is wrong with what is declared, each with its place and fix; what it concerns
     /// is left out, or is as it was before.
     pub problems: Vec<String>,
+    /// Objects that are refused as they are written now, and why; of a link, what was good before may
+    /// still be in force.
+    pub refused: BTreeMap<ObjectName, String>,
+    /// Of which generation this is, where the home counts them.
+    pub generations: BTreeMap<ObjectName, i64>,
     /// Whether something is declared that is or may be a ClusterLink and cannot be taken as it is
     /// written: then a link that is missing here need not be gone.
     pub links_in_doubt: bool,
@@ -117,6 +122,9 @@ pub struct DeclaredExport {
     /// Whether callers without a sidecar may use it.
     pub unmeshed_clients: bool,
 }
+
+/// Kind, namespace (empty where the kind has none) and name.
+pub type ObjectName = (&'static str, String, String);
 
 /// A resource and where it came from.
 #[derive(Clone, Debug)]
@@ -197,9 +205,15 @@ impl Assembly<'_> {
             created,
         } = sourced;
         let kind = object.kind();
-        let name = match &object {
-            Object::ClusterLink(link) => link.metadata.name.clone(),
-            other => format!("{}/{}", other.metadata().namespace(), other.metadata().name),
+        let metadata = object.metadata();
+        let (namespace, name) = match &object {
+            Object::ClusterLink(_) => (String::new(), metadata.name.clone()),
+            _ => (metadata.namespace().to_owned(), metadata.name.clone()),
+        };
+        let full_name = (kind, namespace.clone(), name.clone());
+        let name = match namespace.as_str() {
+            "" => name,
+            namespace => format!("{namespace}/{name}"),
         };
         if let Some(first) = self.origins.get(&(kind, name.clone())) {
             let problem = format!(
@@ -218,10 +232,11 @@ impl Assembly<'_> {
             Ok(()) => {
                 self.origins.insert((kind, name), origin);
             }
-            Err(problem) => self
-                .declared
-                .problems
-                .push(format!("{origin}: {kind} `{name}`: {problem}")),
+            Err(problem) => {
+                let told = format!("{origin}: {kind} `{name}`: {problem}");
+                self.declared.problems.push(told);
+                self.declared.refused.insert(full_name, problem);
+            }
         }
     }
 

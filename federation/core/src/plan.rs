@@ -109,7 +109,8 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
         export_conditions: conditions::of_exports(known, &merged),
         import_conditions: conditions::of_imports(known, &merged),
         policy_conditions: conditions::of_policies(known, &services),
-        link_conditions: conditions::of_links(known.peers),
+        link_conditions: conditions::of_links(known),
+        generations: known.declared.generations.clone(),
         zone: Arc::new(zone::plan_zone(known, &local, &merged)),
         imports: merged
             .into_iter()

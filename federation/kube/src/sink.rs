@@ -194,12 +194,21 @@ impl KubernetesSink {
             .map(|(id, of)| ((String::new(), id.to_string()), of))
             .collect();
         let kinds = [
-            (kinds::service_export(), &self.mirrors.exports, exports),
-            (kinds::failover_policy(), &self.mirrors.policies, policies),
-            (kinds::cluster_link(), &self.mirrors.links, links),
+            ("ServiceExport", kinds::service_export(), exports),
+            ("FailoverPolicy", kinds::failover_policy(), policies),
+            ("ClusterLink", kinds::cluster_link(), links),
         ];
-        for (resource, mirror, wanted) in kinds {
-            conditions(&resource, mirror, &wanted, now, &mut tasks);
+        let mirrors = [
+            &self.mirrors.exports,
+            &self.mirrors.policies,
+            &self.mirrors.links,
+        ];
+        for ((kind, resource, wanted), mirror) in kinds.into_iter().zip(mirrors) {
+            let generation = |(namespace, name): &Key| {
+                let name = (kind, namespace.clone(), name.clone());
+                desired.generations.get(&name).copied()
+            };
+            conditions(&resource, mirror, &wanted, generation, now, &mut tasks);
         }
         tasks
     }
@@ -314,6 +323,7 @@ fn conditions(
     resource: &ApiResource,
     mirror: &Mirror<DynamicObject>,
     wanted: &BTreeMap<Key, &Vec<Condition>>,
+    generation: impl Fn(&Key) -> Option<i64>,
     now: SystemTime,
     tasks: &mut Vec<Task>,
 ) {
@@ -323,7 +333,10 @@ fn conditions(
         if conditions.is_empty() && !has_our_status(object) {
             continue;
         }
-        if let Some(body) = render::conditions_status(resource, conditions, object, now) {
+        // That of which the plan was made: the object may have changed since.
+        let of = generation(key);
+        let body = render::conditions_status(resource, conditions, object, of, now);
+        if let Some(body) = body {
             tasks.push(Task::Apply {
                 resource: resource.clone(),
                 mirror: mirror.clone(),

@@ -1,6 +1,6 @@
 //! Watched kinds as a [`Source`]: complete snapshots of what is declared in the cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +8,7 @@ use futures_util::future::select_all;
 use kube::ResourceExt as _;
 use kube::api::DynamicObject;
 use linkspan_core::backend::{Source, SourceError};
-use linkspan_core::declared::{Declared, Links, Sourced, assemble};
+use linkspan_core::declared::{Declared, Links, ObjectName, Sourced, assemble};
 use linkspan_core::servers::leave_out_unserved;
 use linkspan_core::{Locality, OwnCluster};
 use linkspan_resources::{Object, read_object};
@@ -38,6 +38,16 @@ pub struct KubernetesSource {
     /// What was given as the reason why there is no snapshot yet.
     told: Vec<Trouble>,
     /// Objects as they were when they were last good.
+    good: Good,
+}
+
+/// What was read of all kinds.
+#[derive(Default)]
+struct Read {
+    objects: Vec<Sourced>,
+    problems: Vec<String>,
+    refused: BTreeMap<ObjectName, String>,
+    generations: BTreeMap<ObjectName, i64>,
     good: Good,
 }
 
@@ -80,22 +90,23 @@ impl KubernetesSource {
     }
 
     fn read(&mut self) -> Declared {
-        let mut problems = Vec::new();
-        let mut objects = self.read_services(&mut problems);
-        let mut good = Good::new();
+        let mut read = Read::default();
+        read.objects = self.read_services(&mut read.problems);
         let exports = ("ServiceExport", self.mirrors.exports.clone());
         let links = (CLUSTER_LINK, self.mirrors.links.clone());
         let policies = ("FailoverPolicy", self.mirrors.policies.clone());
         let mut links_in_doubt = false;
         for (kind, mirror) in [exports, links, policies] {
-            let all = self.read_custom(kind, &mirror, &mut good, &mut objects, &mut problems);
+            let all = self.read_custom(kind, &mirror, &mut read);
             links_in_doubt |= kind == CLUSTER_LINK && !all;
         }
-        self.good = good;
+        self.good = read.good;
         let none = Links::new();
         let in_force = self.last.as_ref().map_or(&none, |last| &last.links);
-        let mut declared = assemble(&self.own, in_force, objects);
-        declared.problems.extend(problems);
+        let mut declared = assemble(&self.own, in_force, read.objects);
+        declared.problems.extend(read.problems);
+        declared.refused.extend(read.refused);
+        declared.generations = read.generations;
         declared.links_in_doubt |= links_in_doubt;
         let around = servers::surroundings(&self.mirrors, &self.locality, self.last.as_deref());
         let slices = self.mirrors.slices.read();
@@ -145,14 +156,16 @@ impl KubernetesSource {
         &self,
         kind: &'static str,
         mirror: &Mirror<DynamicObject>,
-        good: &mut Good,
-        objects: &mut Vec<Sourced>,
-        problems: &mut Vec<String>,
+        all: &mut Read,
     ) -> bool {
-        let before = problems.len();
+        let before = all.problems.len();
         let mirrored = mirror.read();
         for (key, object) in &mirrored.objects {
             let known = (kind, key.clone());
+            let full_name = (kind, key.0.clone(), key.1.clone());
+            if let Some(generation) = object.metadata.generation {
+                all.generations.insert(full_name.clone(), generation);
+            }
             let read = as_json(object).and_then(|json| {
                 let (namespace, name) = key;
                 let origin = match namespace.as_str() {
@@ -165,16 +178,17 @@ impl KubernetesSource {
             let read = match read {
                 Ok(read) => Some(read),
                 Err(found) => {
-                    problems.extend(found);
+                    all.refused.insert(full_name, found.join("; "));
+                    all.problems.extend(found);
                     self.good.get(&known).cloned()
                 }
             };
             if let Some(read) = read {
-                good.insert(known, read.clone());
-                objects.push(sourced(read, SystemTime::UNIX_EPOCH));
+                all.good.insert(known, read.clone());
+                all.objects.push(sourced(read, SystemTime::UNIX_EPOCH));
             }
         }
-        problems.len() == before
+        all.problems.len() == before
     }
 }
 

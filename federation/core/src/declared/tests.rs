@@ -285,3 +285,21 @@ fn an_export_says_itself_whom_it_admits_or_the_cluster_does() {
         assert_eq!(admits(annotation, by_default), admitted, "{annotation}");
     }
 }
+
+#[test]
+fn what_is_refused_is_known_by_its_name() {
+    let wrong = link_text("west", own().trust_domain.as_str());
+    let declared = assembled(&[
+        ("west.yaml", wrong),
+        ("north.yaml", link_text("north", "north.test")),
+    ]);
+    let refused: Vec<_> = declared.refused.iter().collect();
+    let name = ("ClusterLink", String::new(), "west".to_owned());
+    assert_eq!(refused.len(), 1);
+    assert_eq!(*refused[0].0, name);
+    assert!(
+        refused[0].1.contains("this cluster's own"),
+        "{}",
+        refused[0].1
+    );
+}

@@ -8,7 +8,11 @@ use crate::failover;
 use crate::merge::Merged;
 use crate::model::{ClusterId, Condition, ConditionStatus, Service, ServiceKey};
 use crate::peer::{PeerState, PeerView};
-use crate::peers::PeersView;
+
+/// Whether an object is taken as it is written.
+const ACCEPTED: &str = "Accepted";
+/// Longest message of a refusal, characters: the beginning says what to mend.
+const MAX_MESSAGE: usize = 2_000;
 
 /// Conditions of our ServiceExports.
 pub(super) fn of_exports(
@@ -62,7 +66,21 @@ pub(super) fn of_policies(
 ) -> BTreeMap<ServiceKey, Vec<Condition>> {
     let clusters: BTreeSet<_> = known.peers.keys().chain([&known.own.cluster]).collect();
     let services = services.keys().collect();
-    failover::conditions(&known.declared.policies, &services, &clusters)
+    let mut all = failover::conditions(&known.declared.policies, &services, &clusters);
+    for ((kind, namespace, name), why) in &known.declared.refused {
+        if *kind == "FailoverPolicy"
+            && let Ok(key) = ServiceKey::new(namespace, name)
+        {
+            all.insert(key, vec![refused(why)]);
+        }
+    }
+    all
+}
+
+/// That an object is not taken as it is written.
+fn refused(why: &str) -> Condition {
+    let why = why.chars().take(MAX_MESSAGE).collect::<String>();
+    Condition::new(ACCEPTED, ConditionStatus::False, "Invalid", why)
 }
 
 /// Conditions of the imports.
@@ -97,11 +115,34 @@ fn of_import(known: &Known<'_>, key: &ServiceKey, merged: &Merged) -> Condition 
 }
 
 /// Conditions of the links: texts that change with the state only, never with time.
-pub(super) fn of_links(peers: &PeersView) -> BTreeMap<ClusterId, Vec<Condition>> {
-    peers
-        .iter()
-        .map(|(cluster, peer)| (cluster.clone(), vec![of_link(peer)]))
-        .collect()
+pub(super) fn of_links(known: &Known<'_>) -> BTreeMap<ClusterId, Vec<Condition>> {
+    let accepted = || Condition::new(ACCEPTED, ConditionStatus::True, "Accepted", "");
+    let links = known.peers.iter();
+    let mut all: BTreeMap<_, _> = links
+        .map(|(cluster, peer)| (cluster.clone(), vec![accepted(), of_link(peer)]))
+        .collect();
+    for ((kind, _, name), why) in &known.declared.refused {
+        if *kind != "ClusterLink" {
+            continue;
+        }
+        let Ok(cluster) = name.parse::<ClusterId>() else {
+            continue;
+        };
+        // What was good before may be in force, and has a state.
+        let state = known.peers.get(&cluster).map_or_else(
+            || {
+                Condition::new(
+                    "Ready",
+                    ConditionStatus::False,
+                    "Invalid",
+                    "it is not accepted",
+                )
+            },
+            of_link,
+        );
+        all.insert(cluster, vec![refused(why), state]);
+    }
+    all
 }
 
 fn of_link(peer: &PeerView) -> Condition {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::declared::ObjectName;
 use crate::derived::Derived;
 use crate::dns::Zone;
 use crate::imports::ImportPort;
@@ -46,6 +47,8 @@ pub struct Desired {
     pub policy_conditions: BTreeMap<ServiceKey, Vec<Condition>>,
     /// Conditions of the links.
     pub link_conditions: BTreeMap<ClusterId, Vec<Condition>>,
+    /// Of which generation of each object the conditions speak, where the home counts them.
+    pub generations: BTreeMap<ObjectName, i64>,
     /// What is wrong with what is declared.
     pub problems: Vec<String>,
 }

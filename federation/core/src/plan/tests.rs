@@ -699,3 +699,40 @@ fn a_replaced_server_is_not_missed() {
     declare(&mut world, vec![server("b"), server("c")]);
     assert_eq!(declare(&mut world, vec![server("b")]), 2);
 }
+
+#[test]
+fn what_is_refused_says_so_whether_or_not_something_of_it_is_in_force() {
+    let mut world = World::new();
+    for cluster in ["north", "west"] {
+        world.link(cluster, Vec::new());
+    }
+    let name = |kind, namespace: &str, name: &str| (kind, namespace.to_owned(), name.to_owned());
+    world.declared.refused = BTreeMap::from([
+        (
+            name("ClusterLink", "", "west"),
+            "spec.bundle: no PEM".into(),
+        ),
+        (name("ClusterLink", "", "south"), "x".repeat(5_000)),
+        (name("FailoverPolicy", "shop", "main"), "spec: odd".into()),
+        (name("Service", "shop", "main"), "spec: odd".into()),
+    ]);
+    let generation = name("ClusterLink", "", "west");
+    world.declared.generations.insert(generation.clone(), 3);
+    let desired = world.plan();
+    let texts = |of: &Vec<Condition>| of.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let link = |cluster: &str| texts(&desired.link_conditions[cluster]);
+    assert_eq!(link("north")[0], "Accepted=True: Accepted");
+    let west = link("west");
+    assert_eq!(west[0], "Accepted=False: Invalid (spec.bundle: no PEM)");
+    assert!(
+        west[1].starts_with("Ready=True"),
+        "what was good before: {west:?}"
+    );
+    let south = link("south");
+    assert!(south[0].starts_with("Accepted=False: Invalid") && south[0].len() < 2_100);
+    assert!(south[1].starts_with("Ready=False: Invalid"), "{south:?}");
+    assert_eq!(desired.policy_conditions.len(), 1);
+    let policy = texts(&desired.policy_conditions[&service("shop/main")]);
+    assert_eq!(policy, ["Accepted=False: Invalid (spec: odd)"]);
+    assert_eq!(desired.generations[&generation], 3);
+}

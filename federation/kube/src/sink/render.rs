@@ -102,12 +102,16 @@ pub(super) fn conditions_status(
     resource: &ApiResource,
     conditions: &[Condition],
     current: &DynamicObject,
+    generation: Option<i64>,
     now: SystemTime,
 ) -> Option<Value> {
     let last: ConditionsStatus = part(current, "status").unwrap_or_default();
     let ours = |of: &&StatusCondition| OUR_CONDITIONS.contains(&of.kind.as_str());
     let last: Vec<_> = last.conditions.iter().filter(ours).cloned().collect();
-    let wanted = stamped(conditions, &last, now);
+    let mut wanted = stamped(conditions, &last, now);
+    for condition in &mut wanted {
+        condition.observed_generation = generation;
+    }
     let same = wanted.len() == last.len() && wanted.iter().all(|one| last.contains(one));
     if same {
         return None;
@@ -261,9 +265,14 @@ mod tests {
                 "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
         }));
         let resource = kinds::service_export();
-        assert_eq!(conditions_status(&resource, &[], &export, at(5)), None);
-        let ours = conditions_status(&resource, &ready(ConditionStatus::True), &export, at(5));
+        assert_eq!(
+            conditions_status(&resource, &[], &export, None, at(5)),
+            None
+        );
+        let good = ready(ConditionStatus::True);
+        let ours = conditions_status(&resource, &good, &export, Some(7), at(5));
         let ours = ours.expect("ours is missing");
+        assert_eq!(ours["status"]["conditions"][0]["observedGeneration"], 7);
         assert_eq!(
             ours["status"]["conditions"].as_array().map(Vec::len),
             Some(1)

@@ -1,6 +1,6 @@
 //! What an operator declares through federation, links included, and what is said of policies.
 
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};
 use linkspan_core::backend::{
     Declarations as _, DeclareError, LinkHome as _, Removals, Sink as _, Source as _,
@@ -273,4 +273,55 @@ async fn who_does_not_lead_declares_and_removes_nothing() {
     says_who(&withdrawn.expect_err("it stays"));
     let withdrawn = led.withdraw("FailoverPolicy", &key("led")).await;
     assert!(withdrawn.expect("withdraws").changed, "it was there");
+}
+
+/// An edit that cannot be taken: what was good stays in force, and the object says what is wrong with it.
+#[tokio::test]
+#[ignore = "needs the Kubernetes programs"]
+async fn a_link_that_is_refused_says_why_and_of_which_generation() {
+    let server = Server::own().await;
+    let client = server.client().await;
+    let mut good = link(&testing::bundle("declared.test", 1).to_pem());
+    good.metadata.name = "edited".into();
+    let links = KubernetesLinks::new(client.clone(), leading());
+    links.declare(&good).await.expect("declares");
+    let mirrors = Mirrors::watch(&client);
+    let mut source = KubernetesSource::new(own(), Default::default(), mirrors.clone());
+    let mut sink = KubernetesSink::new(client.clone(), mirrors, leading());
+    let declared = within("a snapshot", source.next()).await.expect("one");
+    let name = ("ClusterLink", String::new(), "edited".to_owned());
+    assert_eq!(declared.generations.get(&name), Some(&1));
+    assert!(declared.refused.is_empty());
+
+    // One character of the certificate.
+    let object = json!({
+        "apiVersion": "linkspan.io/v1alpha1", "kind": "ClusterLink", "metadata": {"name": "edited"},
+    });
+    let torn = good.spec.bundle.replacen("MII", "NII", 1);
+    let patch = Patch::Merge(json!({"spec": {"bundle": torn}}));
+    let api = api_of(&client, &object);
+    let edited = api.patch("edited", &PatchParams::default(), &patch).await;
+    edited.expect("the API server takes it");
+    let declared = within("the edit", source.next()).await.expect("one");
+    assert_eq!(declared.generations.get(&name), Some(&2));
+    assert!(
+        declared.refused[&name].contains("spec.bundle"),
+        "{declared:?}"
+    );
+    assert_eq!(declared.links.len(), 1, "it stays in force");
+
+    let why = Condition::new("Accepted", ConditionStatus::False, "Invalid", "spec.bundle");
+    let desired = Desired {
+        link_conditions: [("edited".parse().expect("an id"), vec![why])].into(),
+        generations: declared.generations.clone(),
+        ..Desired::default()
+    };
+    sink.apply(&desired, Removals::Held).await.expect("applies");
+    let found = api.get("edited").await.expect("it is there");
+    let told = &found.data["status"]["conditions"][0];
+    assert_eq!(
+        (&told["type"], &told["status"]),
+        (&json!("Accepted"), &json!("False"))
+    );
+    assert_eq!(told["observedGeneration"], 2);
 }
