@@ -39,8 +39,14 @@ impl Otlp {
     pub fn new(endpoint: &str, sampling: f64) -> Result<Self, &'static str> {
         let fix = "use the address of an OTLP/gRPC collector such as `http://otel-collector:4317`; \
                    TLS to a collector is not supported: use one in the same cluster or machine";
-        if !endpoint.starts_with("http://") {
+        let Some(authority) = endpoint.strip_prefix("http://") else {
             return Err(fix);
+        };
+        if has_more(authority) {
+            return Err(
+                "write `http://HOST:PORT` alone: logs and dumps show it, so that it takes \
+                        no credentials, and a collector has no path, query or fragment",
+            );
         }
         let endpoint = Endpoint::from_shared(endpoint.to_owned()).map_err(|_| fix)?;
         if endpoint.uri().host().is_none_or(str::is_empty) {
@@ -59,6 +65,21 @@ impl Otlp {
     }
 }
 
+/// Whether there is something before or after `HOST:PORT`, which may be a secret.
+fn has_more(authority: &str) -> bool {
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    authority.contains(['@', '/', '?', '#'])
+}
+
+/// An address as a problem may show it.
+fn shown(endpoint: &str) -> String {
+    let (_, authority) = endpoint.split_once("://").unwrap_or(("", endpoint));
+    match has_more(authority) {
+        true => "an address with more than host and port".to_owned(),
+        false => format!("`{}`", endpoint.escape_debug()),
+    }
+}
+
 impl RawTelemetry {
     /// Where traces go; `None` where they are not wanted, or after a problem was added.
     pub fn typed(self, problems: &mut Problems) -> Option<Otlp> {
@@ -71,8 +92,7 @@ impl RawTelemetry {
         match Otlp::new(&raw.endpoint, sampling) {
             Ok(otlp) => Some(otlp),
             Err(fix) => {
-                let found = format_args!("`{}`", raw.endpoint.escape_debug()).to_string();
-                problems.add("telemetry.otlp.endpoint", found, fix);
+                problems.add("telemetry.otlp.endpoint", shown(&raw.endpoint), fix);
                 None
             }
         }

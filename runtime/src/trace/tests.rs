@@ -15,7 +15,7 @@ use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tonic::{Request, Response, Status, transport::Server};
 
 use super::*;
-use crate::stop::Stop;
+use crate::{config::Problems, stop::Stop};
 
 /// A collector that passes on what it gets, and refuses so many spans of each message.
 struct Collector {
@@ -245,8 +245,19 @@ fn the_collector_has_a_plain_address() {
         "https://collector:4317",
         "http://",
         "http://a b",
+        "http://user:secret@collector:4317",
+        "http://secret@collector:4317",
+        "http://collector:4317/secret",
+        "http://collector:4317?token=secret",
+        "http://collector:4317/#secret",
     ] {
         assert!(Otlp::new(bad, 1.0).is_err(), "{bad}");
+        let raw = serde_json::json!({"otlp": {"endpoint": bad}});
+        let raw: RawTelemetry = serde_json::from_value(raw).unwrap();
+        let mut problems = Problems::new("linkspan.yaml");
+        assert!(raw.typed(&mut problems).is_none());
+        assert!(!format!("{problems:?}").contains("secret"), "{problems:?}");
     }
+    assert!(Otlp::new("http://collector:4317/", 1.0).is_ok());
     assert!(Otlp::new("http://collector.observability:4317", 1.0).is_ok());
 }
