@@ -10,12 +10,12 @@
 //! | shares | ready |
 //! |---|---|
 //! | all at home | our own endpoints, and no gateway |
-//! | none at home | gateways, in the slices of those clusters that have a share |
+//! | none at home | gateways |
 //! | both | gateways alone, if they may lead home, too: they keep to the shares. Else both |
 //!
-//! A gateway chooses among clusters by itself. It is listed in the slice of each cluster that has a
-//! share, so that each slice goes with its cluster; whoever spreads by address counts it once, and
-//! who reads one slice sees a way there. The own endpoints are never ready beside gateways that lead
+//! A gateway chooses among clusters by itself, so it is listed in the slice of each other cluster, and
+//! ready in all of them or in none: it is one address, and of one that is ready here and not there
+//! each proxy would believe what it read last. The own endpoints are never ready beside gateways that lead
 //! to them, or home would be counted twice.
 
 use std::collections::BTreeMap;

@@ -30,8 +30,8 @@ pub struct Deriver {
 /// Who is ready for a port, beside what each entry itself says.
 struct Lead {
     home: bool,
-    /// The clusters in whose slices gateways are.
-    away: BTreeSet<ClusterId>,
+    /// Gateways, in all slices that list them.
+    away: bool,
 }
 
 /// What one import is derived from.
@@ -207,7 +207,7 @@ impl Deriver {
             };
             let led = match own {
                 true => lead.home,
-                false => lead.away.contains(cluster),
+                false => lead.away,
             };
             for (target, mut entry) in entries {
                 entry.ready &= led;
@@ -232,17 +232,17 @@ impl Deriver {
     fn lead(&self, of: &Of<'_>, parts: &Parts, gateways: bool) -> Lead {
         let own = &self.own.cluster;
         let home = parts.contains_key(own);
-        let away: BTreeSet<_> = parts.keys().filter(|of| *of != own).cloned().collect();
-        if away.is_empty() || !gateways {
+        let away = parts.keys().any(|of| of != own);
+        if !away || !gateways {
             return Lead {
                 home: true,
-                away: BTreeSet::new(),
+                away: false,
             };
         }
         let lead_home = of.import.unmeshed_clients.contains(own);
         Lead {
             home: home && !lead_home,
-            away,
+            away: true,
         }
     }
 

@@ -391,6 +391,50 @@ fn ports_have_names_where_there_are_several() {
     assert_eq!(port_names(import), expected.into());
 }
 
+/// A cluster beside west, with so many pods.
+fn add_south(world: &mut World, pods: usize) {
+    let south: ClusterId = "south".parse().expect("an id");
+    let import = world.import();
+    let capacity = import.clusters[&"west".parse::<ClusterId>().expect("an id")].clone();
+    import.clusters.insert(south.clone(), capacity.clone());
+    import.unmeshed_clients.insert(south.clone());
+    let planned = world.desired.links.values().next().expect("west").clone();
+    world.desired.links.insert(south.clone(), planned);
+    let service = world.desired.services.get_mut(&service(KEY));
+    let service = Arc::make_mut(service.expect("there is one"));
+    service.clusters.insert(south, capacity);
+    let pods = (0..pods).map(|n| (*endpoint("south", KEY, &format!("s{n}")).endpoint).clone());
+    service.endpoints.extend(pods.map(Arc::new));
+}
+
+/// Service port, address and the port there.
+type At = (u16, IpAddr, u16);
+/// Ready, serving, terminating.
+type Conditions = (bool, bool, bool);
+
+/// What is said of each address of each port, one way or several.
+fn said(derived: &Derived) -> BTreeMap<At, BTreeSet<Conditions>> {
+    let mut said: BTreeMap<At, BTreeSet<Conditions>> = BTreeMap::new();
+    for (key, slice) in &derived.slices {
+        for entry in &slice.entries {
+            let conditions = (entry.ready, entry.serving, entry.terminating);
+            let at = said.entry((key.port, entry.ip, key.target));
+            at.or_default().insert(conditions);
+        }
+    }
+    said
+}
+
+#[test]
+fn a_gateway_is_ready_in_the_slices_of_all_clusters_once_one_has_a_share() {
+    let mut world = World::new();
+    world.pods(&[], 2);
+    add_south(&mut world, 0);
+    let derived = world.derive(0);
+    assert_eq!(ready(&derived), (0, 4), "two gateways in two slices");
+    assert!(said(&derived).values().all(|ways| ways.len() == 1));
+}
+
 proptest! {
     /// Whatever becomes of whom: nobody is led to what is not ready, nor counted twice.
     #[test]
@@ -433,6 +477,36 @@ proptest! {
             prop_assert!(!own_admits || home == 0 || away == 0);
             // Whoever can be reached is.
             prop_assert!(home + away > 0 || pods == 0 && (fit == 0 || !usable || west == 0));
+        }
+    }
+
+    /// Proxies join the slices of all clusters, in any order.
+    #[test]
+    fn of_one_address_all_slices_say_the_same(
+        here in proptest::collection::vec(any::<bool>(), 0..3),
+        (west, south) in (0_usize..3, 0_usize..3),
+        gateways in proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 0..3),
+        usable in proptest::array::uniform2(any::<bool>()),
+        admits in proptest::array::uniform3(any::<bool>()),
+    ) {
+        let mut world = World::new();
+        world.pods(&here, west);
+        add_south(&mut world, south);
+        let numbered = gateways.iter().zip(1..);
+        world.gateways = numbered.map(|((up, draining, open), number)| {
+            let mut of = gateway(number);
+            (of.ready, of.draining) = (*up, *draining);
+            if !open {
+                of.imports.as_mut().expect("it has").open.clear();
+            }
+            of
+        }).collect();
+        let links = world.desired.links.values_mut();
+        links.zip(usable).for_each(|(link, usable)| link.usable = usable);
+        let mut admits = admits.into_iter();
+        world.import().unmeshed_clients.retain(|_| admits.next().expect("one for each"));
+        for (address, ways) in said(&world.derive(0)) {
+            prop_assert!(ways.len() == 1, "{address:?}: {ways:?}");
         }
     }
 }
