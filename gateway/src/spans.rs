@@ -13,7 +13,7 @@ pub(crate) fn begin(
     let Some(parent) = parent.filter(|_| tracer.is_on()) else {
         return (Span::unrecorded(), trace);
     };
-    let (span, told) = tracer.begin(Parent::Span(parent), Kind::Internal, name);
+    let (span, told) = tracer.begin(Parent::Remote(parent), Kind::Internal, name);
     (span, told.map(|told| told.to_string()).or(trace))
 }
 

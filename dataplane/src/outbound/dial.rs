@@ -189,7 +189,7 @@ impl Dialler {
         };
         let (mut span, _) = self
             .tracer
-            .begin(Parent::Span(cause), Kind::Internal, "connect");
+            .begin(Parent::Own(cause), Kind::Internal, "connect");
         span.text("linkspan.destination.cluster", &remote.cluster);
         span.text("linkspan.destination.endpoint", &remote.id);
         span.text("linkspan.destination.service", &self.service);

@@ -111,7 +111,7 @@ metrics! {
         "Connections to endpoints that could not be made.";
 
     SPANS: Counter "linkspan_trace_spans_total" &["outcome"], PROXIES,
-        "Spans of traces: `exported`, `dropped` (the queue was full), or `failed` (the collector did not take them).";
+        "Spans of traces: `exported`, `dropped` (the queue was full, or others asked for too many), or `failed` (the collector did not take them).";
 
     LINK_UP: Gauge "linkspan_link_up" &["peer"], GATEWAY,
         "Whether a connection to the peer may carry streams.";

@@ -53,7 +53,7 @@ impl ControlMetrics {
 pub struct SpanMetrics {
     /// Taken by the collector.
     pub exported: IntCounter,
-    /// The queue was full.
+    /// The queue was full, or others asked for too many.
     pub dropped: IntCounter,
     /// Not taken by the collector.
     pub failed: IntCounter,

@@ -13,11 +13,18 @@ mod context;
 mod export;
 mod span;
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::mpsc;
 
-use crate::telemetry::SpanMetrics;
+use crate::{
+    rate::{Limiter, Rate},
+    telemetry::SpanMetrics,
+};
 
 pub use config::{Otlp, RawTelemetry};
 pub use context::{NoContext, SpanContext};
@@ -27,6 +34,16 @@ pub use span::{Kind, Span};
 /// Spans that wait for being sent: some seconds of a busy proxy, 2 MiB or so.
 const QUEUE: usize = 2_048;
 
+/// Spans that other processes may have recorded here: 200 a second, whoever asks for more. What is
+/// sampled by our own part, which nobody can choose, is not in it.
+const ASKED: Rate = Rate {
+    burst: 200,
+    every: Duration::from_millis(5),
+    sources: 1,
+};
+/// All who ask have one bucket.
+const ANYBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
 /// Makes spans. Clones are one and the same.
 #[derive(Clone, Debug, Default)]
 pub struct Tracer(Option<Arc<Inner>>);
@@ -34,8 +51,34 @@ pub struct Tracer(Option<Arc<Inner>>);
 #[derive(Debug)]
 struct Inner {
     sampling: f64,
+    asked: Limiter,
     queue: mpsc::Sender<span::Finished>,
     metrics: SpanMetrics,
+}
+
+impl Inner {
+    fn new(sampling: f64, queue: mpsc::Sender<span::Finished>, metrics: SpanMetrics) -> Self {
+        Self {
+            sampling,
+            asked: Limiter::new(ASKED),
+            queue,
+            metrics,
+        }
+    }
+
+    /// Whether a span is recorded because another process says so. Anybody can say it, so it counts
+    /// for so many; where all are recorded anyway it adds nothing, and where none are it changes
+    /// nothing.
+    fn records_asked(&self, now: Instant) -> bool {
+        if self.sampling <= 0.0 || self.sampling >= 1.0 {
+            return self.sampling >= 1.0;
+        }
+        let admitted = self.asked.admit(ANYBODY, now).is_ok();
+        if !admitted {
+            self.metrics.dropped.inc();
+        }
+        admitted
+    }
 }
 
 /// Who sends spans, for the collector's reader.
@@ -56,8 +99,11 @@ pub struct Sender {
 pub enum Parent {
     /// It begins a trace, if chance says so.
     None,
-    /// It is caused by that one, and recorded if that one is.
-    Span(SpanContext),
+    /// It is caused by that one of this process, and recorded if that one is.
+    Own(SpanContext),
+    /// It is caused by that one of another process, and recorded if that one is said to be, within
+    /// bounds.
+    Remote(SpanContext),
 }
 
 impl Tracer {
@@ -71,11 +117,7 @@ impl Tracer {
     #[must_use]
     pub fn new(otlp: &Otlp, sender: &Sender, metrics: SpanMetrics) -> (Self, Exporter) {
         let (queue, finished) = mpsc::channel(QUEUE);
-        let inner = Inner {
-            sampling: otlp.sampling,
-            queue,
-            metrics: metrics.clone(),
-        };
+        let inner = Inner::new(otlp.sampling, queue, metrics.clone());
         let exporter = Exporter::new(otlp.endpoint.clone(), sender, finished, metrics);
         (Self(Some(Arc::new(inner))), exporter)
     }
@@ -99,8 +141,11 @@ impl Tracer {
             return (Span::unrecorded(), None);
         };
         let (context, parent) = match parent {
-            Parent::Span(parent) if !parent.sampled => return (Span::unrecorded(), None),
-            Parent::Span(parent) => (child(parent), Some(parent.span)),
+            Parent::Own(parent) if parent.sampled => (child(parent), Some(parent.span)),
+            Parent::Remote(parent) if parent.sampled && inner.records_asked(Instant::now()) => {
+                (child(parent), Some(parent.span))
+            }
+            Parent::Own(_) | Parent::Remote(_) => return (Span::unrecorded(), None),
             Parent::None => (root(inner.sampling), None),
         };
         let span = match context.sampled {

@@ -190,42 +190,78 @@ async fn a_dead_collector_holds_nobody_up() {
     assert_eq!(metrics.exported.get(), 0);
 }
 
+fn queued(sampling: f64) -> (Tracer, mpsc::Receiver<span::Finished>) {
+    let (queue, finished) = mpsc::channel(8);
+    let metrics = SpanMetrics::register(&Registry::new()).unwrap();
+    let inner = Inner::new(sampling, queue, metrics);
+    (Tracer(Some(Arc::new(inner))), finished)
+}
+
+const ASKING: SpanContext = SpanContext {
+    trace: 5,
+    span: 6,
+    sampled: true,
+};
+
 #[test]
 fn what_a_parent_says_holds() {
-    let (queue, mut finished) = mpsc::channel(8);
-    let metrics = SpanMetrics::register(&Registry::new()).unwrap();
-    let tracer = |sampling| {
-        let (queue, metrics) = (queue.clone(), metrics.clone());
-        Tracer(Some(Arc::new(Inner {
-            sampling,
-            queue,
-            metrics,
-        })))
-    };
-    let parent = |sampled| SpanContext {
-        trace: 5,
-        span: 6,
-        sampled,
-    };
-    let (span, told) = tracer(1.0).begin(Parent::Span(parent(false)), Kind::Client, "call");
-    assert!(
-        !span.is_recorded() && told.is_none(),
-        "as it came, it goes on"
-    );
-    let (span, told) = tracer(0.0).begin(Parent::Span(parent(true)), Kind::Client, "call");
-    let context = span.context().unwrap();
-    assert!(context.trace == 5 && context.span != 6 && context.sampled && told == Some(context));
-    drop(span);
-    let recorded = finished.try_recv().unwrap();
-    assert_eq!(recorded.parent_span_id, 6u64.to_be_bytes());
-    let (span, told) = tracer(0.0).begin(Parent::None, Kind::Client, "call");
+    // Of roots next to none.
+    let (tracer, mut finished) = queued(1e-12);
+    for parent in [Parent::Remote, Parent::Own] {
+        let unasked = SpanContext {
+            sampled: false,
+            ..ASKING
+        };
+        let (span, told) = tracer.begin(parent(unasked), Kind::Client, "call");
+        assert!(
+            !span.is_recorded() && told.is_none(),
+            "as it came, it goes on"
+        );
+        let (span, told) = tracer.begin(parent(ASKING), Kind::Client, "call");
+        let context = span.context().unwrap();
+        assert!(context.trace == 5 && context.span != 6 && context.sampled);
+        assert_eq!(told, Some(context));
+        drop(span);
+        let recorded = finished.try_recv().unwrap();
+        assert_eq!(recorded.parent_span_id, 6u64.to_be_bytes());
+        let (span, told) = Tracer::off().begin(parent(ASKING), Kind::Client, "call");
+        assert!(!span.is_recorded() && told.is_none());
+    }
+    let (span, told) = tracer.begin(Parent::None, Kind::Client, "call");
     assert!(!span.is_recorded());
     assert!(
         told.is_some_and(|told| !told.sampled),
         "others are told not to begin one"
     );
-    let (span, told) = Tracer::off().begin(Parent::Span(parent(true)), Kind::Client, "call");
+}
+
+#[test]
+fn where_none_are_wanted_nobody_can_ask() {
+    let (tracer, _finished) = queued(0.0);
+    let (span, told) = tracer.begin(Parent::Remote(ASKING), Kind::Server, "call");
     assert!(!span.is_recorded() && told.is_none());
+}
+
+#[test]
+fn others_have_so_many_recorded_and_no_more() {
+    let now = Instant::now();
+    let recorded = |tracer: &Tracer, now| {
+        let inner = tracer.0.as_ref().unwrap();
+        (0..1_000).filter(|_| inner.records_asked(now)).count()
+    };
+    let (tracer, _finished) = queued(0.5);
+    assert_eq!(recorded(&tracer, now), 200);
+    assert_eq!(recorded(&tracer, now + Duration::from_millis(500)), 100);
+    assert_eq!(recorded(&tracer, now + Duration::from_secs(60)), 200);
+    let dropped = tracer.0.as_ref().unwrap().metrics.dropped.get();
+    assert_eq!(dropped, 2_500, "they are counted");
+    let (all, _finished) = queued(1.0);
+    assert_eq!(recorded(&all, now), 1_000, "all are recorded anyway");
+    // And what is asked for from outside is what is bounded.
+    let (span, _) = tracer.begin(Parent::Remote(ASKING), Kind::Server, "call");
+    assert!(!span.is_recorded(), "the bucket is empty");
+    let (span, _) = tracer.begin(Parent::Own(ASKING), Kind::Internal, "connect");
+    assert!(span.is_recorded());
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn parent(headers: &HeaderMap) -> Parent {
         return Parent::None;
     };
     let context = one.to_str().ok().and_then(|text| text.parse().ok());
-    context.map_or(Parent::None, Parent::Span)
+    context.map_or(Parent::None, Parent::Remote)
 }
 
 fn value(context: SpanContext) -> HeaderValue {
@@ -78,7 +78,7 @@ mod tests {
     #[tokio::test]
     async fn a_recorded_trace_goes_on_with_this_span() {
         let mut headers = head(&[("traceparent", PARENT), ("tracestate", "a=1,b=2")]);
-        let span = begin(&tracer(0.0), &mut headers, Kind::Client);
+        let span = begin(&tracer(0.5), &mut headers, Kind::Client);
         let context = span.context().unwrap();
         assert_eq!(text(&headers, "traceparent"), Some(&*context.to_string()));
         assert!(context.to_string().starts_with(&PARENT[..36]));
