@@ -301,10 +301,7 @@ impl Site {
             image: webhook.image.clone(),
             image_pull_policy: webhook.image_pull_policy.clone(),
         });
-        let webhook = Webhook {
-            configs,
-            injections,
-        };
+        let webhook = Webhook::new(configs, injections);
         let serving = webhook::serve(listener, webhook, self.stop.clone());
         tasks.essential("webhook", done(serving));
     }

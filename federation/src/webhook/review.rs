@@ -9,6 +9,10 @@ const VERSION: &str = "admission.k8s.io/v1";
 /// What an API server answers for what is well-formed and cannot be.
 const UNPROCESSABLE: u16 = 422;
 
+/// Values in one question: some hundred times what large pods have. Each costs some hundred bytes
+/// while it is looked at, however short it is written.
+const MAX_VALUES: usize = 50_000;
+
 /// By what a pod is judged, beside itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Context<'a> {
@@ -23,6 +27,8 @@ pub(crate) struct Context<'a> {
 pub(crate) enum Malformed {
     #[error("this is no AdmissionReview")]
     NoReview(#[from] serde_json::Error),
+    #[error("this has more than {MAX_VALUES} values, which is no pod")]
+    TooMuch,
     #[error("this is `{0}`, and not an AdmissionReview of {VERSION} with a request")]
     OtherKind(String),
     #[error("pods are reviewed here as they are made, and this is {operation} of {kind}")]
@@ -57,6 +63,9 @@ struct Kind {
 /// Answers a review of a pod that is to have a sidecar: by a patch that puts it in, by a refusal that
 /// says why it cannot have one, or, where the pod says that it wants none, by leaving it as it is.
 pub(crate) fn review(bytes: &[u8], context: Context<'_>) -> Result<Vec<u8>, Malformed> {
+    if has_more_values(bytes, MAX_VALUES) {
+        return Err(Malformed::TooMuch);
+    }
     let review: Review = serde_json::from_slice(bytes)?;
     let named = format!("{} {}", review.api_version, review.kind);
     let ours = review.api_version == VERSION && review.kind == "AdmissionReview";
@@ -75,6 +84,21 @@ pub(crate) fn review(bytes: &[u8], context: Context<'_>) -> Result<Vec<u8>, Malf
         "response": response(&request, context),
     });
     Ok(answer.to_string().into_bytes())
+}
+
+/// Whether this JSON may have more values than so many: each but the first follows one of these signs.
+fn has_more_values(json: &[u8], most: usize) -> bool {
+    let (mut in_text, mut escaped, mut values) = (false, false, 0);
+    for byte in json {
+        match (in_text, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_text = !in_text,
+            (false, b'{' | b'[' | b',') => values += 1,
+            _ => {}
+        }
+    }
+    values > most
 }
 
 fn response(request: &Request, context: Context<'_>) -> Value {
@@ -297,6 +321,25 @@ mod tests {
         for object in [json!(null), json!({}), json!({ "metadata": 7, "spec": {} })] {
             assert_eq!(answer(&object, Capture::Yes)["allowed"], false);
         }
+    }
+
+    #[test]
+    fn what_has_more_values_than_a_pod_is_not_looked_at() {
+        let text = r#"{"a\",[{":[1,{"b":",,,"}]}"#;
+        assert!(has_more_values(text.as_bytes(), 3));
+        assert!(!has_more_values(text.as_bytes(), 4));
+        let mut pod = pod();
+        let injection = injection();
+        let mut ask = |maps: usize| {
+            pod["spec"]["many"] = vec![json!({ "": 0 }); maps].into();
+            let context = Context {
+                injection: &injection,
+                capture: Capture::Yes,
+            };
+            review(asked(&pod).to_string().as_bytes(), context)
+        };
+        ask(20_000).unwrap();
+        assert!(matches!(ask(30_000), Err(Malformed::TooMuch)));
     }
 
     /// Anything that JSON can say, out of the words that matter here.

@@ -16,7 +16,7 @@ use linkspan_runtime::{
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -30,9 +30,12 @@ use super::{
 /// Connections in all, and of one source: an API server has one for each review under way, and keeps
 /// some; there are a few of them, and pods that have no business here.
 const MAX_CONNECTIONS: usize = 128;
-const MAX_PER_SOURCE: usize = 64;
+const MAX_PER_SOURCE: usize = 32;
 /// Largest question: API servers keep objects of up to 1.5 MiB, and say a little about who asks.
 const MAX_BODY: usize = 2 * 1024 * 1024;
+/// Questions that are looked at, each of which may cost some ten megabytes: whoever reaches the port
+/// may ask, and federation has more to do.
+const AT_ONCE: usize = 2;
 /// A handshake is two round trips, within one cluster.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a connection may wait for its next question.
@@ -48,8 +51,22 @@ pub(crate) type Injections = Arc<dyn Fn() -> Injection + Send + Sync>;
 /// All that the port needs.
 #[derive(Clone)]
 pub(crate) struct Webhook {
-    pub(crate) configs: watch::Receiver<Option<Arc<ServerConfig>>>,
-    pub(crate) injections: Injections,
+    configs: watch::Receiver<Option<Arc<ServerConfig>>>,
+    injections: Injections,
+    turns: Arc<Semaphore>,
+}
+
+impl Webhook {
+    pub(crate) fn new(
+        configs: watch::Receiver<Option<Arc<ServerConfig>>>,
+        injections: Injections,
+    ) -> Self {
+        Self {
+            configs,
+            injections,
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+        }
+    }
 }
 
 /// Answers until `stop` drains; what is under way then is answered.
@@ -131,12 +148,25 @@ impl Webhook {
             let why = "linkspan: the review is too large, or did not come in time\n";
             return said(StatusCode::PAYLOAD_TOO_LARGE, why);
         };
-        let injection = (self.injections)();
-        let context = Context {
-            injection: &injection,
-            capture,
+        let (body, injection) = (body.to_bytes(), (self.injections)());
+        let judged = move || {
+            let context = Context {
+                injection: &injection,
+                capture,
+            };
+            review(&body, context)
         };
-        match review(&body.to_bytes(), context) {
+        // Never closed.
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
+        let judging = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            judged()
+        });
+        let Ok(judged) = judging.await else {
+            let why = "linkspan: the review failed; see federation's log\n";
+            return said(StatusCode::INTERNAL_SERVER_ERROR, why);
+        };
+        match judged {
             Ok(answer) => {
                 let mut response = Response::new(Full::from(answer));
                 let json = header::HeaderValue::from_static("application/json");

@@ -56,10 +56,7 @@ async fn bench() -> Bench {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = Stop::new();
-    let webhook = Webhook {
-        configs,
-        injections: Arc::new(injection),
-    };
+    let webhook = Webhook::new(configs, Arc::new(injection));
     let serving = tokio::spawn(serve(listener, webhook, stop.clone()));
     Bench {
         address,
