@@ -251,6 +251,19 @@ fn end_of(mut stream: TcpStream) -> Result<usize, ErrorKind> {
     stream.read(&mut [0; 64]).map_err(|error| error.kind())
 }
 
+/// That both ends of a connection hear each other.
+fn exchange(one: &mut TcpStream, other: &mut TcpStream) -> Result<()> {
+    other.set_read_timeout(Some(PATIENCE))?;
+    let mut heard = [0; 5];
+    one.write_all(b"there")?;
+    other.read_exact(&mut heard)?;
+    ensure!(&heard == b"there");
+    other.write_all(b"again")?;
+    one.read_exact(&mut heard)?;
+    ensure!(&heard == b"again");
+    Ok(())
+}
+
 /// A reset may come before the caller knows that there was a connection.
 fn is_reset(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
@@ -300,7 +313,18 @@ async fn who_knows_nothing_of_the_mesh_calls_through_it() -> Result<()> {
         world.passed()? == 0,
         "the sidecar's own connections were captured"
     );
+
+    // What is captured stays so when the rules go; what is new is not.
+    let mut standing = world.connect((ip(ECHO_4), 80).into())?;
+    let mut name = [0; "east\n".len()];
+    standing.read_exact(&mut name).context("the echo's name")?;
     world.capture(&["down"])?;
+    standing.write_all(b"after")?;
+    let mut echoed = [0; "after".len()];
+    standing
+        .read_exact(&mut echoed)
+        .context("after the rules")?;
+    ensure!(&echoed == b"after" && world.lab.seen()? == 0);
     let outside = world.connect((ip(CHECKOUT_4), 80).into());
     ensure!(outside.is_err() && world.lab.seen()? > 0, "the router sees");
     Ok(())
@@ -311,8 +335,15 @@ async fn who_knows_nothing_of_the_mesh_calls_through_it() -> Result<()> {
 async fn what_is_not_of_the_mesh_passes_untouched() -> Result<()> {
     let mut world = World::start().await?;
     world.start_sidecar("/readyz")?;
-    world.capture(&["up"])?;
     let (listener, address) = bystander(&world.lab)?;
+
+    // What stands before there are rules is nobody's business.
+    let mut standing = world.connect(address)?;
+    let (mut other_end, from) = listener.accept()?;
+    ensure!(from == standing.local_addr()?);
+    world.capture(&["up"])?;
+    exchange(&mut standing, &mut other_end).context("before the rules")?;
+    ensure!(world.passed()? == 0);
 
     let mut client = world.connect(address)?;
     client.write_all(b"ping")?;

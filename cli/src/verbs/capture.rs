@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use clap::Subcommand;
 use ipnet::IpNet;
-use linkspan_sidecar::capture::rules::{OUTBOUND_PORT, Redirection, SIDECAR_UID, TABLE, removal};
+use linkspan_sidecar::capture::rules::{OUTBOUND_PORT, Redirection, SIDECAR_UID, TABLE, at_rest};
 
 use crate::{
     exit::{Failure, help},
@@ -104,10 +104,7 @@ impl std::str::FromStr for Except {
 pub(crate) fn capture(args: &Args) -> Result<(), Failure> {
     match &args.verb {
         Verb::Up(args) => up(args),
-        Verb::Down(nft) => {
-            nft.load(&removal())?;
-            write_out(b"calls are not captured any more; connections that stand go on\n")
-        }
+        Verb::Down(nft) => down(nft),
         Verb::Show(nft) => show(nft),
     }
 }
@@ -144,18 +141,36 @@ fn up(args: &UpArgs) -> Result<(), Failure> {
     write_out(said.as_bytes())
 }
 
-fn show(nft: &Nft) -> Result<(), Failure> {
-    let tables = nft.run(&["list", "tables", "inet"], "")?;
-    let ours = format!("table inet {TABLE}");
-    let listed = String::from_utf8_lossy(&tables.stdout);
-    if !listed.lines().any(|line| line.trim() == ours) {
-        return write_out(b"calls are not captured here\n");
+fn down(nft: &Nft) -> Result<(), Failure> {
+    if nft.table()?.is_none() {
+        return write_out(NOT_CAPTURED);
     }
-    let rules = nft.run(&["list", "table", "inet", TABLE], "")?;
-    write_out(&rules.stdout)
+    nft.load(&at_rest())?;
+    write_out(b"calls are not captured any more; captured connections go on by the sidecar\n")
 }
 
+fn show(nft: &Nft) -> Result<(), Failure> {
+    match nft.table()? {
+        Some(rules) if rules.contains(" redirect ") => write_out(rules.as_bytes()),
+        _ => write_out(NOT_CAPTURED),
+    }
+}
+
+const NOT_CAPTURED: &[u8] = b"calls are not captured here\n";
+
 impl Nft {
+    /// Our table as it is loaded.
+    fn table(&self) -> Result<Option<String>, Failure> {
+        let tables = self.run(&["list", "tables", "inet"], "")?;
+        let ours = format!("table inet {TABLE}");
+        let listed = String::from_utf8_lossy(&tables.stdout);
+        if !listed.lines().any(|line| line.trim() == ours) {
+            return Ok(None);
+        }
+        let rules = self.run(&["list", "table", "inet", TABLE], "")?;
+        Ok(Some(String::from_utf8_lossy(&rules.stdout).into_owned()))
+    }
+
     /// Loads rules, all of them or none.
     fn load(&self, rules: &str) -> Result<(), Failure> {
         self.run(&["-f", "-"], rules).map(drop)

@@ -2,8 +2,9 @@
 //! made here and loaded by `linkspan capture up`.
 //!
 //! No loop is possible: what the sidecar's own user sends is left alone, and so is loopback, to which
-//! what was redirected goes. All of it is in one table of our own, which replaces its former self in
-//! one transaction and takes everything along when it goes.
+//! what was redirected goes. Only what begins a connection is led anywhere: connections that stand when
+//! rules come stay what they are. All of it is in one table of our own, which replaces its former self
+//! in one transaction.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
@@ -49,21 +50,11 @@ impl Redirection {
     /// priority is that of destination NAT, by number: old versions of `nft` know no name for it here.
     #[must_use]
     pub fn ruleset(&self) -> String {
-        let mut rules = removal();
-        let _ = writeln!(rules, "table inet {TABLE} {{");
-        let _ = writeln!(rules, "\tchain outbound {{");
-        let _ = writeln!(
-            rules,
-            "\t\ttype nat hook output priority -100; policy accept;"
-        );
-        for rule in self.rules() {
-            let _ = writeln!(rules, "\t\t{rule}");
-        }
-        rules.push_str("\t}\n}\n");
-        rules
+        table(&self.rules())
     }
 
-    /// In the order in which a packet meets them; only the first packet of a connection does.
+    /// In the order in which a packet meets them; only the first packet of a connection does, or the
+    /// first that is seen of one that stands.
     fn rules(&self) -> Vec<String> {
         let mut rules = vec![
             format!("meta l4proto != {TCP} return"),
@@ -93,7 +84,10 @@ impl Redirection {
             let ports: Vec<_> = self.except_ports.iter().map(u16::to_string).collect();
             rules.push(format!("tcp dport {{ {} }} return", ports.join(", ")));
         }
-        rules.push(format!("meta l4proto {TCP} redirect to :{}", self.to));
+        // Without `== syn` the tracking of connections, which begins with these rules, would take what
+        // stands for new, and cut it: databases, and whoever is logged in to type this.
+        let begins = "tcp flags & (fin | syn | rst | ack) == syn";
+        rules.push(format!("{begins} redirect to :{}", self.to));
         rules
     }
 
@@ -109,10 +103,29 @@ impl Redirection {
     }
 }
 
-/// What takes the table away, also where there is none.
+/// The table that leads nothing anywhere, for when calls are captured no more. It has to stay: the kernel
+/// translates the addresses of captured connections only while there is a chain of this type, and
+/// tracks them only while a rule asks for it, as this one does that changes nothing. Without, it would
+/// send the rest of them to where they were meant for, in the clear.
 #[must_use]
-pub fn removal() -> String {
-    format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
+pub fn at_rest() -> String {
+    table(&["ct state new return".to_owned()])
+}
+
+/// The table with these rules, in place of the former one, also where there is none.
+fn table(rules: &[String]) -> String {
+    let mut text = format!("add table inet {TABLE}\ndelete table inet {TABLE}\n");
+    let _ = writeln!(text, "table inet {TABLE} {{");
+    let _ = writeln!(text, "\tchain outbound {{");
+    let _ = writeln!(
+        text,
+        "\t\ttype nat hook output priority -100; policy accept;"
+    );
+    for rule in rules {
+        let _ = writeln!(text, "\t\t{rule}");
+    }
+    text.push_str("\t}\n}\n");
+    text
 }
 
 #[cfg(test)]
@@ -142,14 +155,16 @@ mod tests {
         before(&rules, "meta l4proto != 6 return", redirect);
         before(&rules, "meta skuid 15000 return", redirect);
         before(&rules, "oifname \"lo\" return", redirect);
+        before(&rules, "== syn redirect", "}");
         assert!(!rules.contains("daddr") && !rules.contains("dport"));
     }
 
     #[test]
     fn the_table_replaces_itself_in_one_transaction() {
         let rules = rules(|_| {});
-        assert!(rules.starts_with(&removal()));
         before(&rules, "add table", "delete table");
+        assert_eq!(at_rest().matches(" redirect ").count(), 0);
+        before(&at_rest(), "delete table", "type nat hook output");
         before(&rules, "delete table", "table inet linkspan_capture {");
     }
 
