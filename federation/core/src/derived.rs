@@ -25,7 +25,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::direct::Entry;
-use crate::model::{AppProtocol, ClusterId, Import, ServiceKey};
+use crate::model::{AppProtocol, ClusterId, ServiceKey, ServicePort};
 
 mod deriver;
 mod shares;
@@ -50,15 +50,14 @@ pub fn derived_name(service: &ServiceKey) -> String {
 /// The names of an import's ports where each needs one: its own, or one made of its number. A single
 /// port needs none.
 #[must_use]
-pub fn port_names(import: &Import) -> BTreeMap<u16, Arc<str>> {
-    let single = import.ports.len() == 1;
-    let name = |port: &crate::model::ServicePort| match &port.name {
+pub fn port_names(ports: &[ServicePort]) -> BTreeMap<u16, Arc<str>> {
+    let single = ports.len() == 1;
+    let name = |port: &ServicePort| match &port.name {
         Some(name) => Arc::clone(name),
         None if single => Arc::from(""),
         None => Arc::from(format!("linkspan-{}", port.port)),
     };
-    let ports = import.ports.iter();
-    ports.map(|port| (port.port, name(port))).collect()
+    ports.iter().map(|port| (port.port, name(port))).collect()
 }
 
 /// What stands for one import.
@@ -66,6 +65,8 @@ pub fn port_names(import: &Import) -> BTreeMap<u16, Arc<str>> {
 pub struct Derived {
     /// The addresses of its Service; none before it has them.
     pub ips: Vec<IpAddr>,
+    /// The ports of its Service: as callers here see the import, whose own cluster's ports stand.
+    pub ports: Vec<ServicePort>,
     /// Where they lead.
     pub slices: BTreeMap<SliceKey, Slice>,
 }

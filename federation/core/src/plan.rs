@@ -124,12 +124,12 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
 }
 
 /// An address stays what it is while nobody exports the service: who calls it does not mean anything
-/// else.
+/// else. Its ports are those that callers here see: a peer takes none of ours.
 fn plan_vips(declared: &Declared, merged: &BTreeMap<ServiceKey, Merged>) -> BTreeMap<IpAddr, Vip> {
     let mut vips = BTreeMap::new();
     for (service, addresses) in &declared.clusterset_ips {
-        let import = merged.get(service).map(|merged| &merged.import);
-        let ports = import.into_iter().flat_map(|import| &import.ports);
+        let seen = merged.get(service).map(|merged| &merged.seen);
+        let ports = seen.into_iter().flat_map(|seen| &seen.ports);
         let vip = Vip {
             service: service.clone(),
             ports: ports.map(|port| port.port).collect(),

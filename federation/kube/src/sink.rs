@@ -132,7 +132,7 @@ impl KubernetesSink {
             let name = (key.0.clone(), derived_name(service));
             let current = services.objects.get(&name).map(AsRef::as_ref);
             let (resource, mirror) = (kinds::service(), self.mirrors.derived.clone());
-            match derived::service(import, owner, current) {
+            match derived::service(import, of, owner, current) {
                 None => {}
                 Some(derived::Write::Apply(body)) => tasks.push(Task::Apply {
                     resource,

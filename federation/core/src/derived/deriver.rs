@@ -83,6 +83,8 @@ impl Deriver {
             let ips = declared.clusterset_ips.get(key).cloned();
             let mut of = Derived {
                 ips: ips.unwrap_or_default(),
+                // What we do not export does not change what others do.
+                ports: import.ports.clone(),
                 ..Derived::default()
             };
             if let Some(service) = led_by(import, desired, &self.own.cluster) {
@@ -94,7 +96,8 @@ impl Deriver {
                     gateways: &gateways,
                 };
                 let seen = self.seen_by_callers(&of_import);
-                for port in &import.ports {
+                of.ports.clone_from(&service.ports);
+                for port in &service.ports {
                     let of_port = ImportPort {
                         service: key.clone(),
                         port: port.port,
@@ -173,7 +176,7 @@ impl Deriver {
         parts: &Parts,
         slices: &mut BTreeMap<SliceKey, Slice>,
     ) {
-        let names = port_names(of.import);
+        let names = port_names(&of.service.ports);
         let remote = of.gateway_entries(port.port);
         let lead = self.lead(of, parts, remote.iter().any(|(_, entry)| entry.ready));
         let mut put = |key: SliceKey, remote: bool, entries: Vec<Entry>| {
@@ -197,7 +200,7 @@ impl Deriver {
         let exposing = |(_, capacity): &(&ClusterId, &crate::model::ClusterCapacity)| {
             capacity.ports.contains(&port.port)
         };
-        for (cluster, _) in of.import.clusters.iter().filter(exposing) {
+        for (cluster, _) in of.service.clusters.iter().filter(exposing) {
             let own = *cluster == self.own.cluster;
             let mut found: BTreeMap<(u16, bool), Vec<Entry>> = BTreeMap::new();
             let entries = match own {

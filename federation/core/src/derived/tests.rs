@@ -18,7 +18,8 @@ use crate::direct::{DirectEndpoint, PodName};
 use crate::gateways::{GatewayRegistration, Gateways, ImportListeners};
 use crate::imports::ImportPort;
 use crate::model::{
-    Condition, ConditionStatus, Endpoint, ImportType, Locality, Service, SessionAffinity, SpiffeId,
+    Condition, ConditionStatus, Endpoint, Import, ImportType, Locality, Service, SessionAffinity,
+    SpiffeId,
 };
 use crate::plan::{Desired, PlannedLink};
 use crate::presence::Session;
@@ -324,6 +325,22 @@ fn who_denies_such_callers_gets_no_slice_and_that_is_said() {
     );
 }
 
+/// It only has to claim to be older.
+#[test]
+fn a_peer_takes_no_port_of_ours_from_the_address() {
+    let mut world = World::new();
+    let own = own().cluster;
+    let import = world.import();
+    import.ports = vec![port(8080)];
+    for (cluster, of) in &mut import.clusters {
+        of.ports = if *cluster == own { vec![] } else { vec![8080] };
+    }
+    let derived = world.derive(0);
+    assert_eq!(derived.ports, [port(80)]);
+    assert!(derived.slices.keys().all(|of| of.port == 80));
+    assert_eq!(ready(&derived).0, 2);
+}
+
 #[test]
 fn an_import_without_an_address_is_pending() {
     let mut world = World::new();
@@ -384,11 +401,11 @@ fn what_led_somewhere_goes_on_to_while_removals_are_held() {
 #[test]
 fn ports_have_names_where_there_are_several() {
     let mut world = World::new();
-    let import = world.import();
-    assert_eq!(port_names(import), [(80, Arc::from(""))].into());
-    import.ports.push(crate::testing::named_port("admin", 81));
+    let ports = &mut world.import().ports;
+    assert_eq!(port_names(ports), [(80, Arc::from(""))].into());
+    ports.push(crate::testing::named_port("admin", 81));
     let expected = [(80, Arc::from("linkspan-80")), (81, Arc::from("admin"))];
-    assert_eq!(port_names(import), expected.into());
+    assert_eq!(port_names(ports), expected.into());
 }
 
 /// A cluster beside west, with so many pods.

@@ -231,10 +231,13 @@ fn an_older_export_of_a_peer_takes_no_own_port_away() {
         remote_endpoint("west", "shop/checkout", "w1"),
     ];
     world.link("west", records);
+    let (key, address) = (service("shop/checkout"), "10.99.0.1".parse().unwrap());
+    let ips = &mut world.declared.clusterset_ips;
+    ips.insert(key.clone(), vec![address]);
     let desired = world.plan();
-    let key = service("shop/checkout");
     let seen = &desired.services[&key];
     assert_eq!(seen.ports, [port(80)]);
+    assert_eq!(desired.vips[&address].ports, [80]);
     assert_eq!(seen.clusters[&world.own.cluster].ports, [80]);
     assert_eq!(
         desired.imports[&key].ports,

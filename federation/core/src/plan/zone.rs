@@ -16,9 +16,9 @@ pub(super) fn plan_zone(
 ) -> Zone {
     let mut zone = Zone::default();
     for (key, merged) in merged {
-        let import = &merged.import;
-        let entry = match import.import_type {
-            ImportType::ClusterSetIP => cluster_set_ip(known, import),
+        let entry = match merged.import.import_type {
+            // The ports that the address has.
+            ImportType::ClusterSetIP => cluster_set_ip(known, &merged.seen),
             ImportType::Headless => Entry::Headless(hosts(known, key, local.get(key))),
         };
         zone.insert(key.clone(), entry);

@@ -29,14 +29,15 @@ pub(super) enum Write {
     Merge(Value),
 }
 
-/// The Service of an import.
+/// The Service of an import, with the ports of what is derived from it.
 pub(super) fn service(
     import: &Import,
+    derived: &Derived,
     owner: &DynamicObject,
     current: Option<&DynamicObject>,
 ) -> Option<Write> {
-    let names = port_names(import);
-    let ports = import.ports.iter().map(|port| {
+    let names = port_names(&derived.ports);
+    let ports = derived.ports.iter().map(|port| {
         let mut of = json!({ "port": port.port, "protocol": "TCP" });
         if !names[&port.port].is_empty() {
             of["name"] = json!(&*names[&port.port]);

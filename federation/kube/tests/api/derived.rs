@@ -170,6 +170,7 @@ fn derived() -> Derived {
     let west = slice("west", 16000, &[("10.0.1.1", false), ("10.0.1.2", false)]);
     Derived {
         ips: Vec::new(),
+        ports: vec![port(80)],
         slices: [east, west].into(),
     }
 }
