@@ -105,7 +105,7 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
         exported: plan_exported(known, &local),
         outgoing: plan_outgoing(known, &local),
         links: plan_links(known.peers),
-        vips: plan_vips(known.declared, &merged),
+        vips: plan_vips(known.declared, &local, &merged),
         export_conditions: conditions::of_exports(known, &merged),
         import_conditions: conditions::of_imports(known, &merged),
         policy_conditions: conditions::of_policies(known, &services),
@@ -124,11 +124,19 @@ pub fn plan(known: &Known<'_>, now: Now) -> Desired {
 }
 
 /// An address stays what it is while nobody exports the service: who calls it does not mean anything
-/// else. Its ports are those that callers here see: a peer takes none of ours.
-fn plan_vips(declared: &Declared, merged: &BTreeMap<ServiceKey, Merged>) -> BTreeMap<IpAddr, Vip> {
+/// else. Its ports are those that callers here see: a peer takes none of ours. Of a service that is
+/// declared here and not exported it has none: what proxies have under that name is this cluster's
+/// own, and not what the address means.
+fn plan_vips(
+    declared: &Declared,
+    local: &BTreeMap<ServiceKey, Local<'_>>,
+    merged: &BTreeMap<ServiceKey, Merged>,
+) -> BTreeMap<IpAddr, Vip> {
+    let is_kept = |key: &ServiceKey| local.get(key).is_some_and(|local| local.export.is_none());
     let mut vips = BTreeMap::new();
     for (service, addresses) in &declared.clusterset_ips {
-        let seen = merged.get(service).map(|merged| &merged.seen);
+        let merged = merged.get(service).filter(|_| !is_kept(service));
+        let seen = merged.map(|merged| &merged.seen);
         let ports = seen.into_iter().flat_map(|seen| &seen.ports);
         let vip = Vip {
             service: service.clone(),

@@ -58,7 +58,8 @@ pub struct Desired {
 pub struct Vip {
     /// Which service.
     pub service: ServiceKey,
-    /// Its Service ports; none while nobody exports the service.
+    /// Its Service ports; none while nobody exports the service, or while one of that name is declared
+    /// here and not exported.
     pub ports: Vec<u16>,
 }
 

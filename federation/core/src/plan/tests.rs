@@ -277,6 +277,20 @@ fn an_address_stands_for_its_service_also_while_nobody_exports_it() {
 }
 
 #[test]
+fn an_address_leads_to_no_service_that_is_not_exported() {
+    let mut world = World::new();
+    let address = "10.99.0.1".parse().unwrap();
+    let ips = &mut world.declared.clusterset_ips;
+    ips.insert(service("shop/checkout"), vec![address]);
+    world.link("west", west_checkout());
+    world.declare("shop/checkout", "checkout", 80);
+    world.register("e1", "checkout");
+    assert!(world.plan().vips[&address].ports.is_empty());
+    world.export("shop/checkout");
+    assert_eq!(world.plan().vips[&address].ports, [80]);
+}
+
+#[test]
 fn endpoints_without_an_export_contribute_nothing() {
     let mut world = World::new();
     world.link("west", vec![remote_endpoint("west", "shop/checkout", "w1")]);
