@@ -23,8 +23,9 @@ mod tests;
 
 /// How long a number that is given back is not used for anything else.
 pub const REST: Duration = Duration::from_secs(600);
-/// Most numbers that one cluster's exports take: whoever exports without end leaves the rest to the
-/// others, and each is a listening socket of every gateway.
+/// Most numbers that one cluster's exports take, those that rest included: whoever exports without
+/// end, or anew again and again, leaves the rest to the others, and each is a listening socket of
+/// every gateway.
 pub const MOST_OF_ONE: usize = 512;
 /// Numbers that have rested and are still remembered for whom they had been; beyond, those that were
 /// given back first are forgotten. With the longest names they take 40 KiB, unpacked.
@@ -75,6 +76,9 @@ pub struct Rest {
     since: SystemTime,
     /// Replicas that may have it open.
     waiting: BTreeSet<String>,
+    /// In whose share it counts.
+    #[serde(default)]
+    provider: Option<ClusterId>,
 }
 
 /// Which number stands for which port of which import.
@@ -82,6 +86,8 @@ pub struct Rest {
 pub struct PortBook {
     range: RangeInclusive<u16>,
     used: BTreeMap<ImportPort, u16>,
+    /// In whose share those count. What is withdrawn says it no more.
+    providers: BTreeMap<ImportPort, ClusterId>,
     /// Numbers that were given back, for whom they had been: they rest, or have rested.
     resting: BTreeMap<u16, (ImportPort, Rest)>,
     gateways: BTreeMap<String, SystemTime>,
@@ -94,6 +100,7 @@ impl PortBook {
         let mut this = Self {
             range,
             used: BTreeMap::new(),
+            providers: BTreeMap::new(),
             resting: BTreeMap::new(),
             gateways: BTreeMap::new(),
         };
@@ -157,6 +164,7 @@ impl PortBook {
             true => BTreeSet::new(),
             false => offered(desired),
         };
+        self.note_providers(desired);
         if !hold {
             self.give_back(&wanted, now);
         }
@@ -186,15 +194,26 @@ impl PortBook {
             .retain(|_, heard| age(*heard, now) < FORGOTTEN);
     }
 
+    /// As long as an import is there, it says who counts.
+    fn note_providers(&mut self, desired: &Desired) {
+        for port in self.used.keys() {
+            if let Some(cluster) = provider(&port.service, desired) {
+                self.providers.insert(port.clone(), cluster);
+            }
+        }
+    }
+
     fn give_back(&mut self, wanted: &BTreeSet<ImportPort>, now: SystemTime) {
         let waiting: BTreeSet<_> = self.gateways.keys().cloned().collect();
         let (range, resting) = (&self.range, &mut self.resting);
+        let providers = &mut self.providers;
         self.used.retain(|of, number| {
             let stays = wanted.contains(of) && range.contains(number);
             if !stays {
                 let rest = Rest {
                     since: now,
                     waiting: waiting.clone(),
+                    provider: providers.remove(of),
                 };
                 resting.insert(*number, (of.clone(), rest));
             }
@@ -266,15 +285,21 @@ impl PortBook {
         let mut held: BTreeSet<u16> = registrations.filter_map(open).flatten().copied().collect();
         let returns = missing.iter().filter_map(|port| before.get(*port));
         let reserved: BTreeSet<u16> = held.iter().chain(returns).copied().collect();
-        let rested = self.rested(now).into_iter();
+        let rested = self.rested(now);
+        let over: BTreeSet<u16> = rested.iter().copied().collect();
+        let mut shares = self.shares(&over);
+        let rested = rested.into_iter();
         let rested = rested.filter(|number| range.contains(number) && !reserved.contains(number));
         let rested: Vec<_> = rested.collect();
         held.extend(self.used.values().chain(self.resting.keys()));
         let mut free = range.filter(|number| !held.contains(number)).chain(rested);
-        let mut shares = self.shares(desired);
         for port in missing {
-            let share = shares.entry(provider(&port.service, desired)).or_default();
-            let found = match *share < MOST_OF_ONE {
+            let provider = provider(&port.service, desired);
+            let returning = before.get(port).filter(|number| !over.contains(*number));
+            let returning = returning.and_then(|number| self.resting.get(number));
+            let counted = returning.is_some_and(|(_, rest)| rest.provider == provider);
+            let share = shares.entry(provider.clone()).or_default();
+            let found = match counted || *share < MOST_OF_ONE {
                 true => before.remove(port).or_else(|| free.next()),
                 false => None,
             };
@@ -282,18 +307,25 @@ impl PortBook {
                 without.insert(port.service.clone());
                 continue;
             };
-            *share += 1;
+            *share += usize::from(!counted);
             self.resting.remove(&number);
             self.used.insert(port.clone(), number);
+            if let Some(provider) = provider {
+                self.providers.insert(port.clone(), provider);
+            }
         }
         without
     }
 
-    /// How many numbers there are because of each cluster.
-    fn shares(&self, desired: &Desired) -> BTreeMap<Option<ClusterId>, usize> {
+    /// How many numbers are not free because of each cluster: all but those whose rest is `over`.
+    fn shares(&self, over: &BTreeSet<u16>) -> BTreeMap<Option<ClusterId>, usize> {
+        let used = self.used.keys().map(|port| self.providers.get(port));
+        let resting = self.resting.iter();
+        let resting = resting.filter(|(number, _)| !over.contains(*number));
+        let resting = resting.map(|(_, (_, rest))| rest.provider.as_ref());
         let mut shares = BTreeMap::new();
-        for port in self.used.keys() {
-            *shares.entry(provider(&port.service, desired)).or_default() += 1;
+        for provider in used.chain(resting) {
+            *shares.entry(provider.cloned()).or_default() += 1;
         }
         shares
     }
@@ -377,7 +409,7 @@ pub fn admitting(service: &Service, desired: &Desired) -> Option<Service> {
 fn exhausted(range: &RangeInclusive<u16>) -> Condition {
     let message = format!(
         "no port from {} to {} is free for clients without a sidecar, or the exports of one cluster \
-         have {MOST_OF_ONE} already; widen `importPorts` of federation, or export less to them",
+         have {MOST_OF_ONE} already, those counted that rest since they were withdrawn; widen `importPorts` of federation, or export less to them",
         range.start(),
         range.end()
     );

@@ -274,6 +274,56 @@ fn not_more_is_remembered_than_there_is_room_for() {
     assert_eq!(bench.book.kept().len(), MOST_REMEMBERED + 1);
 }
 
+/// Or it would have all numbers in a moment, and nobody another one for ten minutes.
+#[test]
+fn who_exports_anew_again_and_again_takes_no_more_than_its_share() {
+    let names = |round: usize| -> Vec<String> {
+        let numbers = 0..MOST_OF_ONE;
+        numbers.map(|n| format!("shop/r{round}-{n}")).collect()
+    };
+    let mut bench = Bench::new(16_000..=31_999);
+    bench.says("g1", &[]);
+    for round in 0..3 {
+        let names = names(round);
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let (numbers, without) = bench.assign(&names);
+        let expected = if round == 0 { MOST_OF_ONE } else { 0 };
+        assert_eq!(numbers.len(), expected, "round {round}");
+        assert_eq!(without.len(), MOST_OF_ONE - expected);
+        assert_eq!(bench.book.resting.len(), MOST_OF_ONE - expected);
+        // A restart forgets none of it: before anything is given back, peers have told what they export.
+        bench.book = PortBook::new(16_000..=31_999, bench.book.kept());
+        assert_eq!(bench.assign(&names).0.len(), expected);
+    }
+    // Others have theirs.
+    let mut north = desired_of("north", &["shop/cart"], true);
+    let now = bench.clock.now().wall;
+    bench.book.assign(&mut north, &bench.gateways, false, now);
+    assert_eq!(north.import_ports.len(), 1);
+    // What comes back has its own, as many as they are.
+    let first = names(0);
+    let mut first: Vec<_> = first.iter().map(String::as_str).collect();
+    first.push("shop/more");
+    let (numbers, without) = bench.assign(&first);
+    assert_eq!(numbers.len(), MOST_OF_ONE);
+    assert_eq!(without, ["shop/more"]);
+    // What has rested counts for nobody.
+    bench.assign(&[]);
+    bench.pass(REST);
+    bench.says("g1", &[]);
+    let second = names(1);
+    let second: Vec<_> = second.iter().map(String::as_str).collect();
+    assert_eq!(bench.assign(&second).0.len(), MOST_OF_ONE);
+}
+
+#[test]
+fn a_rest_that_was_kept_without_its_cluster_is_read() {
+    let kept = r#"{"kind": "number", "number": 16000, "of": {"service": "shop/a", "port": 80},
+        "rests": {"since": {"secs_since_epoch": 1, "nanos_since_epoch": 0}, "waiting": []}}"#;
+    let kept: KeptPort = serde_json::from_str(kept).unwrap();
+    assert!(PortBook::new(RANGE, [kept]).is_held(16_000));
+}
+
 #[test]
 fn nothing_is_given_back_while_peers_are_waited_for() {
     let mut bench = Bench::new(RANGE);
