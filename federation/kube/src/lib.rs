@@ -28,6 +28,7 @@ mod reach;
 mod reads;
 mod roots;
 mod secrets;
+mod seen;
 mod servers;
 mod service;
 mod sink;

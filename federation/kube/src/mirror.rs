@@ -68,7 +68,7 @@ impl<K> Default for Mirror<K> {
 
 impl<K> Mirror<K>
 where
-    K: Resource + Clone + Debug + Send + Sync + 'static,
+    K: Resource + Clone + PartialEq + Debug + Send + Sync + 'static,
 {
     /// What is known now. Do not hold it over an await.
     pub(crate) fn read(&self) -> watch::Ref<'_, Mirrored<K>> {
@@ -110,7 +110,7 @@ where
     }
 }
 
-impl<K: Resource> Mirrored<K> {
+impl<K: Resource + Clone + PartialEq> Mirrored<K> {
     /// Takes in what the watch says. True where readers see a difference.
     fn take(&mut self, heard: Heard<K>, kind: &str) -> bool {
         match heard {
@@ -130,17 +130,25 @@ impl<K: Resource> Mirrored<K> {
         }
     }
 
-    /// An object that is older than what is known changes nothing.
+    /// An object that is older than what is known changes nothing; one that differs only in what
+    /// nobody here reads (a heartbeat, a container's state) is no news.
     fn put(&mut self, object: K) -> bool {
         let key = key_of(&object);
-        if let Some(known) = self.objects.get(&key)
+        let known = self.objects.get(&key);
+        if let Some(known) = known
             && version_of(known.as_ref()) >= version_of(&object)
             && known.meta().uid == object.meta().uid
         {
             return false;
         }
+        let news = known.is_none_or(|known| {
+            let mut known = K::clone(known);
+            let version = &object.meta().resource_version;
+            known.meta_mut().resource_version.clone_from(version);
+            known != object
+        });
         self.objects.insert(key, Arc::new(object));
-        true
+        news
     }
 
     fn fail(&mut self, kind: &str, error: &kube::Error) -> bool {

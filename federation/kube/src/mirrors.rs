@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DynamicObject};
-use kube::core::PartialObjectMeta;
 use kube::{Client, Resource};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::kinds;
 use crate::mirror::{Mirror, Mirrored, Trouble};
-use crate::reads::{MetadataOnly, Reads, Whole};
+use crate::reads::{Reads, Whole};
+use crate::seen::{SeenNode, SeenPod};
 
 /// Everything but what we derive from imports.
 const NOT_OURS: &str = "app.kubernetes.io/managed-by!=linkspan-federation";
@@ -22,10 +22,8 @@ const OURS: &str = "app.kubernetes.io/managed-by=linkspan-federation";
 /// The same of EndpointSlices, whose writers have a label of their own.
 const SLICES_NOT_OURS: &str = "endpointslice.kubernetes.io/managed-by!=linkspan-federation";
 const SLICES_OURS: &str = "endpointslice.kubernetes.io/managed-by=linkspan-federation";
-/// Pods that have a sidecar: `linkspan inject` labels them.
-const MESHED: &str = "linkspan.io/meshed=true";
-/// Pods whose addresses are their nodes'.
-const HOST_NETWORK: &str = "spec.hostNetwork=true";
+/// Pods that may serve: those of jobs that are done have no address any more.
+const NOT_DONE: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// What the API server has, of all kinds that are read. The watches end with the last clone.
 #[derive(Clone)]
@@ -37,12 +35,8 @@ pub struct Mirrors {
     pub(crate) links: Mirror<DynamicObject>,
     pub(crate) policies: Mirror<DynamicObject>,
     pub(crate) namespaces: Mirror<Namespace>,
-    /// Where each is.
-    pub(crate) nodes: Mirror<PartialObjectMeta<Node>>,
-    /// Those that have a sidecar.
-    pub(crate) meshed: Mirror<PartialObjectMeta<Pod>>,
-    /// Those that use their node's network.
-    pub(crate) on_host: Mirror<PartialObjectMeta<Pod>>,
+    pub(crate) nodes: Mirror<SeenNode>,
+    pub(crate) pods: Mirror<SeenPod>,
     /// Services and EndpointSlices that are derived from imports.
     pub(crate) derived: Mirror<DynamicObject>,
     pub(crate) derived_slices: Mirror<DynamicObject>,
@@ -76,7 +70,7 @@ impl<K: Send + Sync> Waker for watch::Receiver<Mirrored<K>> {
 
 impl<K> Watched for Mirror<K>
 where
-    K: Resource + Clone + std::fmt::Debug + Send + Sync + 'static,
+    K: Resource + Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static,
 {
     fn complete(&self) -> bool {
         self.read().complete
@@ -99,16 +93,9 @@ impl Mirrors {
         let tasks = &mut tasks;
         let custom = |resource| Api::<DynamicObject>::all_with(client.clone(), &resource);
         let whole = |resource| Whole::all(custom(resource));
-        let pods = |labels, fields| MetadataOnly {
-            api: all::<Pod>(client),
-            labels,
-            fields,
-        };
-        let nodes = MetadataOnly {
-            api: all::<Node>(client),
-            labels: None,
-            fields: None,
-        };
+        let pods = Api::all_with(client.clone(), &SeenPod::resource());
+        let pods = Whole::with_fields(pods, NOT_DONE);
+        let nodes = Whole::all(Api::all_with(client.clone(), &SeenNode::resource()));
         let services = Whole::labelled(all(client), NOT_OURS);
         let slices = Whole::labelled(all(client), SLICES_NOT_OURS);
         let derived = Whole::labelled(custom(kinds::service()), OURS);
@@ -137,15 +124,14 @@ impl Mirrors {
             ),
             namespaces: mirror(tasks, Whole::all(all(client)), "namespaces", nothing),
             nodes: mirror(tasks, nodes, "nodes", slim_node),
-            meshed: mirror(tasks, pods(Some(MESHED), None), "pods", slim_pod),
-            on_host: mirror(tasks, pods(None, Some(HOST_NETWORK)), "pods", slim_pod),
+            pods: mirror(tasks, pods, "pods", slim_pod),
             derived: mirror(tasks, derived, "services", nothing),
             derived_slices: mirror(tasks, derived_slices, "endpointslices", nothing),
             _tasks: Arc::new(std::mem::take(tasks)),
         }
     }
 
-    fn all(&self) -> [&dyn Watched; 12] {
+    fn all(&self) -> [&dyn Watched; 11] {
         [
             &self.services,
             &self.slices,
@@ -155,8 +141,7 @@ impl Mirrors {
             &self.policies,
             &self.namespaces,
             &self.nodes,
-            &self.meshed,
-            &self.on_host,
+            &self.pods,
             &self.derived,
             &self.derived_slices,
         ]
@@ -236,17 +221,18 @@ fn slim_slice(slice: &mut EndpointSlice) {
     }
 }
 
-/// Its labels say where it is.
-fn slim_node(node: &mut PartialObjectMeta<Node>) {
+/// Two of its labels say where it is.
+fn slim_node(node: &mut SeenNode) {
     node.metadata.annotations = None;
     if let Some(labels) = &mut node.metadata.labels {
         labels.retain(|name, _| [kinds::REGION, kinds::ZONE].contains(&name.as_str()));
     }
 }
 
-/// Only which pod it is matters.
-fn slim_pod(pod: &mut PartialObjectMeta<Pod>) {
+/// Which pod it is, and its labels.
+fn slim_pod(pod: &mut SeenPod) {
     pod.metadata.annotations = None;
-    pod.metadata.labels = None;
     pod.metadata.owner_references = None;
+    pod.metadata.finalizers = None;
+    pod.metadata.managed_fields = None;
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use linkspan_core::declared::{Declared, DeclaredService};
@@ -11,22 +12,26 @@ use linkspan_core::servers::DeclaredServer;
 use linkspan_core::{EndpointId, Locality, ServiceKey};
 
 use crate::kinds::{REGION, SLICE_MANAGED_BY, ZONE};
+use crate::mirror::Key;
 use crate::mirrors::Mirrors;
+use crate::seen::SeenPod;
 use crate::service::SERVICE_NAME;
 
-/// Kubernetes itself, from the pods that a Service selects. Only its word makes gateways dial:
-/// whoever else writes slices could have peers reach what no pod is.
+/// Kubernetes itself, from the pods that a Service selects. Others' slices make no gateway dial;
+/// but whoever writes slices can write this, too, so that of what stands in them only what the
+/// pods themselves bear out is believed.
 const KUBERNETES: &str = "endpointslice-controller.k8s.io";
 
-/// What is known of the pods and nodes that slices speak of.
+/// What is known by namespace and name of pods.
+pub(crate) type Pods = BTreeMap<Key, Arc<SeenPod>>;
+
+/// What else is known around slices.
 #[derive(Default)]
 pub(crate) struct Surroundings {
-    /// UIDs of pods that have a sidecar: those register by themselves.
-    pub(crate) meshed: BTreeSet<String>,
-    /// UIDs of pods whose addresses are their nodes'.
-    pub(crate) on_host: BTreeSet<String>,
     /// Where each node is.
     pub(crate) nodes: BTreeMap<String, Locality>,
+    /// The addresses of the nodes.
+    pub(crate) node_ips: BTreeSet<IpAddr>,
     /// Where endpoints are of which no more is known.
     pub(crate) locality: Locality,
     /// The addresses of the API servers.
@@ -38,13 +43,16 @@ pub(crate) struct Surroundings {
 /// Puts into `declared` what the slices say of what is exported there.
 pub(crate) fn read<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
+    pods: &Pods,
     around: &Surroundings,
     declared: &mut Declared,
 ) {
     let mut of_service: BTreeMap<ServiceKey, Vec<&EndpointSlice>> = BTreeMap::new();
     for (key, slice) in slices.filter_map(|slice| Some((service_of(slice)?, slice))) {
         let exported = declared.exports.contains_key(&key);
-        if exported && slice.address_type != "FQDN" {
+        // What is being deleted, Kubernetes does not put right any more.
+        let lives = slice.metadata.deletion_timestamp.is_none();
+        if exported && lives && slice.address_type != "FQDN" {
             of_service.entry(key).or_default().push(slice);
         }
     }
@@ -53,7 +61,7 @@ pub(crate) fn read<'a>(
             continue;
         };
         let direct = direct(&slices);
-        let found = servers(service, &slices, around);
+        let found = servers(service, &slices, pods, around);
         declared.problems.extend(found.problems);
         if !found.servers.is_empty() {
             declared.servers.insert(key.clone(), found.servers);
@@ -114,8 +122,13 @@ struct Found {
     problems: Vec<String>,
 }
 
-/// Pods without a sidecar that Kubernetes itself says the Service selects.
-fn servers(service: &DeclaredService, slices: &[&EndpointSlice], around: &Surroundings) -> Found {
+/// Pods without a sidecar that Kubernetes itself says the Service selects, and that say so, too.
+fn servers(
+    service: &DeclaredService,
+    slices: &[&EndpointSlice],
+    pods: &Pods,
+    around: &Surroundings,
+) -> Found {
     let key = &service.key;
     let mut found: BTreeMap<EndpointId, DeclaredServer> = BTreeMap::new();
     let mut problems = BTreeSet::new();
@@ -131,11 +144,16 @@ fn servers(service: &DeclaredService, slices: &[&EndpointSlice], around: &Surrou
             let (Some(uid), Some(ip)) = (pod_of(endpoint), address(endpoint)) else {
                 continue;
             };
-            if around.meshed.contains(uid) || ports.is_empty() {
+            let pod = named(endpoint, uid, key, pods);
+            if pod.is_some_and(SeenPod::is_meshed) || ports.is_empty() {
                 continue;
             }
-            if let Err(why) = admissible(uid, ip, around) {
+            if let Err(why) = admissible(pod, ip, around) {
                 problems.insert(format!("Service {key}: {why}"));
+                continue;
+            }
+            // It need not be forged: pods and slices are heard of one after the other.
+            if !pod.is_some_and(|pod| pod.has(ip) && is_selected(pod, service)) {
                 continue;
             }
             let id = EndpointId::from_uid(uid);
@@ -156,6 +174,23 @@ fn servers(service: &DeclaredService, slices: &[&EndpointSlice], around: &Surrou
         servers: found.into_values().collect(),
         problems: problems.into_iter().collect(),
     }
+}
+
+/// The pod that the endpoint names, if there is such a one in the Service's namespace.
+fn named<'a>(
+    endpoint: &Endpoint,
+    uid: &str,
+    service: &ServiceKey,
+    pods: &'a Pods,
+) -> Option<&'a SeenPod> {
+    let name = endpoint.target_ref.as_ref()?.name.clone()?;
+    let pod = pods.get(&(service.namespace.to_string(), name))?;
+    (pod.metadata.uid.as_deref() == Some(uid)).then_some(pod)
+}
+
+fn is_selected(pod: &SeenPod, service: &DeclaredService) -> bool {
+    let labels = pod.metadata.labels.as_ref();
+    labels.is_some_and(|labels| service.selects(service.key.namespace.as_str(), labels))
 }
 
 fn server(
@@ -204,7 +239,14 @@ fn locality(endpoint: &Endpoint, around: &Surroundings) -> Locality {
 }
 
 /// Whether a gateway may call there for others.
-fn admissible(uid: &str, ip: IpAddr, around: &Surroundings) -> Result<(), String> {
+fn admissible(pod: Option<&SeenPod>, ip: IpAddr, around: &Surroundings) -> Result<(), String> {
+    if pod.is_some_and(SeenPod::is_on_host) {
+        return Err(
+            "some of its pods use the networks of their nodes; no peer is led there: give them one \
+             of their own"
+                .to_owned(),
+        );
+    }
     let local = match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
@@ -217,12 +259,8 @@ fn admissible(uid: &str, ip: IpAddr, around: &Surroundings) -> Result<(), String
             "{ip} is an API server's address; no peer is led there"
         ));
     }
-    match around.on_host.contains(uid) {
-        true => Err(
-            "some of its pods use the networks of their nodes; no peer is led there: give them one \
-             of their own"
-                .to_owned(),
-        ),
+    match around.node_ips.contains(&ip) {
+        true => Err(format!("{ip} is a node's address; no peer is led there")),
         false => Ok(()),
     }
 }
@@ -259,12 +297,7 @@ pub(crate) fn surroundings(
     locality: &Locality,
     last: Option<&Declared>,
 ) -> Surroundings {
-    let (meshed, on_host) = (mirrors.meshed.read(), mirrors.on_host.read());
-    let uids = |of: &BTreeMap<_, std::sync::Arc<kube::core::PartialObjectMeta<_>>>| {
-        let uids = of.values().filter_map(|pod| pod.metadata.uid.clone());
-        uids.collect::<BTreeSet<_>>()
-    };
-    let in_doubt = meshed.trouble.is_some() || on_host.trouble.is_some();
+    let in_doubt = mirrors.pods.read().trouble.is_some();
     let known = || {
         let servers = last.iter().flat_map(|last| last.servers.values().flatten());
         servers.map(|server| server.id.clone()).collect()
@@ -276,6 +309,7 @@ pub(crate) fn surroundings(
         .filter(|slice| service_of(slice).is_some_and(|of| of.to_string() == "default/kubernetes"));
     let api_servers = api.flat_map(|slice| slice.endpoints.iter().filter_map(address));
     let nodes = mirrors.nodes.read();
+    let node_ips = nodes.objects.values().flat_map(|node| node.ips()).collect();
     let nodes = nodes.objects.iter().map(|((_, name), node)| {
         let labels = node.metadata.labels.as_ref();
         let label = |name| {
@@ -286,9 +320,8 @@ pub(crate) fn surroundings(
         (name.clone(), Locality::new(label(REGION), label(ZONE)))
     });
     Surroundings {
-        meshed: uids(&meshed.objects),
-        on_host: uids(&on_host.objects),
         nodes: nodes.collect(),
+        node_ips,
         locality: locality.clone(),
         api_servers: api_servers.collect(),
         only: in_doubt.then(known),

@@ -111,7 +111,9 @@ impl KubernetesSource {
         let around = servers::surroundings(&self.mirrors, &self.locality, self.last.as_deref());
         let slices = self.mirrors.slices.read();
         let slices = slices.objects.values().map(AsRef::as_ref);
-        servers::read(slices, &around, &mut declared);
+        let pods = self.mirrors.pods.read();
+        servers::read(slices, &pods.objects, &around, &mut declared);
+        drop(pods);
         leave_out_unserved(&mut declared);
         let derived = self.mirrors.derived.read();
         let derived = derived.objects.values().map(AsRef::as_ref);

@@ -49,7 +49,7 @@ pub(super) const EVERYWHERE: &[Right] = &[
         resources: &["nodes"],
         verbs: &["list", "watch"],
         names: &[],
-        why: "in which zone and region pods are (names and labels only); with `--expose NodePort`, the addresses that peers are told",
+        why: "in which zone and region pods are; their addresses, to which no peer is led; with `--expose NodePort`, those that peers are told",
     },
     Right {
         group: MCS,
@@ -105,7 +105,7 @@ pub(super) const EVERYWHERE: &[Right] = &[
         resources: &["pods"],
         verbs: &["get", "list", "watch"],
         names: &[],
-        why: "whether the pod that a token was given to lives; which pods have a sidecar or use their node's network (names and labels only)",
+        why: "whether the pod that a token was given to lives; which pods have a sidecar, and which addresses and labels the others have: only to such pods are peers led",
     },
 ];
 

@@ -42,8 +42,18 @@ fn a_new_list_replaces_the_last() {
 fn what_is_older_changes_nothing() {
     let mut mirrored = listed(&["a"]);
     assert!(!mirrored.take(Heard::Put(namespace("a", "4")), "namespaces"));
-    assert!(mirrored.take(Heard::Put(namespace("a", "6")), "namespaces"));
+    let mut newer = namespace("a", "6");
+    newer.metadata.uid = Some("another".into());
+    assert!(mirrored.take(Heard::Put(newer), "namespaces"));
     assert!(mirrored.take(Heard::Deleted(namespace("a", "7")), "namespaces"));
+}
+
+#[test]
+fn what_is_newer_and_the_same_is_known_and_no_news() {
+    let mut mirrored = listed(&["a"]);
+    assert!(!mirrored.take(Heard::Put(namespace("a", "6")), "namespaces"));
+    let known = mirrored.objects.values().next().expect("it is there");
+    assert_eq!(known.metadata.resource_version.as_deref(), Some("6"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use linkspan_core::testing::own;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::seen::SeenNode;
 
 /// `shop/web` with these selectors, exported.
 fn declared(own: &OwnCluster, selector: &str) -> Declared {
@@ -43,24 +44,45 @@ fn with(mut endpoint: Value, key: &str, value: Value) -> Value {
     endpoint
 }
 
+/// What runs in `shop` under a name, which is its UID, too.
+fn running(name: &str, ips: &[&str]) -> Value {
+    let ips: Vec<_> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+    json!({
+        "metadata": {"name": name, "namespace": "shop", "uid": name, "labels": {"app": "web"}},
+        "spec": {"containers": []}, "status": {"podIP": "unread", "podIPs": ips},
+    })
+}
+
 struct World {
+    pods: Pods,
     around: Surroundings,
     selector: &'static str,
 }
 
 impl Default for World {
     fn default() -> Self {
-        Self {
+        let mut world = Self {
+            pods: Pods::new(),
             around: Surroundings::default(),
             selector: "{app: web}",
-        }
+        };
+        world.run(running("a", &["10.0.0.1", "fd00::1"]));
+        world.run(running("b", &["10.0.0.2"]));
+        world
     }
 }
 
 impl World {
+    fn run(&mut self, pod: Value) {
+        let pod: SeenPod = serde_json::from_value(pod).expect("a pod");
+        let of = |of: &Option<String>| of.clone().expect("it has one");
+        let key = (of(&pod.metadata.namespace), of(&pod.metadata.name));
+        self.pods.insert(key, Arc::new(pod));
+    }
+
     fn read(&self, slices: &[EndpointSlice]) -> Declared {
         let mut declared = declared(&own(), self.selector);
-        read(slices.iter(), &self.around, &mut declared);
+        read(slices.iter(), &self.pods, &self.around, &mut declared);
         declared
     }
 
@@ -117,7 +139,8 @@ fn what_nobody_exports_is_not_read() {
     let slices = [slice(KUBERNETES, "IPv4", json!([pod("a", "10.0.0.1")]))];
     let mut declared = declared(&own(), "{app: web}");
     declared.exports.clear();
-    read(slices.iter(), &Surroundings::default(), &mut declared);
+    let world = World::default();
+    read(slices.iter(), &world.pods, &world.around, &mut declared);
     assert!(declared.servers.is_empty() && declared.direct.is_empty());
 }
 
@@ -144,7 +167,9 @@ fn only_pods_that_kubernetes_names_are_dialled() {
 #[test]
 fn pods_with_a_sidecar_are_not_dialled_in_plain_text() {
     let mut world = World::default();
-    world.around.meshed = ["a".to_owned()].into();
+    let mut meshed = running("a", &["10.0.0.1"]);
+    meshed["metadata"]["labels"]["linkspan.io/meshed"] = json!("true");
+    world.run(meshed);
     let both = json!([pod("a", "10.0.0.1"), pod("b", "10.0.0.2")]);
     assert_eq!(world.servers(both.clone()), [ip("10.0.0.2")]);
     let declared = world.read(&[slice(KUBERNETES, "IPv4", both.clone())]);
@@ -157,22 +182,66 @@ fn pods_with_a_sidecar_are_not_dialled_in_plain_text() {
 #[test]
 fn no_peer_is_led_to_nodes_or_api_servers() {
     let mut world = World::default();
-    world.around.on_host = ["h".to_owned()].into();
+    let mut on_host = running("h", &["10.0.0.8"]);
+    on_host["spec"]["hostNetwork"] = json!(true);
+    world.run(on_host);
     world.around.api_servers = [ip("10.9.9.9")].into();
-    let endpoints = json!([
-        pod("h", "10.0.0.1"),
-        pod("i", "10.0.0.2"),
-        pod("a", "10.9.9.9"),
-        pod("l", "127.0.0.1"),
-        pod("m", "169.254.0.1"),
-    ]);
+    let node = json!({"metadata": {"name": "n"}, "spec": {}, "status": {"addresses": [
+        {"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "10.0.0.9"}]}});
+    let node: SeenNode = serde_json::from_value(node).expect("a node");
+    world.around.node_ips = node.ips();
+    // Whatever the pods say.
+    let refused = ["10.9.9.9", "127.0.0.1", "169.254.0.1", "10.0.0.9"];
+    world.run(running("r", &refused));
+    let refused = refused.iter().map(|ip| pod("r", ip));
+    let others = [pod("h", "10.0.0.8"), pod("b", "10.0.0.2")];
+    let endpoints = json!(refused.chain(others).collect::<Vec<_>>());
     assert_eq!(world.servers(endpoints.clone()), [ip("10.0.0.2")]);
     let told = world.read(&[slice(KUBERNETES, "IPv4", endpoints)]).problems;
-    assert_eq!(told.len(), 4, "{told:?}");
+    assert_eq!(told.len(), 5, "{told:?}");
     assert!(
         told.iter().all(|of| of.starts_with("Service shop/web: ")),
         "{told:?}"
     );
+}
+
+/// Whoever may write slices can write Kubernetes' label, and any UID.
+#[test]
+fn a_slice_is_believed_only_what_pods_bear_out() {
+    let mut world = World::default();
+    let mut others = running("o", &["10.0.0.3"]);
+    others["metadata"]["labels"]["app"] = json!("other");
+    world.run(others);
+    let mut elsewhere = running("e", &["10.0.0.4"]);
+    elsewhere["metadata"]["namespace"] = json!("bank");
+    world.run(elsewhere);
+    let mut nameless = pod("a", "10.0.0.1");
+    nameless["targetRef"]["name"] = Value::Null;
+    let mut replaced = pod("a", "10.0.0.1");
+    replaced["targetRef"]["uid"] = json!("of the one before");
+    let mut abroad = pod("e", "10.0.0.4");
+    abroad["targetRef"]["namespace"] = json!("bank");
+    for forged in [
+        pod("nobody", "10.0.0.1"),
+        pod("a", "10.0.0.2"),
+        pod("a", "192.0.2.1"),
+        pod("o", "10.0.0.3"),
+        nameless,
+        replaced,
+        abroad,
+    ] {
+        assert!(world.servers(json!([forged])).is_empty(), "{forged}");
+    }
+    assert_eq!(world.servers(json!([pod("a", "10.0.0.1")])).len(), 1);
+}
+
+#[test]
+fn a_slice_that_is_being_deleted_leads_nobody() {
+    let mut slice = slice(KUBERNETES, "IPv4", json!([pod("a", "10.0.0.1")]));
+    let now = serde_json::from_value(json!("2026-01-01T00:00:00Z")).expect("a time");
+    slice.metadata.deletion_timestamp = Some(now);
+    let declared = World::default().read(&[slice]);
+    assert!(declared.servers.is_empty() && declared.direct.is_empty());
 }
 
 #[test]

@@ -48,6 +48,23 @@ fn endpoint(ip: &str, name: &str, uid: &str, ready: bool) -> Value {
         "targetRef": {"kind": "Pod", "name": name, "namespace": NAMESPACE, "uid": uid}})
 }
 
+/// Writes what a kubelet would.
+async fn has_status(client: &Client, object: &Value, status: Value) {
+    let name = object["metadata"]["name"].as_str().expect("a name");
+    let status = json!({ "status": status });
+    api_of(client, object)
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(&status))
+        .await
+        .expect("a status");
+}
+
+/// Makes the pod, with an address.
+async fn runs(client: &Client, pod: &Value, ip: &str) -> String {
+    let uid = made(client, pod).await;
+    has_status(client, pod, json!({"podIP": ip, "podIPs": [{"ip": ip}]})).await;
+    uid
+}
+
 async fn made(client: &Client, object: &Value) -> String {
     let made = declare(client, object, false).await.expect("it is good");
     made.metadata.uid.expect("a uid")
@@ -87,11 +104,13 @@ async fn pods_without_a_sidecar_serve_what_is_exported() {
         "metadata": {"name": "default", "namespace": NAMESPACE}});
     made(&client, &accounts).await;
     made(&client, &node()).await;
+    let addresses = json!([{"type": "InternalIP", "address": "10.2.0.1"}]);
+    has_status(&client, &node(), json!({"addresses": addresses})).await;
     made(&client, &service(NAMESPACE, "web")).await;
     let app = json!({"app": "web"});
     let meshed = json!({"app": "web", "linkspan.io/meshed": "true"});
-    let plain = made(&client, &pod("plain", &app, false)).await;
-    let sidecar = made(&client, &pod("sidecar", &meshed, false)).await;
+    let plain = runs(&client, &pod("plain", &app, false), "10.1.0.1").await;
+    let sidecar = runs(&client, &pod("sidecar", &meshed, false), "10.1.0.2").await;
     let host = made(&client, &pod("host", &app, true)).await;
     let all = [
         endpoint("10.1.0.1", "plain", &plain, true),
@@ -147,6 +166,37 @@ async fn pods_without_a_sidecar_serve_what_is_exported() {
         })
         .await;
     }
+
+    // Nor is what says that it is, and that stays while it is being deleted.
+    let mut forged = [
+        endpoint("10.2.0.1", "plain", "made-up", true),
+        endpoint("192.0.2.1", "plain", &plain, true),
+    ];
+    forged[0]["nodeName"] = Value::Null;
+    let mut forged = slice(kubernetes, &forged);
+    forged["metadata"]["name"] = json!("forged");
+    forged["metadata"]["finalizers"] = json!(["example.com/stay"]);
+    made(&client, &forged).await;
+    let told = |of: &Declared| {
+        let mut all = of.problems.iter();
+        all.any(|of| of.contains("10.2.0.1 is a node's address"))
+    };
+    let declared = until(&mut source, "that it is refused", told).await;
+    assert_eq!(ready(&declared), ips(&["10.1.0.1"]));
+    let slices = api_of(&client, &forged);
+    let deleted = slices.delete("forged", &DeleteParams::default()).await;
+    assert!(
+        deleted.expect("it goes").is_left(),
+        "its finalizer holds it"
+    );
+    let declared = until(&mut source, "that nobody listens to it", |of| !told(of)).await;
+    assert_eq!(ready(&declared), ips(&["10.1.0.1"]));
+    assert_eq!(declared.direct[&key()].len(), 1);
+    let gone = json!({"metadata": {"finalizers": null}});
+    slices
+        .patch("forged", &PatchParams::default(), &Patch::Merge(&gone))
+        .await
+        .expect("it goes");
 
     // A pod that gets the label has a sidecar.
     let api = api_of(&client, &pod("plain", &app, false));
