@@ -3,9 +3,7 @@
 
 use std::fmt::Write;
 
-use prometheus::{
-    Error, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{Error, Registry};
 
 use super::family::{Counters, Family, FloatGauges, Gauges, Histograms};
 
@@ -192,33 +190,24 @@ impl Metric {
         place.unwrap_or_else(|| panic!("{} has no label {label}", self.name))
     }
 
-    fn options(&self) -> Opts {
-        Opts::new(self.name, self.help)
-    }
-
     pub(super) fn counters(&'static self, registry: &Registry) -> Result<Counters, Error> {
-        let vec = IntCounterVec::new(self.options(), self.labels)?;
-        Family::register(registry, self, vec)
+        Family::register(registry, self, &[])
     }
 
     pub(super) fn gauges(&'static self, registry: &Registry) -> Result<Gauges, Error> {
-        let vec = IntGaugeVec::new(self.options(), self.labels)?;
-        Family::register(registry, self, vec)
+        Family::register(registry, self, &[])
     }
 
     pub(super) fn float_gauges(&'static self, registry: &Registry) -> Result<FloatGauges, Error> {
-        let vec = GaugeVec::new(self.options(), self.labels)?;
-        Family::register(registry, self, vec)
+        Family::register(registry, self, &[])
     }
 
     pub(super) fn histograms(
         &'static self,
         registry: &Registry,
-        buckets: &[f64],
+        buckets: &'static [f64],
     ) -> Result<Histograms, Error> {
-        let options = HistogramOpts::from(self.options()).buckets(buckets.to_vec());
-        let vec = HistogramVec::new(options, self.labels)?;
-        Family::register(registry, self, vec)
+        Family::register(registry, self, buckets)
     }
 }
 

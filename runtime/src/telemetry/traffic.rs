@@ -467,6 +467,37 @@ mod tests {
     }
 
     #[test]
+    fn label_sets_that_read_alike_are_different_series() {
+        let registry = Registry::new();
+        let traffic = TrafficMetrics::register(&registry).unwrap();
+        let [one, other] = [("west", "1shop"), ("west1", "shop")].map(|(cluster, namespace)| {
+            let mut path = path("checkout");
+            (path.source.cluster, path.source.namespace) = (cluster, namespace);
+            traffic.requests(&path)
+        });
+        one.status(200).inc();
+        other.status(200).inc_by(2);
+        let shown = |ends: &str| {
+            let text = text(&registry);
+            let mut lines = text.lines().filter(|line| line.contains("code=\"2xx\""));
+            lines
+                .find(|line| line.contains(ends))
+                .and_then(|line| line.rsplit(' ').next().map(str::to_owned))
+        };
+        let west = "source_cluster=\"west\",source_locality=\"eu/a\",source_namespace=\"1shop\"";
+        let west1 = "source_cluster=\"west1\",source_locality=\"eu/a\",source_namespace=\"shop\"";
+        assert_eq!(shown(west).as_deref(), Some("1"));
+        assert_eq!(shown(west1).as_deref(), Some("2"));
+        // One that goes takes nothing of the other along.
+        drop(one);
+        let start = Instant::now();
+        traffic.sweep(start);
+        traffic.sweep(start + LINGER);
+        assert_eq!(shown(west), None);
+        assert_eq!(shown(west1).as_deref(), Some("2"));
+    }
+
+    #[test]
     fn names_of_peers_cannot_fill_the_memory() {
         let registry = Registry::new();
         let traffic = TrafficMetrics::register(&registry).unwrap();
