@@ -38,6 +38,11 @@ impl Owned {
         }
     }
 
+    fn of(endpoint: &Endpoint) -> Self {
+        let cluster = endpoint.cluster.as_str();
+        Self::new(cluster, &endpoint.identity, &endpoint.locality)
+    }
+
     fn end(&self) -> End<'_> {
         let workload = self.workload.as_ref();
         End {
@@ -134,11 +139,7 @@ impl Paths {
     pub(super) fn new(meter: &Meter, service: &Service, before: Option<&Self>) -> Self {
         let mut distinct: HashMap<Owned, Arc<PathMeter>> = HashMap::new();
         let mut path = |endpoint: &Endpoint| {
-            let end = Owned::new(
-                endpoint.cluster.as_str(),
-                &endpoint.identity,
-                &endpoint.locality,
-            );
+            let end = Owned::of(endpoint);
             let known = before.and_then(|before| before.distinct.get(&end)).cloned();
             let make = || Arc::new(PathMeter::new(Arc::clone(&meter.shared), end.clone()));
             let path = distinct.entry(end.clone());
@@ -155,7 +156,7 @@ impl Paths {
     }
 
     /// The path to that endpoint.
-    pub(super) fn to(&self, endpoint: &Endpoint) -> Option<&Arc<PathMeter>> {
+    fn to(&self, endpoint: &Endpoint) -> Option<&Arc<PathMeter>> {
         self.by_endpoint.get(&endpoint.key())
     }
 }
@@ -185,5 +186,72 @@ impl Meter {
             shared,
             nowhere: Arc::new(nowhere),
         }
+    }
+
+    /// Where calls to that endpoint count. One that is no longer listed, but still answers, or was
+    /// chosen just before, counts where it did.
+    pub(super) fn path(&self, listed: Option<&Paths>, endpoint: &Endpoint) -> Arc<PathMeter> {
+        let path = listed.and_then(|listed| listed.to(endpoint)).cloned();
+        path.unwrap_or_else(|| {
+            let shared = Arc::clone(&self.shared);
+            Arc::new(PathMeter::new(shared, Owned::of(endpoint)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use linkspan_routing::EndpointId;
+    use linkspan_runtime::telemetry::Registry;
+
+    use super::*;
+
+    fn endpoint() -> Endpoint {
+        Endpoint {
+            id: EndpointId::from_uid("e"),
+            cluster: "west".parse().unwrap(),
+            locality: Locality::unknown(),
+            identity: linkspan_trust::testing::workload("west.test", "shop", "checkout"),
+            ready: true,
+            weight: 1,
+            address: None,
+            incarnation: 0,
+            labels: Default::default(),
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_is_listed_no_more_counts_where_it_did() {
+        let own = linkspan_trust::testing::workload("east.test", "shop", "frontend");
+        let place = Place {
+            cluster: "east".parse().unwrap(),
+            locality: Locality::unknown(),
+        };
+        let traffic = TrafficMetrics::register(&Registry::new()).unwrap();
+        let service = ServiceKey::new("shop", "checkout").unwrap();
+        let meter = Meter::new(traffic, (&own, &place), &service);
+        let endpoint = endpoint();
+        let mut known = Service {
+            key: service.clone(),
+            ports: Vec::new(),
+            clusters: Default::default(),
+            endpoints: vec![Arc::new(endpoint.clone())],
+            failback: Default::default(),
+            policy: None,
+            drained: Default::default(),
+        };
+        let listed = Paths::new(&meter, &known, None);
+        meter.path(Some(&listed), &endpoint).requests().failed.inc();
+        known.endpoints.clear();
+        let without = Paths::new(&meter, &known, Some(&listed));
+        for listed in [Some(&without), None] {
+            let path = meter.path(listed, &endpoint);
+            path.requests().failed.inc();
+            path.route().chosen(Why::Share).inc();
+        }
+        let path = meter.path(Some(&listed), &endpoint);
+        assert_eq!(path.requests().failed.get(), 3);
+        assert_eq!(path.route().chosen(Why::Share).get(), 2);
+        assert_eq!(meter.nowhere.requests().failed.get(), 0);
     }
 }

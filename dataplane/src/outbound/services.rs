@@ -78,11 +78,6 @@ impl Known {
             .filter(|endpoint| clusters.contains(&endpoint.cluster))
             .map(|found| found.key())
     }
-
-    /// Where calls to that endpoint count.
-    pub(super) fn path(&self, endpoint: &Endpoint) -> Option<&Arc<PathMeter>> {
-        self.paths.to(endpoint)
-    }
 }
 
 impl Destination {
@@ -105,8 +100,8 @@ impl Destination {
     /// Where calls to that endpoint count.
     pub(super) fn path(&self, endpoint: &Endpoint) -> Arc<PathMeter> {
         let known = self.known();
-        let path = known.as_ref().and_then(|known| known.path(endpoint));
-        Arc::clone(path.unwrap_or(&self.metrics.nowhere))
+        self.metrics
+            .path(known.as_ref().map(|known| &known.paths), endpoint)
     }
 
     /// Follows changes that may make another choice possible.
