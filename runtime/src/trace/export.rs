@@ -26,7 +26,8 @@ const LINGER: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long it may take to take a message.
 const EXPORT: Duration = Duration::from_secs(10);
-/// The same at the end of the process.
+/// How long all that is there may take at the end of the process: less than
+/// [`CUT_AFTER`](crate::process::CUT_AFTER).
 const LAST: Duration = Duration::from_secs(2);
 
 /// Sends what a [`Tracer`](super::Tracer) records.
@@ -65,8 +66,25 @@ impl Exporter {
         }
     }
 
-    /// Sends until `stop` aborts, and then what is there already.
+    /// Sends until `stop` aborts, and then what is there already, as far as it goes within
+    /// two seconds. What is lost is counted.
     pub async fn run(mut self, stop: Stop) {
+        let over = async {
+            stop.aborted().await;
+            sleep(LAST).await;
+        };
+        tokio::select! {
+            () = self.send_all(&stop) => {}
+            () = over => {}
+        }
+        self.finished.close();
+        while self.finished.try_recv().is_ok() {
+            self.metrics.failed.inc();
+        }
+    }
+
+    /// Cancel-safe between messages; one that is cut counts as failed.
+    async fn send_all(&mut self, stop: &Stop) {
         // Connects with the first message, and again whenever it has to.
         let mut client = TraceServiceClient::new(self.endpoint.connect_lazy());
         let mut backoff = Backoff::new(LINGER, Duration::from_secs(30));
@@ -80,11 +98,7 @@ impl Exporter {
                 // Nobody records any more.
                 return;
             }
-            let sent = tokio::select! {
-                sent = self.send(&mut client, std::mem::take(&mut batch)) => sent,
-                () = over(&stop) => break,
-            };
-            match sent {
+            match self.send(&mut client, std::mem::take(&mut batch)).await {
                 Ok(()) => {
                     if std::mem::take(&mut failing) {
                         info!("the trace collector takes spans again");
@@ -105,14 +119,17 @@ impl Exporter {
                 }
             }
         }
-        while batch.len() < BATCH
-            && let Ok(span) = self.finished.try_recv()
-        {
-            batch.push(span);
-        }
-        if !batch.is_empty() {
-            // What does not go quickly then is lost.
-            let _ = timeout(LAST, self.send(&mut client, batch)).await;
+        loop {
+            while batch.len() < BATCH
+                && let Ok(span) = self.finished.try_recv()
+            {
+                batch.push(span);
+            }
+            if batch.is_empty() {
+                return;
+            }
+            // Whether it was taken is counted; there is no time for more.
+            let _ = self.send(&mut client, std::mem::take(&mut batch)).await;
         }
     }
 
@@ -155,25 +172,29 @@ impl Exporter {
                 ..ResourceSpans::default()
             }],
         };
-        let sent = client.export(request).await;
-        let refused = match &sent {
-            Ok(answer) => {
-                let partial = answer.get_ref().partial_success.as_ref();
-                let refused = partial.map_or(0, |partial| partial.rejected_spans);
-                u64::try_from(refused).unwrap_or(0).min(count)
-            }
-            Err(_) => count,
+        let mut lost = Lost {
+            spans: count,
+            metrics: &self.metrics,
         };
-        self.metrics.failed.inc_by(refused);
-        self.metrics.exported.inc_by(count - refused);
-        sent.map(drop)
+        let answer = client.export(request).await?;
+        let partial = answer.get_ref().partial_success.as_ref();
+        let refused = partial.map_or(0, |partial| partial.rejected_spans);
+        lost.spans = u64::try_from(refused).unwrap_or(0).min(count);
+        self.metrics.exported.inc_by(count - lost.spans);
+        Ok(())
     }
 }
 
-/// What is on its way when the process ends has this time.
-async fn over(stop: &Stop) {
-    stop.aborted().await;
-    sleep(LAST).await;
+/// Counts spans of a message as failed, also when its sending is cut.
+struct Lost<'a> {
+    spans: u64,
+    metrics: &'a SpanMetrics,
+}
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        self.metrics.failed.inc_by(self.spans);
+    }
 }
 
 fn text_of(key: &str, text: &str) -> KeyValue {

@@ -153,16 +153,17 @@ async fn a_span_arrives_as_it_was() {
 async fn what_was_recorded_is_sent_at_the_end() {
     let (address, mut got) = collector(0).await;
     let sending = sending(address, 1.0);
-    for _ in 0..100 {
+    // More than one message takes.
+    for _ in 0..1_300 {
         drop(sending.tracer.begin(Parent::None, Kind::Server, "call"));
     }
     let metrics = sending.end().await;
-    assert_eq!(metrics.exported.get(), 100);
+    assert_eq!(metrics.exported.get(), 1_300);
     let mut count = 0;
     while let Ok(spans) = got.try_recv() {
         count += spans.scope_spans[0].spans.len();
     }
-    assert_eq!(count, 100);
+    assert_eq!(count, 1_300);
 }
 
 #[tokio::test]
@@ -186,8 +187,13 @@ async fn a_dead_collector_holds_nobody_up() {
     }
     let dropped = sending.metrics.dropped.get();
     assert!(dropped >= (most - QUEUE - 2 * 512) as u64, "{dropped}");
-    let metrics = sending.end().await;
+    sending.stop.abort();
+    let ended = timeout(crate::process::CUT_AFTER, sending.task).await;
+    ended.expect("it ends before it is cut").unwrap();
+    let metrics = sending.metrics;
     assert_eq!(metrics.exported.get(), 0);
+    let lost = metrics.dropped.get() + metrics.failed.get();
+    assert_eq!(lost, most as u64, "what is lost is counted");
 }
 
 fn queued(sampling: f64) -> (Tracer, mpsc::Receiver<span::Finished>) {
