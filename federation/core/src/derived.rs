@@ -4,7 +4,7 @@
 //! A slice is of one source cluster and one port. For another cluster it lists our gateways, at the
 //! port that stands for the import; for our own the endpoints themselves, as the cluster's proxies
 //! would reach them. Those proxies spread connections evenly over all entries that are ready; they
-//! know no shares. So which entries are ready says *where to*, and [`shares`] says it by the same
+//! know no shares. So which entries are ready says *where to*, and `shares` says it by the same
 //! function that sidecars and gateways run:
 //!
 //! | shares | ready |
