@@ -56,7 +56,7 @@ fn the_quick_start_takes_five_commands_for_each_cluster() {
     let [_, link, leave] = quick_start();
     for block in [&link, &leave] {
         let all = CLUSTERS.map(|cluster| {
-            let context = format!("--context {cluster} ");
+            let context = format!("--context {cluster}");
             block.iter().filter(|line| line.contains(&context)).count()
         });
         assert!(all.iter().all(|count| (1..=5).contains(count)), "{block:?}");
